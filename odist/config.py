@@ -1,0 +1,297 @@
+"""The typed schema of a run, and the hash that names one.
+
+Every key that a user may set is a field here, with its unit in the comment beside it. Hydra composes
+`conf/` against this schema (`register`), workers read the finished `config.yaml` without Hydra
+(`load`). What a key *does* is left to the part that reads it, which values make sense together to
+odist.validate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from odist.errors import UserError
+from odist.suggest import choose, unknown_key
+
+MISSING: Any = "???"  # OmegaConf's own mark, written out so that workers need no OmegaConf
+
+
+@dataclass
+class SyntheticConfig:
+    """The generator behind `data=synthetic`; the task gives the numbers their meaning."""
+
+    rows: int = 384_000  # training rows of one pass, per disjoint stream
+    validation_rows: int = 65_536
+    vocabulary: int = 2_000  # distinct values of the largest categorical column
+    zipf: float = 1.1  # exponent of the value frequencies
+    missing: float = 0.15  # mean probability that a cell is missing
+    interactions: int = 24  # pairs of columns whose joint value shifts the logit
+    signal: float = 1.0  # standard deviation of the logit around the base rate
+
+
+@dataclass
+class TaskConfig:
+    name: str = MISSING  # registry name, odist.tasks
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING  # synthetic | prepared
+    path: str | None = None  # folder made by `odist prepare`
+    seed: int = 0  # generator, training rows, partition; never the order
+    partition: str = "same"  # same: every group reads all rows | disjoint: each group its own part
+    parts: int | None = None  # disjoint: number of parts; null: one per group
+    max_rows: int | None = None  # use only the first so many training rows
+    holdout: str = "validation"  # what is evaluated: validation | tuning (other rows, for choosing settings)
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING  # registry name, odist.models
+    dropout: float = 0.0
+
+
+@dataclass
+class MLPConfig(ModelConfig):
+    name: str = "mlp"
+    embedding_dim: int = 16
+    hidden: list[int] = field(default_factory=lambda: [2560, 1024, 256])
+
+
+@dataclass
+class OptimConfig:
+    name: str = MISSING  # adagrad | sgd | adam | adamw
+    lr: float = MISSING
+    momentum: float = 0.0  # sgd
+    nesterov: bool = False  # sgd
+    beta1: float = 0.9  # adam, adamw
+    beta2: float = 0.999  # adam, adamw
+    eps: float = 1e-8  # adam, adamw, adagrad
+    initial_accumulator: float = 0.0  # adagrad
+    weight_decay: float = 0.0
+    sparse: bool = True  # sparse gradients for embedding tables (adagrad and plain sgd, no weight decay)
+    clip_norm: float | None = None  # largest gradient norm over all parameters
+    schedule: str = "constant"  # constant | cosine | steps
+    warmup: int = 0  # examples of linear warm-up
+    milestones: list[int] = field(default_factory=list)  # examples at which `steps` multiplies by `decay`
+    decay: float = 0.1
+    final_fraction: float = 0.0  # of the learning rate at the end of `cosine`
+
+
+@dataclass
+class AlgorithmConfig:
+    name: str = MISSING
+    strategy: str = "allreduce"  # allreduce | delayed | local_sgd
+    teacher: str = "none"  # none | constant | fixed | peers
+    label_weight: float = 1.0
+    distill_weight: float = 1.0
+    distill_loss: str = "cross_entropy"  # cross_entropy | kl | squared_logits
+    average: str = "probabilities"  # how several teachers become one: probabilities | logits
+    burn_in: int = 0  # examples before the teacher is heard
+    distribution: str = "uniform"  # constant teacher: uniform | unigram
+    teachers: list[str] = field(default_factory=list)  # fixed teacher: finished run folders
+    delay: int | None = None  # delayed: updates between pull and push; null: workers - 1
+    average_every: int = MISSING  # local_sgd: examples between two averages of the workers
+
+
+@dataclass
+class ExchangeConfig:
+    name: str = MISSING  # memory
+    timing: str = "lockstep"  # lockstep
+    interval: int = MISSING  # examples between two reloads of the teacher
+    lag: int = 0  # lockstep: the peer's snapshot of so many intervals ago
+    lookahead: int = 1  # steps whose batches the frozen teacher predicts in one pass
+
+
+@dataclass
+class LaunchConfig:
+    name: str = MISSING  # inline
+    threads: int = 1  # torch threads of each process; part of the bits
+    device: str = "cpu"  # cpu | cuda
+
+
+@dataclass
+class TrainConfig:
+    batch: int = MISSING  # examples per virtual worker and step
+    passes: float = 1.0  # horizon: passes over the training rows ...
+    max_examples: int | None = None  # ... or so many examples per group, whichever comes first
+    evaluate_every: int = 0  # examples; 0: only at the end
+    evaluate_batch: int = 4096  # examples of one forward in evaluations
+    evaluate_rows: int | None = None  # rows of the validation part for evaluations on the way; null: all
+    checkpoint_every: int = 0  # examples; 0: only at the end and on interruption
+    keep_checkpoints: int = 1
+    log_every: int = 0  # examples between two training rows in metrics.jsonl; 0: a hundred rows a run
+    prefetch: int = 2  # steps prepared ahead by threads
+
+
+@dataclass
+class RunConfig:
+    dir: str | None = None  # null: runs/<task>-<algorithm>-s<seed>-<hash>; with -m the parent folder
+    progress: bool = True
+
+
+@dataclass
+class Config:
+    """One run, complete."""
+
+    seed: int = 0  # initialisation, order, dropout
+    num_groups: int = 1
+    workers: int = 1  # virtual data-parallel workers per group
+    scale: str = MISSING
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+# Schema of the `model` node by registry name; `model/<name>.yaml` opens with `<name>_schema`.
+MODEL_CONFIGS: dict[str, type[ModelConfig]] = {"mlp": MLPConfig}
+
+# Keys that decide nothing of what is learnt or measured. They are not hashed and may change when a run is continued.
+# `data.path` and `algorithm.teachers` are places: what lies there is named by `config_hash(content=...)`.
+FREE_KEYS = (
+    "run",
+    "data.path",
+    "launch.name",
+    "train.prefetch",
+    "train.keep_checkpoints",
+    "train.checkpoint_every",
+    "train.log_every",
+)
+
+
+def register() -> None:
+    """Put the schema where Hydra finds it; only the command line needs it."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for name, node in MODEL_CONFIGS.items():
+        store.store(group="model", name=f"{name}_schema", node=node)
+
+
+def load(source: Path | str | Mapping[str, Any]) -> Config:
+    """Read a finished configuration, from a mapping or a YAML file, without Hydra or OmegaConf.
+
+    Keys that are absent keep their defaults. Raises UserError for unknown keys, wrong types and
+    keys that have no value.
+    """
+    if isinstance(source, Mapping):
+        content: Any = source
+    else:
+        import yaml
+
+        content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+    if not isinstance(content, Mapping):
+        raise UserError(f"{source}: not a configuration: expected keys and values, as in a run's config.yaml.")
+    config: Config = _typed(Config, content, "")
+    missing = [key for key, value in flatten(to_dict(config)) if value == MISSING]
+    if missing:
+        raise UserError(f"No value for {', '.join(missing)}. Give one: {missing[0]}=VALUE")
+    return config
+
+
+def _typed(kind: Any, value: Any, key: str) -> Any:
+    """`value` as an object of `kind`, a dataclass or a type hint; UserError names `key`."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key}={value}: expected keys and values below {key}.")
+        if kind is ModelConfig and value.get("name", MISSING) != MISSING:
+            kind = _model_config(value["name"])
+        hints = typing.get_type_hints(kind)
+        prefix = f"{key}." if key else ""
+        for name in value:
+            if name not in hints:
+                raise UserError(unknown_key(f"{prefix}{name}", known_keys(kind, prefix=prefix)))
+        return kind(**{name: _typed(hints[name], item, prefix + name) for name, item in value.items()})
+    if value == MISSING or kind is Any:
+        return value
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        inner = [option for option in typing.get_args(kind) if option is not type(None)]
+        return None if value is None else _typed(inner[0], value, key)
+    if typing.get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise UserError(f"{key}={value}: expected a list, as in {key}=[a,b].")
+        return [_typed(typing.get_args(kind)[0], item, key) for item in value]
+    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-3 as a word
+        except ValueError:
+            pass
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
+    raise UserError(f"{key}={value}: expected {expected}.")
+
+
+def _model_config(name: Any) -> type[ModelConfig]:
+    if name not in MODEL_CONFIGS:
+        raise UserError(f"model.name={name}: {choose(str(name), MODEL_CONFIGS)}")
+    return MODEL_CONFIGS[name]
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """`config` as plain dicts, lists and values, in the order of the fields."""
+    return dataclasses.asdict(config)
+
+
+def flatten(content: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested mapping."""
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, prefix=f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def known_keys(kind: type = Config, *, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema; those of every model below `model`."""
+    keys = []
+    for name, hint in typing.get_type_hints(kind).items():
+        if hint is ModelConfig:
+            for model in MODEL_CONFIGS.values():
+                keys += known_keys(model, prefix=f"{prefix}{name}.")
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            keys += known_keys(hint, prefix=f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return list(dict.fromkeys(keys))
+
+
+def _decides(key: str) -> bool:
+    return not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+
+
+def config_hash(config: Config, *, content: Mapping[str, Any] | None = None) -> str:
+    """64 hexadecimal digits naming everything that decides the result (all but FREE_KEYS).
+
+    content: dotted keys that are places (`data.path`, `algorithm.teachers`) with what lies there,
+    such as a store's fingerprint; hashed instead of the place.
+    """
+    deciding = {key: value for key, value in flatten(to_dict(config)) if _decides(key)}
+    text = json.dumps({**deciding, **(content or {})}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`key: old value -> new value` for every key that differs and decides the result."""
+    before, after = dict(flatten(to_dict(old))), dict(flatten(to_dict(new)))
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in dict.fromkeys([*before, *after])
+        if _decides(key) and before.get(key) != after.get(key)
+    ]

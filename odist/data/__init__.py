@@ -1,0 +1,1 @@
+"""Where rows come from and in which order: memory-mapped stores, orders, prefetch."""

@@ -1,0 +1,105 @@
+"""Which examples a step reads: a pure function of the step, so a loader has no state to lose.
+
+Each epoch is one pseudo-random permutation of the rows, computed row by row (a Feistel network with
+cycle walking, as in levanter's `_prp.py`), so nothing is stored and any step can be asked for.
+Where the rows lie is left to the stores and generators.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from odist.rng import derive, mix
+
+NUM_ROUNDS = 4
+
+
+class Order(Protocol):
+    """Which rows a step reads."""
+
+    def ids(self, step: int) -> np.ndarray:
+        """Row numbers of `step` (0-based), int64 [examples per step]."""
+        ...
+
+
+def permute(index: np.ndarray, size: int, *, key: int) -> np.ndarray:
+    """Map indices through a keyed permutation of range(size).
+
+    index: int64, any shape, values in [0, size)
+    size: number of elements, at least 1
+    Source: Black and Rogaway 2002, "Ciphers with arbitrary finite domains" (cycle walking).
+    """
+    half = max(1, (int(size - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    keys = [derive(key, "feistel", step=round_number) for round_number in range(NUM_ROUNDS)]
+
+    def encrypt(x: np.ndarray) -> np.ndarray:
+        left, right = x >> np.uint64(half), x & mask
+        for round_key in keys:
+            left, right = right, left ^ (mix(right, key=round_key) & mask)
+        return (left << np.uint64(half)) | right
+
+    result = encrypt(np.asarray(index, dtype=np.uint64))
+    outside = result >= np.uint64(size)
+    while outside.any():
+        result[outside] = encrypt(result[outside])
+        outside = result >= np.uint64(size)
+    return result.astype(np.int64)
+
+
+class ShuffledOrder:
+    """Epochs over `num_rows` rows, each in a new order.
+
+    num_rows: rows this group reads
+    examples_per_step: rows of one step, over all workers of the group
+    seed: of the order (run seed and group)
+    partition: (part, num_parts, seed) or None; part p of a keyed split of `num_rows * num_parts` rows
+    offset: first row, for streams that lie one after another
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        examples_per_step: int,
+        *,
+        seed: int,
+        partition: tuple[int, int, int] | None = None,
+        offset: int = 0,
+    ) -> None:
+        if num_rows < 1:
+            raise ValueError(f"an order needs at least one row, got {num_rows}")
+        self.num_rows = num_rows
+        self.examples_per_step = examples_per_step
+        self.seed = seed
+        self.partition = partition
+        self.offset = offset
+
+    def ids(self, step: int) -> np.ndarray:
+        position = np.arange(step * self.examples_per_step, (step + 1) * self.examples_per_step, dtype=np.int64)
+        epoch, index = np.divmod(position, self.num_rows)
+        rows = np.empty_like(index)
+        for number in range(int(epoch[0]), int(epoch[-1]) + 1):
+            inside = epoch == number
+            rows[inside] = permute(index[inside], self.num_rows, key=derive(self.seed, "epoch", step=number))
+        if self.partition is not None:
+            part, num_parts, seed = self.partition
+            # Row r of part p is element r * num_parts + p of one permutation of all rows, so parts are disjoint.
+            rows = permute(rows * num_parts + part, self.num_rows * num_parts, key=derive(seed, "partition"))
+        return rows + self.offset
+
+
+class SequentialOrder:
+    """Rows 0, 1, 2, ... in steps of at most `examples_per_step`; the last step may be shorter."""
+
+    def __init__(self, num_rows: int, examples_per_step: int) -> None:
+        self.num_rows = num_rows
+        self.examples_per_step = examples_per_step
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self.examples_per_step)
+
+    def ids(self, step: int) -> np.ndarray:
+        start = step * self.examples_per_step
+        return np.arange(start, min(start + self.examples_per_step, self.num_rows), dtype=np.int64)

@@ -1,0 +1,35 @@
+"""The ways a command ends other than well, each with its exit code.
+
+Every exception carries a message written for the user; the command line prints it without a
+traceback. Anything else that escapes is a bug and shows its traceback.
+"""
+
+
+class OdistError(Exception):
+    """Base: ends the command with `exit_code` and the message."""
+
+    exit_code = 1
+
+
+class UserError(OdistError):
+    """Wrong input: what was given, what was expected, what to type instead."""
+
+    exit_code = 2
+
+
+class Diverged(OdistError):
+    """The loss is no longer a finite number."""
+
+    exit_code = 3
+
+
+class LostWorkers(OdistError):
+    """A group waited for a peer until the time limit; its state is saved."""
+
+    exit_code = 4
+
+
+class Interrupted(OdistError):
+    """Stopped by a signal; the state is saved and the same command continues."""
+
+    exit_code = 130

@@ -1,0 +1,5 @@
+"""How weights travel between groups, by name."""
+
+EXCHANGES = {
+    "memory": "odist.exchange.memory:MemoryExchange",
+}

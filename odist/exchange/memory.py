@@ -1,0 +1,34 @@
+"""The exchange between groups that take turns in one process: a dict of copies."""
+
+from __future__ import annotations
+
+import time
+
+from odist.exchange.base import Snapshot, Weights
+
+
+class MemoryExchange:
+    """One group's end of an exchange in memory.
+
+    group: this group; shelf: the dict that all groups share, by group and step
+    keep: snapshots of this group that stay on the shelf
+    """
+
+    def __init__(self, group: int, *, shelf: dict[int, dict[int, Snapshot]], keep: int = 1) -> None:
+        self.group = group
+        self.shelf = shelf
+        self.keep = keep
+
+    def publish(self, step: int, weights: Weights) -> None:
+        copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        own = self.shelf.setdefault(self.group, {})
+        own[step] = Snapshot(self.group, step, copies, time.time())
+        for old in sorted(own)[: -self.keep]:
+            del own[old]
+
+    def fetch(self, peer: int, *, step: int | None = None, newer_than: int | None = None) -> Snapshot | None:
+        there = self.shelf.get(peer, {})
+        if step is not None:
+            return there.get(step)
+        fresh = [at for at in there if newer_than is None or at > newer_than]
+        return there[max(fresh)] if fresh else None

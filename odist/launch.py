@@ -1,0 +1,250 @@
+"""From a finished configuration to a run folder to processes.
+
+Makes or reopens the folder, refuses what another configuration, another process or another folder's content
+forbids, and starts the worker, here inside this process (`launch=inline`). Knows no task and no weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from odist import provenance
+from odist.config import Config, config_hash, differences, load, to_dict
+from odist.errors import Diverged, Interrupted, OdistError, UserError
+from odist.run import Run, write_atomically
+from odist.validate import read_store, validate
+
+ENDED = {1: OdistError, 2: UserError, 3: Diverged, 130: Interrupted}
+
+
+class Stop:
+    """True once the run shall save and end: a signal came, or `file` exists (one for all jobs of a multirun)."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
+        self.requested = False
+        self.owner = os.getpid()
+        self._first = 0.0
+
+    def __call__(self) -> bool:
+        return self.requested or (self.file is not None and self.file.exists())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "requested": False}
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """Take SIGINT and SIGTERM as requests while inside; only the main thread can."""
+        try:
+            before = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # a thread of some launcher; the main thread listens and leaves the file
+            before = {}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        # A terminal and a parent process may both send one, so a second counts only later, and only Ctrl-C.
+        if self.requested and number == signal.SIGINT and time.monotonic() - self._first > 1.0:
+            raise KeyboardInterrupt
+        if not self.requested:
+            self.requested, self._first = True, time.monotonic()
+            with contextlib.suppress(OSError):
+                if os.getpid() == self.owner:
+                    os.write(2, b"\nstopping after this step (Ctrl-C again: at once, unsaved)\n")
+                if self.file is not None:
+                    self.file.parent.mkdir(parents=True, exist_ok=True)
+                    self.file.touch()
+        if os.getpid() == self.owner and "submitit" in sys.modules:
+            raise KeyboardInterrupt  # submitit waits for its jobs only so, and forwards the signal to them
+
+
+def prepare_config(content: dict[str, Any]) -> Config:
+    """The typed, checked configuration, with its places as absolute paths."""
+    config = load(content)
+    if config.data.path is not None:
+        config.data.path = os.path.abspath(config.data.path)
+    config.algorithm.teachers = [os.path.abspath(teacher) for teacher in config.algorithm.teachers]
+    validate(config)
+    return config
+
+
+def content_of(config: Config) -> dict[str, Any]:
+    """What lies at the places that the configuration names, for `config_hash`."""
+    content: dict[str, Any] = {}
+    if config.data.path is not None:
+        content["data.path"] = read_store(config.data.path).get("fingerprint")
+    if config.algorithm.teachers:
+        content["algorithm.teachers"] = [
+            Run.open(teacher).env.get("config_hash", teacher) for teacher in config.algorithm.teachers
+        ]
+    return content
+
+
+def run_name(config: Config, digest: str) -> str:
+    """Name of the folder: task, algorithm, seed and eight digits of the hash."""
+    return f"{config.task.name}-{config.algorithm.name}-s{config.seed}-{digest[:8]}"
+
+
+def open_or_create(config: Config, *, overrides: list[str], in_multirun: bool) -> tuple[Run, bool]:
+    """The run folder of `config`, and whether it was made now.
+
+    UserError if the folder belongs to another configuration, to other data, or is no run folder.
+    """
+    content = content_of(config)
+    digest = config_hash(config, content=content)
+    if config.run.dir is None:
+        path = Path("runs") / run_name(config, digest)
+    elif in_multirun:
+        path = Path(config.run.dir) / run_name(config, digest)
+    else:
+        path = Path(config.run.dir)
+    if (path / "config.yaml").is_file():
+        run = Run.open(path)
+        _check_same(run, config, content=content, digest=digest)
+        return run, False
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: exists and is not a run folder. Choose another run.dir, or remove it.")
+    env = provenance.environment(config_hash=digest, data_fingerprint=content.get("data.path"))
+    return _create(path, config, overrides=overrides, env=env), True
+
+
+def _create(path: Path, config: Config, *, overrides: list[str], env: dict[str, Any]) -> Run:
+    """Make the folder beside its place and move it there whole, so that no half of one is ever seen."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        Run.create(temporary, to_dict(config), overrides=overrides, env=env)
+        os.rename(temporary, path)
+    except OSError as error:
+        if (path / "config.yaml").is_file():
+            raise UserError(f"{path}: another process made this run at the same moment.") from error
+        raise UserError(f"{path}: cannot make the run folder: {error.strerror}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Run(path)
+
+
+def _check_same(run: Run, config: Config, *, content: dict[str, Any], digest: str) -> None:
+    known = load(run.path / "config.yaml")
+    if run.env.get("config_hash") == digest:
+        return
+    changed = differences(known, config)
+    if "algorithm.teachers" in content:
+        changed = changed or ["algorithm.teachers: other runs lie at the same paths"]
+    if run.env.get("data_fingerprint") != content.get("data.path"):
+        changed.append(f"data: fingerprint {run.env.get('data_fingerprint')} -> {content.get('data.path')}")
+    if changed:
+        shown = "\n".join(f"  {line}" for line in changed[:20])
+        more = f"\n  and {len(changed) - 20} more" if len(changed) > 20 else ""
+        raise UserError(f"{run.path} holds a run of another configuration (there -> here):\n{shown}{more}\n"
+                        "Choose another run.dir, or leave run.dir out: every configuration has its own folder.")  # fmt: skip
+
+
+def trained_by(run: Run) -> int | None:
+    """Id of the living process of this machine that trains the run, None if there is none."""
+    status = run.status
+    pid = status.get("pid")
+    if status.get("state") not in ("created", "running") or not isinstance(pid, int):
+        return None
+    if status.get("host", platform.node()) != platform.node():
+        return None
+    began = provenance.process_start(pid)
+    if began is None or status.get("pid_started", began) != began:
+        return None  # gone, or its number now belongs to another process
+    return pid
+
+
+@contextlib.contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Hold the run for this process; UserError if another one trains it."""
+    folder = os.open(run.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            busy = False
+        except BlockingIOError:
+            busy = True
+        except OSError:
+            busy = False  # no locks on this file system: the process id has to do
+        pid = trained_by(run)
+        if (busy or pid is not None) and pid != os.getpid():
+            by = f"process {pid}" if pid is not None else "another process"
+            raise UserError(f"{run.path} is being trained by {by}. Wait for it, or stop it first.")
+        yield
+    finally:
+        os.close(folder)
+
+
+def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool = False) -> Run:
+    """Start or continue the run of `config` and return it finished.
+
+    A finished run is returned at once. Raises Interrupted (saved), Diverged, UserError.
+    """
+    if stop():
+        raise Interrupted("Not started: the command was stopped before. The same command starts it.")
+    run, created = open_or_create(config, overrides=overrides, in_multirun=in_multirun)
+    if run.finished:
+        print(f"{run.path}: finished already, nothing to train.")
+        return run
+    if run.status.get("state") == "diverged":
+        raise Diverged(f"{run.path}: diverged at step {run.status.get('step')}; the same command gives the same bits. "
+                       "Change optim.lr or optim.clip_norm, or remove the folder.")  # fmt: skip
+    with claimed(run):
+        if created:
+            print(f"{run.path}: starting.")
+        else:
+            print(f"{run.path}: continuing after step {run.status.get('step', 0)}.")
+            _record_continuation(run, config)
+        pid = os.getpid()
+        run.set_status(pid=pid, pid_started=provenance.process_start(pid), host=platform.node())
+        try:
+            code = _inline(run, stop)
+        except UserError:
+            if created and not any(run.checkpoint_root(group).exists() for group in range(config.num_groups)):
+                shutil.rmtree(run.path)  # refused before the first step: as if never started
+            raise
+        except BaseException as error:
+            _record_end(run, error)
+            raise
+    if code != 0:
+        raise ENDED.get(code, OdistError)(f"{run.path}: ended with code {code}, state {run.status.get('state')}.")
+    return run
+
+
+def _inline(run: Run, stop: Stop) -> int:
+    from odist import worker
+
+    return worker.main(run, stop=stop)
+
+
+def _record_continuation(run: Run, config: Config) -> None:
+    """Take over the keys that may change, and note a package source other than the one that began the run."""
+    import yaml
+
+    write_atomically(run.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+    env = run.env
+    source = provenance.source_hash()
+    sources = [env.get("source_hash"), *env.get("continued_by", [])]
+    if source not in sources:
+        print(f"{run.path}: note: another version of odist's source began this run; env.json records both.")
+        run.write_json("env.json", {**env, "continued_by": [*env.get("continued_by", []), source]})
+
+
+def _record_end(run: Run, error: BaseException) -> None:
+    """Leave no `running` behind where the worker could not say how it ended."""
+    if run.status.get("state") in ("created", "running"):
+        state = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}
+        run.set_status(state=state.get(type(error), "failed"), error=f"{type(error).__name__}: {error}"[:2000])

@@ -1,0 +1,177 @@
+"""Optimisers and learning-rate schedules, on the clock of examples.
+
+Embedding tables get sparse gradients where that is the same maths as dense ones; everything dense
+uses torch's fused kernels. What the gradients are is left to the strategies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odist.config import OptimConfig
+from odist.errors import UserError
+
+OPTIMISERS = ("adagrad", "sgd", "adam", "adamw")
+SCHEDULES = ("constant", "cosine", "steps")
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Time of a run, counted in examples per group and shown in steps.
+
+    examples_per_step: over all virtual workers of a group; num_steps: the horizon
+    """
+
+    examples_per_step: int
+    num_steps: int
+
+    @property
+    def horizon(self) -> int:
+        """Examples per group at the end of the run."""
+        return self.examples_per_step * self.num_steps
+
+    def steps(self, examples: int) -> int:
+        """Examples as steps, rounded to the nearest, at least 1; 0 stays 0 (never)."""
+        return 0 if examples <= 0 else max(1, round(examples / self.examples_per_step))
+
+
+def learning_rate(config: OptimConfig, examples: float, *, horizon: int) -> float:
+    """Learning rate after `examples` examples per group of a run of `horizon` examples.
+
+    Linear warm-up multiplies whichever schedule follows (Goyal et al. 2017, section 2.2).
+    """
+    rate = config.lr
+    if config.schedule == "cosine":
+        share = min(1.0, max(0.0, (examples - config.warmup) / max(1, horizon - config.warmup)))
+        low = config.final_fraction
+        rate *= low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share))
+    elif config.schedule == "steps":
+        rate *= config.decay ** sum(examples >= milestone for milestone in config.milestones)
+    if examples < config.warmup:
+        rate *= (examples + 1) / config.warmup
+    return rate
+
+
+class Optimizer:
+    """A torch optimiser per kind of gradient (dense, sparse), one schedule, one clip over all.
+
+    model: its parameters are optimised in place; config: see `OptimConfig`; clock: of the run
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig, *, clock: Clock) -> None:
+        self.model = model
+        self.config = config
+        self.clock = clock
+        self.last_lr = config.lr
+        self._clipped_norm: float | None = None
+        sparse = set_sparse_gradients(model, config)
+        dense = [parameter for parameter in model.parameters() if id(parameter) not in sparse and parameter.requires_grad]
+        tables = [parameter for parameter in model.parameters() if id(parameter) in sparse]
+        self.parameters = [*dense, *tables]
+        self._parts = [_torch_optimizer(dense, config, fused=True)] if dense else []
+        if tables:
+            self._parts.append(_torch_optimizer(tables, config, fused=False))
+
+    def twin(self) -> Optimizer:
+        """Another optimiser over the same parameters with state of its own."""
+        return Optimizer(self.model, self.config, clock=self.clock)
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def update(self, step: int, *, fraction: float = 0.0) -> None:
+        """Clip, set the learning rate of `step` + `fraction` (0-based) and make one update."""
+        examples = (step + fraction) * self.clock.examples_per_step
+        self.last_lr = learning_rate(self.config, examples, horizon=self.clock.horizon)
+        self._clipped_norm = None
+        if self.config.clip_norm is not None:
+            norm = self.grad_norm()
+            self._clipped_norm = norm
+            if norm > self.config.clip_norm:
+                _scale_gradients(self.parameters, self.config.clip_norm / norm)
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = self.last_lr
+            part.step()
+
+    def grad_norm(self) -> float:
+        """Norm of the gradient over all parameters: the last update's, before clipping."""
+        if self._clipped_norm is not None:
+            return self._clipped_norm
+        total = 0.0
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                values = parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
+                total += float(torch.linalg.vector_norm(values.float())) ** 2
+        return math.sqrt(total)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part, saved in zip(self._parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+
+
+def set_sparse_gradients(model: nn.Module, config: OptimConfig) -> set[int]:
+    """Give embedding tables sparse gradients where the update stays the same; ids of those parameters.
+
+    Same maths: Adagrad and plain SGD without weight decay touch only the rows of the batch. Adam and
+    momentum move every row at every step, so their tables stay dense.
+    """
+    plain_sgd = config.name == "sgd" and config.momentum == 0
+    same = config.weight_decay == 0 and (config.name == "adagrad" or plain_sgd)
+    sparse = set()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.sparse = bool(config.sparse and same and module.max_norm is None)
+            if module.sparse:
+                sparse.add(id(module.weight))
+    return sparse
+
+
+def _torch_optimizer(parameters: Iterable[Tensor], config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
+    parameters = list(parameters)
+    if config.name == "adagrad":
+        return torch.optim.Adagrad(
+            parameters,
+            lr=config.lr,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            initial_accumulator_value=config.initial_accumulator,
+            fused=fused or None,
+        )
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            fused=fused or None,
+        )
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if config.name not in kinds:
+        raise UserError(f"optim.name={config.name}: unknown; choose one of {', '.join(OPTIMISERS)}.")
+    return kinds[config.name](
+        parameters,
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=fused or None,
+    )
+
+
+@torch.no_grad()
+def _scale_gradients(parameters: list[Tensor], factor: float) -> None:
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)

@@ -1,0 +1,144 @@
+"""The folder of an unfinished preparation: `<output>.partial`, with a journal of what is done.
+
+Commits by one rename, so the output folder is whole or absent. What the journal says is left to the
+preparation; this module keeps it, and refuses a folder that belongs to another request.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from odist.data.rows import read_record
+from odist.errors import UserError
+from odist.run import write_atomically
+
+JOURNAL = "journal.json"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> list[str]:
+    """Keys whose values differ, with both values, for a message."""
+    found = []
+    for key in sorted({*old, *new}):
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += differences(before, now, prefix=f"{prefix}{key}.")
+        elif before != now:
+            short = isinstance(before, (list, dict)) or isinstance(now, (list, dict))
+            found.append(f"{prefix}{key}" if short else f"{prefix}{key} ({before} there, {now} here)")
+    return found
+
+
+def finished_record(output: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """store.json of `output` if it was made by the same request, None if there is nothing yet.
+
+    Raises UserError when the path is taken by a store of another request or by other files.
+    """
+    if not output.exists():
+        return None
+    if not output.is_dir():
+        raise UserError(f"{output}: a file; the output has to be a new folder.")
+    meta = read_record(output)
+    if meta is not None:
+        differing = differences(meta.get("request", {}), request)
+        if not differing:
+            return meta
+        raise UserError(
+            f"{output}: holds a store made otherwise; different: {', '.join(differing)}. "
+            "Name another output folder, or remove this one."
+        )
+    if any(output.iterdir()):
+        raise UserError(f"{output}: holds other files. Name a new or empty folder.")
+    return None
+
+
+class Partial:
+    """The unfinished folder, locked while in use.
+
+    output: folder to be
+    request: JSON-able; what was asked for. Work begun for another request is refused.
+    """
+
+    def __init__(self, output: Path, *, request: dict[str, Any]) -> None:
+        self.output = output
+        self.path = output.with_name(output.name + ".partial")
+        self.request = request
+        self.journal: dict[str, Any] | None = None
+        self._lock = -1
+
+    def __enter__(self) -> Partial:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot make this folder: {error.strerror}.") from None
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.journal = self._read_journal()
+        except BlockingIOError:
+            os.close(self._lock)
+            raise UserError(f"{self.path}: another `odist prepare` is writing it. Wait for it, or name another output.") from None  # fmt: skip
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._lock)
+
+    def _read_journal(self) -> dict[str, Any] | None:
+        path = self.path / JOURNAL
+        if not path.is_file():
+            if any(not child.name.startswith(f".{JOURNAL}") for child in self.path.iterdir()):
+                raise UserError(f"{self.path}: holds other files. Remove it, or name another output.")
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            request, journal = content["request"], content["journal"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}: damaged. Remove the folder {self.path} and begin again.") from None
+        differing = differences(request, self.request)
+        if differing:
+            raise UserError(
+                f"{self.path}: holds an unfinished preparation of another kind; different: {', '.join(differing)}. "
+                "Type its command again, remove the folder, or name another output."
+            )
+        return dict(journal)
+
+    def save(self, journal: dict[str, Any]) -> None:
+        """Replace the journal; what it tells of must already be on the disk."""
+        self.journal = journal
+        write_atomically(self.path / JOURNAL, json.dumps({"request": self.request, "journal": journal}) + "\n")
+
+    def commit(self, meta: dict[str, Any]) -> None:
+        """Write store.json, the last file, and give the folder its name."""
+        write_atomically(self.path / "store.json", json.dumps({**meta, "request": self.request}, indent=1) + "\n")
+        (self.path / JOURNAL).unlink()
+        os.fsync(self._lock)
+        os.replace(self.path, self.output)
+        parent = os.open(self.output.parent, os.O_RDONLY)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+
+    def discard(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def no_space(error: OSError, output: Path) -> UserError | None:
+    """The message for a full disk, None for any other error."""
+    if error.errno not in NO_SPACE:
+        return None
+    return UserError(
+        f"{output}: no space left on the disk ({error.strerror}); nothing was kept. A row takes 160 bytes. "
+        "Make room, or name an output on another disk."
+    )

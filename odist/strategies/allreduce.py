@@ -1,0 +1,68 @@
+"""Synchronous data parallelism: one set of weights, gradients summed over the virtual workers.
+
+With one worker nothing is copied. Running statistics follow Goyal et al. 2017: each worker normalises
+with its own batch, starting from the same statistics, and their mean is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from odist.mesh import Mesh, TreeSum
+from odist.optim import Optimizer
+from odist.strategies.base import clones, copy_into, float_buffers, label_weights
+from odist.tasks.base import Batch
+
+
+class AllReduce:
+    """Sync-SGD inside a group, exact: a fixed pairwise tree over the virtual workers."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self._gradients = TreeSum()
+        self._buffers = TreeSum()
+        self._start: list[Tensor] = []
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.parameters = list(model.parameters())
+        self.buffers = float_buffers(model)
+
+    def count(self, batches: Sequence[Batch]) -> Sequence[float]:
+        total = sum(label_weights(batch) for batch in batches)
+        return [total] * len(batches)
+
+    @contextmanager
+    def worker(self, worker: int) -> Iterator[None]:
+        alone = self.mesh.workers == 1
+        if self.buffers and not alone:
+            if worker == self.mesh.local_workers.start:
+                self._start = clones(self.buffers)
+            copy_into(self.buffers, self._start)
+        self.optimizer.zero_grad()
+        yield
+        if not alone:
+            self._gradients.add([parameter.grad for parameter in self.parameters])
+            self.optimizer.zero_grad()
+            if self.buffers:
+                self._buffers.add(list(clones(self.buffers)))
+
+    def step(self, step: int) -> None:
+        if self.mesh.workers > 1:
+            for parameter, gradient in zip(self.parameters, self._gradients.total(), strict=True):
+                parameter.grad = gradient
+            if self.buffers:
+                sums = [total for total in self._buffers.total() if total is not None]
+                copy_into(self.buffers, [total / self.mesh.workers for total in sums])
+        self.optimizer.update(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,78 @@
+"""What a strategy is: it makes the virtual workers of one group agree on one set of weights.
+
+`worker(w)` hands out the weights, buffers and optimizer state that worker w uses; `step` makes the
+agreement. After `step` the model holds what is evaluated, saved and published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from odist.mesh import TreeSum
+from odist.optim import Optimizer
+from odist.tasks.base import Batch
+
+
+class Strategy(Protocol):
+    """Agreement inside one group."""
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Take the model and its optimizer, once, before the first step or `load_state_dict`."""
+        ...
+
+    def count(self, batches: Sequence[Batch]) -> Sequence[float]:
+        """What each worker's summed loss is divided by, known before any forward."""
+        ...
+
+    def worker(self, worker: int) -> AbstractContextManager[None]:
+        """Put worker `worker`'s weights, buffers and optimizer state in place."""
+        ...
+
+    def step(self, step: int) -> None:
+        """Make the update of `step` (0-based)."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def label_weights(batch: Batch) -> float:
+    """Sum of the label weights of one batch."""
+    return float(batch.weights.sum())
+
+
+def float_buffers(model: nn.Module) -> list[Tensor]:
+    """The buffers that hold running statistics (BatchNorm's means and variances)."""
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+
+
+def clones(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of tensors, detached."""
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+@torch.no_grad()
+def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Overwrite each target by its source."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
+def place(parameters: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    """Make `parameters` use the storage of `weights`, without copying."""
+    for parameter, weight in zip(parameters, weights, strict=True):
+        parameter.data = weight
+
+
+def tree_mean(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Mean over workers of lists of tensors, summed in the fixed tree."""
+    tree = TreeSum()
+    for tensors in lists:
+        tree.add(list(clones(tensors)))
+    return [tensor / len(lists) for tensor in tree.total() if tensor is not None]

@@ -1,0 +1,5 @@
+"""The tasks, by name; each is imported when it is asked for."""
+
+TASKS = {
+    "criteo": "odist.tasks.criteo:CriteoTask",
+}

@@ -1,0 +1,103 @@
+"""What a task is: data, model, loss and metrics of one problem, and nothing about how it is trained.
+
+A new task implements `Task` and adds its name to `odist.tasks.TASKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from odist.data.order import Order
+from odist.losses import Soft, Sums
+
+Carry = Any  # what a model keeps from one batch to the next; None for models without state
+Forward = Callable[[nn.Module, "Batch", Carry], tuple[Tensor, Carry]]
+
+
+@dataclass
+class Batch:
+    """Examples of one virtual worker.
+
+    inputs: tensors, each [batch, ...]; targets: [batch, ...]; weights: [batch, ...] label weights
+    bayes: [batch] optimal probabilities where the generator knows them
+    """
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+    weights: Tensor
+    bayes: Tensor | None = None
+
+    def to(self, device: str) -> Batch:
+        """Move every tensor to `device`; the same object when it is there already."""
+        if self.targets.device.type == device:
+            return self
+        return Batch(
+            tuple(tensor.to(device, non_blocking=True) for tensor in self.inputs),
+            self.targets.to(device, non_blocking=True),
+            self.weights.to(device, non_blocking=True),
+            None if self.bayes is None else self.bayes.to(device, non_blocking=True),
+        )
+
+
+class Metrics(Protocol):
+    """Sums over examples that merge across batches, workers and processes."""
+
+    def update(self, logits: Any, targets: Any, weights: Any, *, bayes: Any | None = None) -> None: ...
+
+    def result(self) -> dict[str, float]: ...
+
+
+class Task(Protocol):
+    """One problem; see `odist.tasks.criteo` for a complete one."""
+
+    fingerprint: str  # names the training data and everything that gives it meaning
+    main_metric: str  # what reports and targets are about; lower is better
+
+    def build_model(self) -> nn.Module:
+        """A new model, initialised from torch's global generator (seeded by the caller)."""
+        ...
+
+    def num_rows(self, split: str) -> int:
+        """Rows of "train" or "validation"."""
+        ...
+
+    def order(self, *, group: int, num_groups: int, examples_per_step: int, seed: int) -> Order:
+        """Which training rows a group reads at each step."""
+        ...
+
+    def distinct_rows(self, *, num_groups: int, examples: int) -> int:
+        """Different training rows that `num_groups` groups read in `examples` examples each."""
+        ...
+
+    def batch(self, ids: np.ndarray, split: str, seed: int) -> Batch:
+        """The examples `ids` (int64 [batch]) of a split; `seed` fixes any augmentation."""
+        ...
+
+    def forward(self, model: nn.Module, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
+        """Logits of a batch, and what the model keeps for the next one."""
+        ...
+
+    def loss(self, logits: Tensor, batch: Batch, soft: Soft | None = None) -> Sums:
+        """Sums of the label loss and, with soft targets, of the distillation loss."""
+        ...
+
+    def metrics(self) -> Metrics:
+        """An empty accumulator."""
+        ...
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Predicted probabilities from logits: [batch] (binary) or [batch, ..., classes]."""
+        ...
+
+    def results(self, probabilities: np.ndarray, targets: np.ndarray, *, bayes: np.ndarray | None) -> dict[str, Any]:
+        """Metrics of whole arrays of predictions with their intervals."""
+        ...
+
+    def prior(self) -> Tensor:
+        """Frequencies of the labels in the training part: [] (binary) or [classes]."""
+        ...

@@ -1,0 +1,184 @@
+"""Click prediction on Criteo's 13 integer and 26 categorical columns, prepared or synthetic.
+
+Source: Anil et al. 2018, section 3.1. What the paper leaves open and we chose: integers on a log scale,
+normalised by the training part, zero and a flag where missing; categoricals hashed into one table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from odist import registry
+from odist.config import Config
+from odist.data.order import Order, ShuffledOrder
+from odist.data.rows import RowStore
+from odist.errors import UserError
+from odist.losses import LossOptions, Soft, Sums, binary
+from odist.metrics import BinaryMetrics, binary_results
+from odist.tasks.base import Batch, Carry
+from odist.tasks.synthetic_criteo import NUM_CATEGORICAL, NUM_NUMERIC, SyntheticCriteo
+
+TUNING_SHARE = 8  # data.holdout=tuning: the last 1/8 of the training rows is evaluated and not trained on
+PRIOR_ROWS = 65_536  # rows from which the click rate is counted
+
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
+
+
+class Source(Protocol):
+    """Rows by number: numeric [n, 13], ids [n, 26], labels [n], true probabilities [n] or None."""
+
+    fingerprint: str
+    fitted_fingerprint: str
+    num_ids: int
+    numeric_mean: np.ndarray
+    numeric_std: np.ndarray
+    streams: bool  # whether disjoint parts lie one after another instead of sharing the rows
+
+    def num_rows(self, split: str) -> int: ...
+
+    def rows(self, ids: np.ndarray, split: str) -> Columns: ...
+
+
+class CriteoTask:
+    """The click task; see `odist.tasks.base.Task` for the methods."""
+
+    main_metric = "log_loss"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        synthetic = config.data.name == "synthetic"
+        self.source: Source = SyntheticSource(config) if synthetic else PreparedSource(config)
+        self.fingerprint = self.source.fingerprint
+        algorithm = config.algorithm
+        self.loss_options = LossOptions(
+            algorithm.label_weight, algorithm.distill_weight, algorithm.distill_loss, algorithm.average
+        )
+
+    def build_model(self) -> nn.Module:
+        options = {key: value for key, value in asdict(self.config.model).items() if key != "name"}
+        build = registry.find("models", self.config.model.name)
+        model: nn.Module = build(2 * NUM_NUMERIC, NUM_CATEGORICAL, buckets=self.source.num_ids, **options)
+        return model
+
+    def num_rows(self, split: str) -> int:
+        return self.source.num_rows(split)
+
+    def _parts(self, num_groups: int) -> int:
+        data = self.config.data
+        return (data.parts or num_groups) if data.partition == "disjoint" else 1
+
+    def order(self, *, group: int, num_groups: int, examples_per_step: int, seed: int) -> Order:
+        parts = self._parts(num_groups)
+        rows = self.num_rows("train")
+        if parts > 1 and not self.source.streams:
+            return ShuffledOrder(
+                rows // parts, examples_per_step, seed=seed, partition=(group, parts, self.config.data.seed)
+            )
+        return ShuffledOrder(rows, examples_per_step, seed=seed, offset=group * rows if parts > 1 else 0)
+
+    def distinct_rows(self, *, num_groups: int, examples: int) -> int:
+        parts, rows = self._parts(num_groups), self.num_rows("train")
+        each = min(examples, rows if self.source.streams else rows // parts)
+        if parts > 1:
+            return num_groups * each
+        # Over less than one pass, groups that share the rows read different ones, each in its own order.
+        unread = (1 - each / rows) ** num_groups
+        return rows if each == rows else round(rows * (1 - unread))
+
+    def batch(self, ids: np.ndarray, split: str, seed: int) -> Batch:
+        numeric, categorical, labels, bayes = self.source.rows(ids, split)
+        missing = np.isnan(numeric)
+        scaled = (numeric - self.source.numeric_mean) / self.source.numeric_std
+        both = np.concatenate([np.where(missing, np.float32(0), scaled), missing], axis=1, dtype=np.float32)
+        return Batch(
+            (torch.from_numpy(both), torch.from_numpy(categorical)),
+            torch.from_numpy(labels),
+            torch.ones(len(labels)),
+            None if bayes is None else torch.from_numpy(bayes),
+        )
+
+    def forward(self, model: nn.Module, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
+        return model(*batch.inputs), None
+
+    def loss(self, logits: Tensor, batch: Batch, soft: Soft | None = None) -> Sums:
+        return binary(logits, batch.targets, weights=batch.weights, options=self.loss_options, soft=soft)
+
+    def metrics(self) -> BinaryMetrics:
+        return BinaryMetrics()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits)
+
+    def results(self, probabilities: np.ndarray, targets: np.ndarray, *, bayes: np.ndarray | None) -> dict[str, Any]:
+        return binary_results(probabilities, targets, bayes=bayes)
+
+    def prior(self) -> Tensor:
+        ids = np.arange(min(PRIOR_ROWS, self.num_rows("train")), dtype=np.int64)
+        return torch.tensor(float(self.source.rows(ids, "train")[2].mean()))
+
+
+class SyntheticSource:
+    """Rows of the generator; `rows` of a pass and as many more for every further disjoint stream."""
+
+    streams = True
+
+    def __init__(self, config: Config) -> None:
+        self.options = config.task.synthetic
+        self.holdout = config.data.holdout
+        self.train_rows = min(self.options.rows, config.data.max_rows or self.options.rows)
+        self.generator = SyntheticCriteo(self.options, seed=config.data.seed)
+        self.num_ids = self.generator.num_ids
+        self.numeric_mean, self.numeric_std = self.generator.numeric_mean, self.generator.numeric_std
+        named = json.dumps(["synthetic-criteo-1", config.data.seed, self.holdout, asdict(self.options)], sort_keys=True)
+        self.fingerprint = self.fitted_fingerprint = hashlib.sha256(named.encode()).hexdigest()
+
+    def num_rows(self, split: str) -> int:
+        return self.train_rows if split == "train" else self.options.validation_rows
+
+    def rows(self, ids: np.ndarray, split: str) -> Columns:
+        return self.generator.rows(ids, split if split == "train" else self.holdout)
+
+
+class PreparedSource:
+    """Rows of a store made by `odist prepare criteo`."""
+
+    streams = False
+
+    def __init__(self, config: Config) -> None:
+        data = config.data
+        self.store = RowStore.open(Path(str(data.path)))
+        if self.store.task != "criteo":
+            raise UserError(f"data.path={data.path}: a store of task {self.store.task!r}, expected criteo.")
+        self.fingerprint, self.fitted_fingerprint = self.store.fingerprint, self.store.fitted_fingerprint
+        fitted = self.store.meta["fitted"]
+        self.numeric_mean = np.asarray(fitted["numeric_mean"], dtype=np.float32)
+        self.numeric_std = np.asarray(fitted["numeric_std"], dtype=np.float32)
+        self.num_ids = int(self.store.meta["options"]["buckets"])
+        self.tuning = data.holdout == "tuning"
+        whole = self.store.num_rows("train")
+        kept = whole - whole // TUNING_SHARE if self.tuning else whole
+        self.tuning_start = kept
+        self.train_rows = min(kept, data.max_rows or kept)
+
+    def num_rows(self, split: str) -> int:
+        if split == "train":
+            return self.train_rows
+        return self.store.num_rows("train") - self.tuning_start if self.tuning else self.store.num_rows("validation")
+
+    def rows(self, ids: np.ndarray, split: str) -> Columns:
+        if split == "validation" and self.tuning:
+            ids, split = ids + self.tuning_start, "train"
+        packed = self.store.gather(split, ids)
+        labels = packed[:, 0].astype(np.float32)
+        numeric = np.ascontiguousarray(packed[:, 1 : 1 + NUM_NUMERIC]).view(np.float32)
+        categorical = np.ascontiguousarray(packed[:, 1 + NUM_NUMERIC :])
+        return numeric, categorical, labels, None
+

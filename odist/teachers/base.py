@@ -1,0 +1,149 @@
+"""What a teacher is: a source of soft targets for the batches of one group.
+
+`Panel` predicts with frozen models, each with its own carry, and may look ahead; the teachers that hold
+models share it. Averaging teachers and comparing them with the student is left to losses.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from odist.losses import Soft
+from odist.tasks.base import Batch, Carry, Forward
+
+
+class Teacher(Protocol):
+    """A source of soft targets."""
+
+    lookahead: int  # steps whose batches are predicted in one pass
+
+    def publish(self, step: int, model: nn.Module) -> None:
+        """Offer the group's own weights to its peers; `step` is the number of completed steps."""
+        ...
+
+    def refresh(self, step: int, model: nn.Module) -> None:
+        """Take newer weights if they are due after `step` completed steps."""
+        ...
+
+    def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
+        """Soft targets of worker `worker`'s batch at `step` (0-based); None while not heard."""
+        ...
+
+    def log(self) -> dict[str, Any]:
+        """What a log row says about the teacher."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class NoTeacher:
+    """No soft targets: plain training."""
+
+    lookahead = 1
+
+    def publish(self, step: int, model: nn.Module) -> None:
+        pass
+
+    def refresh(self, step: int, model: nn.Module) -> None:
+        pass
+
+    def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
+        return None
+
+    def log(self) -> dict[str, Any]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+Batches = Callable[[int], Sequence[Batch]]  # step -> one batch per virtual worker, pure
+
+
+class Panel:
+    """Frozen models that predict a group's batches, under no-grad and in eval mode.
+
+    forward: the task's forward; batches: step -> batches, for looking ahead
+    lookahead: steps predicted in one pass. Windows start at fixed multiples of it and at every swap;
+    a resume computes its window anew from the same start, since another matrix shape may give other bits
+    """
+
+    def __init__(self, forward: Forward, *, batches: Batches, lookahead: int, num_steps: int) -> None:
+        self.forward = forward
+        self.batches = batches
+        self.lookahead = lookahead
+        self.num_steps = num_steps
+        self.models: dict[int, nn.Module] = {}  # by peer
+        self.swap_step = 0
+        self.carry: dict[int, dict[int, Carry]] = {}  # by peer, then worker
+        self._window: dict[tuple[int, int], tuple[Tensor, ...]] = {}  # by step and worker
+
+    def place(self, peer: int, model: nn.Module, *, step: int) -> None:
+        """Use `model` for `peer` from `step` on; the peer's carry is kept, a new peer starts at zero."""
+        model.eval()
+        model.requires_grad_(False)
+        self.models[peer] = model
+        self.carry.setdefault(peer, {})
+        self.swap_step = step
+        self._window.clear()
+
+    @torch.no_grad()
+    def predict(self, step: int, worker: int, batch: Batch) -> Soft | None:
+        """Logits of every model on worker `worker`'s batch at `step`; None without models."""
+        if not self.models:
+            return None
+        if self.lookahead > 1:
+            if (step, worker) not in self._window:
+                self._look_ahead(step)
+            return Soft(self._window.pop((step, worker)))
+        values = []
+        for peer, model in sorted(self.models.items()):
+            logits, carry = self.forward(model, batch, self.carry[peer].get(worker))
+            if carry is not None:
+                self.carry[peer][worker] = carry
+            values.append(logits)
+        return Soft(tuple(values))
+
+    def _look_ahead(self, step: int) -> None:
+        start = max(step // self.lookahead * self.lookahead, self.swap_step)
+        stop = min((step // self.lookahead + 1) * self.lookahead, self.num_steps)
+        places: list[tuple[int, int]] = []
+        batches: list[Batch] = []
+        for at in range(start, stop):
+            for worker, batch in enumerate(self.batches(at)):
+                places.append((at, worker))
+                batches.append(batch)
+        whole = concatenate(batches)
+        sizes = [len(batch.targets) for batch in batches]
+        pieces = []
+        for _, model in sorted(self.models.items()):
+            logits, carry = self.forward(model, whole, None)
+            if carry is not None:
+                raise ValueError("a model with a carry cannot look ahead over several batches in one pass")
+            pieces.append(logits.split(sizes))
+        self._window = {place: tuple(piece[i] for piece in pieces) for i, place in enumerate(places)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"swap_step": self.swap_step, "carry": self.carry}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.swap_step = state["swap_step"]
+        self.carry = state["carry"]
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """Join batches along the examples."""
+    return Batch(
+        tuple(torch.cat(parts) for parts in zip(*(batch.inputs for batch in batches), strict=True)),
+        torch.cat([batch.targets for batch in batches]),
+        torch.cat([batch.weights for batch in batches]),
+    )

@@ -1,0 +1,56 @@
+"""Two-phase distillation: finished models teach; several of them are an ensemble teacher.
+
+Source: Anil et al. 2018, section 3.4.1. Loading the finished runs is left to worker.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from odist.losses import Soft
+from odist.tasks.base import Batch, Forward
+from odist.teachers.base import Batches, Panel
+
+
+class Fixed:
+    """Frozen teachers from the first step after burn-in.
+
+    models: the teachers; burn_in: steps before they are heard; others: see `Panel`
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        models: Sequence[nn.Module],
+        burn_in: int,
+        batches: Batches,
+        lookahead: int,
+        num_steps: int,
+    ) -> None:
+        self.panel = Panel(forward, batches=batches, lookahead=lookahead, num_steps=num_steps)
+        self.lookahead = lookahead
+        self.burn_in = burn_in
+        for number, model in enumerate(models):
+            self.panel.place(number, model, step=burn_in)
+
+    def publish(self, step: int, model: nn.Module) -> None:
+        pass
+
+    def refresh(self, step: int, model: nn.Module) -> None:
+        pass
+
+    def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
+        return None if step < self.burn_in else self.panel.predict(step, worker, batch)
+
+    def log(self) -> dict[str, Any]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"panel": self.panel.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.panel.load_state_dict(state["panel"])

@@ -1,0 +1,257 @@
+"""THE training loop: one for every algorithm, and the only place that calls `backward`.
+
+Algorithms differ in the strategy (how a group's workers agree), the teacher (where soft targets come
+from) and the number of groups; none of them is known here. Wiring them together is left to worker.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from odist import checkpoint
+from odist.data.loader import Loader
+from odist.data.order import SequentialOrder
+from odist.errors import Diverged
+from odist.log import MetricsLog
+from odist.mesh import Mesh
+from odist.optim import Clock, Optimizer
+from odist.rng import derive
+from odist.run import Run
+from odist.strategies.base import Strategy
+from odist.tasks.base import Batch, Carry, Task
+from odist.teachers.base import Teacher
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """When something besides training happens, in steps; 0: only at the end.
+
+    evaluate_rows: rows of evaluations on the way, None for all; the last one always reads all
+    """
+
+    evaluate: int = 0
+    checkpoint: int = 0
+    log: int = 1
+    evaluate_rows: int | None = None
+    evaluate_batch: int = 4096
+
+
+@dataclass
+class Window:
+    """Loss sums since the last row of the log."""
+
+    label: Tensor | float = 0.0
+    distillation: Tensor | float = 0.0
+    count: float = 0.0
+    soft_count: float = 0.0
+    examples: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """Trains one group: everything it needs is handed in, see worker.py.
+
+    loader: step -> one batch per virtual worker; seed: the run's; stop: asked once per step with the
+    number of completed steps, the same answer for every group
+    """
+
+    task: Task
+    model: nn.Module
+    strategy: Strategy
+    teacher: Teacher
+    optimizer: Optimizer
+    loader: Loader[Sequence[Batch]]
+    mesh: Mesh
+    clock: Clock
+    cadence: Cadence
+    run: Run
+    log: MetricsLog
+    seed: int
+    stop: Callable[[int], bool] = field(default=lambda step: False)
+    device: str = "cpu"
+    carry: dict[int, Carry] = field(default_factory=dict)
+    seconds: float = 0.0  # of training: neither evaluation nor saving is counted
+    stopped: bool = False
+    window: Window = field(default_factory=Window)
+
+    def fit(self, start: int = 0) -> Iterator[int]:
+        """Train from `start` completed steps to the end; yield the completed steps after each step.
+
+        Groups in one process take turns at the yield, where every group has published and none has
+        yet refreshed its teacher. Raises Diverged when the loss is no finite number.
+        """
+        self.model.train()
+        for step in range(start, self.clock.num_steps):
+            began = time.perf_counter()
+            self._train_step(step)
+            done = step + 1
+            self.teacher.publish(done, self.model)
+            self._count_time(began)
+            yield done
+            began = time.perf_counter()
+            self.teacher.refresh(done, self.model)
+            self._count_time(began)
+            last = done == self.clock.num_steps
+            if last or done % self.cadence.log == 0:
+                self._log_training(done)
+            if last or _due(done, self.cadence.evaluate):
+                self._log_evaluation(done, rows=None if last else self.cadence.evaluate_rows)
+            self.stopped = self.stop(done) and not last
+            if last or self.stopped or _due(done, self.cadence.checkpoint):
+                self.save(done)
+            if self.stopped:
+                return
+
+    def _train_step(self, step: int) -> None:
+        batches = [batch.to(self.device) for batch in self.loader[step]]
+        counts = self.strategy.count(batches)
+        for worker, batch, count in zip(self.mesh.local_workers, batches, counts, strict=True):
+            with self.strategy.worker(worker):
+                torch.manual_seed(derive(self.seed, "dropout", group=self.mesh.group.index, replica=worker, step=step))
+                logits, self.carry[worker] = self.task.forward(self.model, batch, self.carry.get(worker))
+                soft = self.teacher.soft_targets(step, worker, batch, logits.detach())
+                sums = self.task.loss(logits, batch, soft)
+                (sums.total / count).backward()
+            self.window.label = self.window.label + sums.label.detach()
+            weights = float(batch.weights.sum())
+            self.window.count += weights
+            self.window.examples += len(batch.targets)
+            if sums.distillation is not None:
+                self.window.distillation = self.window.distillation + sums.distillation.detach()
+                self.window.soft_count += weights
+        self.strategy.step(step)
+
+    def _count_time(self, began: float) -> None:
+        elapsed = time.perf_counter() - began
+        self.seconds += elapsed
+        self.window.seconds += elapsed
+
+    def _log_training(self, done: int) -> None:
+        window, self.window = self.window, Window()
+        label = float(window.label) / window.count
+        distillation = float(window.distillation) / window.soft_count if window.soft_count else None
+        self.log.write(
+            "train",
+            group=self.mesh.group.index,
+            step=done,
+            examples=done * self.clock.examples_per_step,
+            seconds=round(self.seconds, 3),
+            label_loss=label,
+            distill_loss=distillation,
+            grad_norm=self.optimizer.grad_norm(),
+            lr=self.optimizer.last_lr,
+            examples_per_second=round(window.examples / max(window.seconds, 1e-9), 1),
+            **self.teacher.log(),
+        )
+        if not math.isfinite(label) or (distillation is not None and not math.isfinite(distillation)):
+            raise Diverged(
+                f"group {self.mesh.group.index}: the loss is {label} at step {done}. The last checkpoint is kept. "
+                "Try a lower optim.lr, optim.warmup or optim.clip_norm."
+            )
+
+    def _log_evaluation(self, done: int, *, rows: int | None) -> None:
+        metrics = self.task.metrics()
+        for logits, batch in self._evaluate(rows):
+            metrics.update(logits, batch.targets, batch.weights, bayes=batch.bayes)
+        self.log.write(
+            "evaluate",
+            group=self.mesh.group.index,
+            step=done,
+            examples=done * self.clock.examples_per_step,
+            seconds=round(self.seconds, 3),
+            split="validation",
+            **metrics.result(),
+        )
+
+    def _evaluate(self, rows: int | None) -> Iterator[tuple[Tensor, Batch]]:
+        total = self.task.num_rows("validation")
+        yield from evaluate(
+            self.task,
+            self.model,
+            split="validation",
+            num_rows=min(rows or total, total),
+            batch_size=self.cadence.evaluate_batch,
+            device=self.device,
+        )
+        self.model.train()
+
+    def save(self, done: int) -> None:
+        """Save everything that the next step needs."""
+        state = {
+            "step": done,
+            "strategy": self.strategy.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "carry": self.carry,
+            "seconds": self.seconds,
+            "window": {name: float(getattr(self.window, name)) for name in Window.__dataclass_fields__},
+        }
+        checkpoint.save(self.run, self.mesh.group.index, step=done, model=self.model, state=state)
+
+    def load(self, step: int) -> None:
+        """Continue from the checkpoint of `step`."""
+        state = checkpoint.load(self.run, self.mesh.group.index, step=step, model=self.model)
+        self.strategy.load_state_dict(state["strategy"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.carry = state["carry"]
+        self.seconds = state["seconds"]
+        self.window = Window(**state["window"])
+        self.window.examples = int(self.window.examples)
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+@torch.no_grad()
+def evaluate(
+    task: Task, model: nn.Module, *, split: str, num_rows: int, batch_size: int, device: str
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Predict the first `num_rows` rows of a split in eval mode, batch by batch: (logits, batch)."""
+    model.eval()
+    order = SequentialOrder(num_rows, batch_size)
+    carry: Carry = None
+    for step in range(len(order)):
+        batch = task.batch(order.ids(step), split, 0).to(device)
+        logits, carry = task.forward(model, batch, carry)
+        yield logits, batch
+
+
+@dataclass(frozen=True)
+class SplitPrediction:
+    """Mean probabilities of some models over a split, float64 [rows] or [rows, classes], and what is known of the rows."""
+
+    probabilities: np.ndarray
+    targets: np.ndarray
+    bayes: np.ndarray | None
+
+
+def evaluate_split(
+    task: Task, models: Sequence[nn.Module], *, batch_size: int, device: str, split: str = "validation"
+) -> SplitPrediction:
+    """Predict a whole split with the mean probability of `models` (one, or the members of an ensemble)."""
+    totals: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    bayes: list[np.ndarray] = []
+    rows = task.num_rows(split)
+    for number, model in enumerate(models):
+        passes = evaluate(task, model, split=split, num_rows=rows, batch_size=batch_size, device=device)
+        for index, (logits, batch) in enumerate(passes):
+            # Rounded to float32 as in the prediction files, so that both ways of averaging agree.
+            probabilities = task.probabilities(logits.float()).cpu().numpy().astype(np.float64)
+            if number == 0:
+                totals.append(probabilities)
+                targets.append(batch.targets.cpu().numpy())
+                if batch.bayes is not None:
+                    bayes.append(batch.bayes.cpu().numpy())
+            else:
+                totals[index] += probabilities
+    mean = np.concatenate(totals) / len(models)
+    return SplitPrediction(mean, np.concatenate(targets), np.concatenate(bayes) if bayes else None)

@@ -1,0 +1,209 @@
+"""Which values of a configuration make sense, checked before a run folder is made.
+
+Types and names of keys are the schema's (odist.config); whether a part supports what it is asked for in
+combination with another is said by that part when the run starts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from odist import registry
+from odist.config import Config, flatten, to_dict
+from odist.errors import UserError
+from odist.run import Run
+from odist.suggest import choose
+
+CHOICES = {
+    "data.name": ("synthetic", "prepared"),
+    "data.partition": ("same", "disjoint"),
+    "optim.name": ("adagrad", "sgd", "adam", "adamw"),
+    "optim.schedule": ("constant", "cosine", "steps"),
+    "algorithm.distill_loss": ("cross_entropy", "kl", "squared_logits"),
+    "algorithm.average": ("probabilities", "logits"),
+    "algorithm.distribution": ("uniform", "unigram"),
+    "exchange.timing": ("lockstep",),
+    "launch.name": ("inline",),
+    "launch.device": ("cpu", "cuda"),
+}
+REGISTERED = {
+    "task.name": "tasks",
+    "model.name": "models",
+    "algorithm.strategy": "strategies",
+    "algorithm.teacher": "teachers",
+    "exchange.name": "exchange",
+}
+
+# Half-open or closed ranges: lowest, highest, and whether the ends belong to the range.
+POSITIVE = (0, math.inf, False)
+NOT_NEGATIVE = (0, math.inf, True)
+SHARE = (0, 1, True)
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "num_groups": POSITIVE,
+    "workers": POSITIVE,
+    "seed": NOT_NEGATIVE,
+    "data.seed": NOT_NEGATIVE,
+    "data.max_rows": POSITIVE,
+    "task.synthetic.rows": POSITIVE,
+    "task.synthetic.validation_rows": POSITIVE,
+    "task.synthetic.vocabulary": POSITIVE,
+    "task.synthetic.zipf": NOT_NEGATIVE,
+    "task.synthetic.missing": SHARE,
+    "task.synthetic.interactions": NOT_NEGATIVE,
+    "task.synthetic.signal": NOT_NEGATIVE,
+    "model.embedding_dim": POSITIVE,
+    "model.hidden": POSITIVE,
+    "optim.lr": POSITIVE,
+    "optim.eps": POSITIVE,
+    "optim.initial_accumulator": NOT_NEGATIVE,
+    "optim.weight_decay": NOT_NEGATIVE,
+    "optim.clip_norm": POSITIVE,
+    "optim.warmup": NOT_NEGATIVE,
+    "optim.milestones": POSITIVE,
+    "optim.decay": POSITIVE,
+    "optim.final_fraction": SHARE,
+    "algorithm.label_weight": NOT_NEGATIVE,
+    "algorithm.distill_weight": NOT_NEGATIVE,
+    "algorithm.burn_in": NOT_NEGATIVE,
+    "algorithm.delay": NOT_NEGATIVE,
+    "algorithm.average_every": POSITIVE,
+    "exchange.interval": POSITIVE,
+    "exchange.lag": NOT_NEGATIVE,
+    "exchange.lookahead": POSITIVE,
+    "launch.threads": POSITIVE,
+    "train.batch": POSITIVE,
+    "train.passes": POSITIVE,
+    "train.max_examples": POSITIVE,
+    "train.evaluate_every": NOT_NEGATIVE,
+    "train.evaluate_rows": POSITIVE,
+    "train.checkpoint_every": NOT_NEGATIVE,
+    "train.keep_checkpoints": POSITIVE,
+    "train.log_every": NOT_NEGATIVE,
+    "train.prefetch": NOT_NEGATIVE,
+}
+BELOW_ONE = ("model.dropout", "optim.momentum", "optim.beta1", "optim.beta2")  # 0 <= value < 1
+
+
+def validate(config: Config) -> None:
+    """Refuse a configuration that cannot be meant; UserError names key, value and what to type instead.
+
+    Looks at files only for `data.path` and `algorithm.teachers`.
+    """
+    values = dict(flatten(to_dict(config)))
+    for key, choices in CHOICES.items():
+        _in(values, key, choices)
+    for key, kind in REGISTERED.items():
+        _in(values, key, tuple(registry.names(kind)))
+    for key, bounds in RANGES.items():
+        _within(values, key, bounds)
+    for key in BELOW_ONE:
+        if key in values and not 0 <= values[key] < 1:
+            raise UserError(f"{key}={values[key]}: expected a number from 0 to below 1.")
+    _check_optim(config)
+    _check_algorithm(config)
+    _check_data(config)
+
+
+def _in(values: dict[str, Any], key: str, choices: tuple[str, ...]) -> None:
+    if key in values and values[key] not in choices:
+        raise UserError(f"{key}={values[key]}: {choose(str(values[key]), choices)}")
+
+
+def _within(values: dict[str, Any], key: str, bounds: tuple[float, float, bool]) -> None:
+    low, high, closed = bounds
+    value = values.get(key)
+    for number in value if isinstance(value, list) else [value]:
+        if number is None:
+            continue
+        inside = low <= number <= high if closed else low < number < high
+        if not inside or not math.isfinite(number):
+            above = f"{low} or more" if closed else f"more than {low}"
+            expected = above if high == math.inf else f"from {low} to {high}"
+            raise UserError(f"{key}={value}: expected a number {expected}.")
+
+
+def _check_optim(config: Config) -> None:
+    optim = config.optim
+    if (optim.schedule == "steps") != bool(optim.milestones):
+        raise UserError(f"optim.schedule={optim.schedule} with optim.milestones={optim.milestones}: `steps` needs "
+                        "milestones (in examples, as in optim.milestones=[100000,200000]), the others take none.")  # fmt: skip
+    if optim.milestones != sorted(set(optim.milestones)):
+        raise UserError(f"optim.milestones={optim.milestones}: expected rising numbers of examples.")
+    if optim.nesterov and optim.momentum == 0:
+        raise UserError("optim.nesterov=true needs momentum: add optim.momentum=0.9.")
+    for key in ("momentum", "nesterov"):
+        if getattr(optim, key) and optim.name != "sgd":
+            raise UserError(f"optim.{key}={getattr(optim, key)}: only optim=sgd has it, not optim={optim.name}.")
+
+
+def _check_algorithm(config: Config) -> None:
+    algorithm = config.algorithm
+    if algorithm.teacher == "peers" and config.num_groups < 2:
+        raise UserError(f"num_groups={config.num_groups}: algorithm={algorithm.name} needs peers to learn from, "
+                        "so at least 2 groups: num_groups=2.")  # fmt: skip
+    if algorithm.teacher == "fixed":
+        _check_teachers(algorithm.teachers)
+    elif algorithm.teachers:
+        raise UserError(f"algorithm.teachers={algorithm.teachers}: only algorithm=distill listens to finished runs "
+                        f"(algorithm.teacher=fixed, not {algorithm.teacher}).")  # fmt: skip
+    if algorithm.label_weight == 0 and (algorithm.teacher == "none" or algorithm.distill_weight == 0):
+        raise UserError("algorithm.label_weight=0 leaves nothing to learn: give the labels or a teacher some weight.")
+    if algorithm.label_weight == 0 and algorithm.burn_in > 0:
+        raise UserError(f"algorithm.label_weight=0 with algorithm.burn_in={algorithm.burn_in} leaves nothing to learn "
+                        "before the teacher is heard: add algorithm.burn_in=0.")  # fmt: skip
+
+
+def _check_teachers(teachers: list[str]) -> None:
+    if not teachers:
+        raise UserError("algorithm.teachers=[]: name the finished runs that teach: algorithm.teachers=[runs/A,runs/B].")
+    if len({str(Path(teacher).resolve()) for teacher in teachers}) < len(teachers):
+        raise UserError(f"algorithm.teachers={teachers}: a run is named twice.")
+    for teacher in teachers:
+        run = Run.open(teacher)
+        if not run.finished:
+            raise UserError(f"algorithm.teachers: {teacher} is not finished (state {run.status.get('state')}). "
+                            "Continue it first by its own `odist train` command.")  # fmt: skip
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    if data.name != "prepared":
+        if data.path is not None:
+            raise UserError(f"data.path={data.path}: only data=prepared reads a folder; add data=prepared.")
+        return
+    if data.path is None:
+        raise UserError("data=prepared needs data.path=FOLDER, a folder made by "
+                        f"`odist prepare {config.task.name} --input FILE --output FOLDER`.")  # fmt: skip
+    task = read_store(data.path).get("task")
+    if task != config.task.name:
+        raise UserError(f"data.path={data.path} was prepared for task={task}, not for task={config.task.name}.")
+
+
+def read_store(path: str) -> dict[str, Any]:
+    """The `store.json` of a prepared folder; UserError if `path` is none."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"data.path={path}: no such folder. `odist prepare` makes one.")
+    try:
+        return dict(json.loads((folder / "store.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"data.path={path}: not a prepared folder (it has no store.json). "
+                        "`odist prepare` makes one.") from None  # fmt: skip
+    except ValueError:
+        raise UserError(f"data.path={path}: its store.json cannot be read. Prepare the folder again.") from None
+
+
+def remarks(config: Config) -> list[str]:
+    """What is allowed but probably not meant, as sentences."""
+    examples = [config.train.max_examples] if config.train.max_examples is not None else []
+    if config.data.name == "synthetic":
+        examples.append(int(config.train.passes * config.task.synthetic.rows))
+    if config.algorithm.teacher not in ("none",) and examples and config.algorithm.burn_in >= min(examples):
+        return [
+            f"the teacher is never heard: algorithm.burn_in={config.algorithm.burn_in} examples, "
+            f"the run ends after {min(examples)}."
+        ]
+    return []
