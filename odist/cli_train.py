@@ -7,8 +7,11 @@ continues one run and never trains by its own rules. Worker code does not import
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import logging
 import os
+import platform
 import sys
 import time
 import traceback
@@ -18,23 +21,30 @@ from typing import Any
 
 from odist import launch
 from odist.cli_show import main_metric, result_line
+from odist.conf_folder import config_folder
 from odist.config import register
 from odist.errors import Interrupted, OdistError, UserError
 from odist.explain import explain
+from odist.provenance import process_start
 from odist.validate import remarks
 
 SWEEP_VARIABLE = "ODIST_SWEEP_DIR"  # read by conf/config.yaml; Hydra and its plug-ins write there
 FAILURES = "failures.jsonl"
 STOP_FILE = "stop"
-
-
-def config_folder() -> Path:
-    """The folder of conf/: inside the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise OdistError("The configuration folder conf/ is missing from this installation of odist; install it again.")
+ACTIVE = "active-"  # and host and process id
+SECONDS_TO_SAVE = 60.0
+FLAGS_WITH_VALUE = (
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+)
 
 
 class Job:
@@ -49,20 +59,37 @@ class Job:
         """Start or continue the run of a composed configuration; its main metric, for sweepers."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
+        from omegaconf import OmegaConf
 
         hydra = HydraConfig.get()
+        overrides = [str(text) for text in OmegaConf.to_container(hydra.overrides.task, resolve=False) or []]
         in_multirun = hydra.mode == RunMode.MULTIRUN
         try:
             if os.getpid() == self.stop.owner:
-                return self._train(composed, list(hydra.overrides.task), in_multirun)
-            with self.stop.listening():
-                return self._train(composed, list(hydra.overrides.task), in_multirun)
+                return self._train(composed, overrides, in_multirun)
+            with self.stop.listening(), self._marked_active():  # as with the joblib launcher
+                return self._train(composed, overrides, in_multirun)
         except Exception as error:
+            message = explain(error)
+            failure = UserError(message) if message is not None else error
             if not in_multirun:
-                self.failure = error
+                self.failure = failure
                 return None
-            self._record(error, " ".join(hydra.overrides.task))
-            raise
+            self._record(failure, " ".join(overrides))
+            if str(hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
+                return None  # it would only print the first failure once more
+            raise failure from None
+
+    @contextlib.contextmanager
+    def _marked_active(self) -> Iterator[None]:
+        """Let the command see that this process still works."""
+        self.sweep.mkdir(parents=True, exist_ok=True)
+        mark = self.sweep / f"{ACTIVE}{platform.node()}-{os.getpid()}"
+        mark.touch()
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
 
     def _train(self, composed: Any, overrides: list[str], in_multirun: bool) -> float | None:
         from omegaconf import OmegaConf
@@ -93,6 +120,7 @@ def train(arguments: list[str]) -> None:
     Raises UserError for anything wrong in the arguments, Interrupted, Diverged, and OdistError when
     jobs of a multirun failed.
     """
+    arguments = _flags_first(arguments)
     _refuse(arguments)
     sweep = _sweep_folder(arguments)
     stop = launch.Stop(sweep / STOP_FILE if _is_multirun(arguments) else None)
@@ -107,6 +135,7 @@ def train(arguments: list[str]) -> None:
                 raise
         except KeyboardInterrupt:
             stop.requested = True
+            _wait_for_jobs(sweep)
         except Exception as error:
             if not (sweep / FAILURES).is_file():
                 message = None if own_tracebacks else explain(error)
@@ -115,7 +144,7 @@ def train(arguments: list[str]) -> None:
                 raise UserError(message) from error
         finally:
             failures = _read_failures(sweep)
-            _tidy(sweep)
+            _tidy(sweep, stopped=stop.requested)
     if job.failure is not None:
         raise job.failure
     _end_multirun(failures, stopped=stop.requested)
@@ -131,6 +160,7 @@ def _hydra(job: Job) -> None:
 def _environment(arguments: list[str], sweep: Path) -> Iterator[None]:
     """Give Hydra its command line and settings, and take them back."""
     before, before_argv = dict(os.environ), sys.argv
+    logging.raiseExceptions = False  # Hydra prints help by logging: a closed pipe is no reason for tracebacks
     sys.argv = ["odist train", *arguments]
     os.environ[SWEEP_VARIABLE] = str(sweep)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what went wrong instead of printing it
@@ -143,6 +173,27 @@ def _environment(arguments: list[str], sweep: Path) -> Iterator[None]:
                 os.environ[name] = before[name]
             else:
                 os.environ.pop(name, None)
+
+
+def _flags_first(arguments: list[str]) -> list[str]:
+    """Hydra's parser wants its flags before all overrides; let them stand anywhere."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest: Iterator[str] = iter(arguments)
+    while (argument := next(rest, None)) is not None:
+        if not argument.startswith("-"):
+            overrides.append(argument)
+            continue
+        flags.append(argument)
+        if argument in FLAGS_WITH_VALUE:
+            flags += [value for value in [next(rest, None)] if value is not None]
+        elif argument in ("--info", "-i"):  # may have a value or none
+            following = next(rest, None)
+            if following is not None and "=" not in following and not following.startswith("-"):
+                flags.append(following)
+            elif following is not None:
+                rest = itertools.chain([following], rest)
+    return [*flags, *(["--"] if flags and overrides else []), *overrides]
 
 
 def _is_multirun(arguments: list[str]) -> bool:
@@ -185,10 +236,23 @@ def _read_failures(sweep: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _tidy(sweep: Path) -> None:
+def _wait_for_jobs(sweep: Path) -> None:
+    """After an interrupt, until the jobs in other processes have saved; those of a dead process do not count."""
+    deadline = time.monotonic() + SECONDS_TO_SAVE
+    while time.monotonic() < deadline:
+        marks = [path.name.removeprefix(ACTIVE).rpartition("-") for path in sweep.glob(f"{ACTIVE}*")]
+        if not any(host != platform.node() or process_start(int(pid)) is not None for host, _, pid in marks):
+            return
+        time.sleep(0.1)
+    print(f"some jobs have not saved within {SECONDS_TO_SAVE:.0f} s and may still run", file=sys.stderr)
+
+
+def _tidy(sweep: Path, *, stopped: bool) -> None:
     """Remove what is of no use after the end; results and logs of sweeper and launcher plug-ins stay."""
-    for name in ("multirun.yaml", STOP_FILE, FAILURES):
+    for name in ("multirun.yaml", FAILURES):
         (sweep / name).unlink(missing_ok=True)
+    if not (stopped and any(path.name != STOP_FILE for path in sweep.glob("*"))):
+        (sweep / STOP_FILE).unlink(missing_ok=True)  # else a launcher's queued jobs still have to see it
     for folder in (sweep, sweep.parent):
         with contextlib.suppress(OSError):  # not empty, or never made
             folder.rmdir()

@@ -41,7 +41,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _groups() -> list[str]:
-    return ["task", "data", "model", "optim", "algorithm", "exchange", "launch", "scale"]
+    return ["task", "data", "model", "optim", "algorithm", "exchange", "launch"]
 
 
 def _missing_choice(error: BaseException) -> str:
@@ -52,6 +52,8 @@ def _missing_choice(error: BaseException) -> str:
         return f"There is no preset for task-data-scale = {name}. {choose(name, options)}"
     if group == "size":
         return f"There are no layer sizes for model-data-scale = {name}. {choose(name, options)}"
+    if group.startswith("hydra/"):
+        return f"{group}={name}: {choose(name, options)} More come with plug-ins, such as hydra-joblib-launcher."
     if group and options:
         return f"{group}={name}: {choose(name, options)}"
     return _first_lines(str(error))

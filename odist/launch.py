@@ -21,11 +21,9 @@ from typing import Any
 
 from odist import provenance
 from odist.config import Config, config_hash, differences, load, to_dict
-from odist.errors import Diverged, Interrupted, OdistError, UserError
+from odist.errors import Diverged, Interrupted, UserError
 from odist.run import Run, write_atomically
 from odist.validate import read_store, validate
-
-ENDED = {1: OdistError, 2: UserError, 3: Diverged, 130: Interrupted}
 
 
 class Stop:
@@ -211,23 +209,24 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
         pid = os.getpid()
         run.set_status(pid=pid, pid_started=provenance.process_start(pid), host=platform.node())
         try:
-            code = _inline(run, stop)
+            _inline(run, stop)
         except UserError:
             if created and not any(run.checkpoint_root(group).exists() for group in range(config.num_groups)):
                 shutil.rmtree(run.path)  # refused before the first step: as if never started
             raise
+        except (Interrupted, Diverged) as error:
+            _record_end(run, error)
+            raise type(error)(f"{run.path}: {error}") from error
         except BaseException as error:
             _record_end(run, error)
             raise
-    if code != 0:
-        raise ENDED.get(code, OdistError)(f"{run.path}: ended with code {code}, state {run.status.get('state')}.")
     return run
 
 
-def _inline(run: Run, stop: Stop) -> int:
+def _inline(run: Run, stop: Stop) -> None:
     from odist import worker
 
-    return worker.main(run, stop=stop)
+    worker.main(run, stop=stop)
 
 
 def _record_continuation(run: Run, config: Config) -> None:

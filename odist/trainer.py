@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,13 +96,14 @@ class Trainer:
             done = step + 1
             self.teacher.publish(done, self.model)
             self._count_time(began)
+            heard = self.teacher.log()  # of the teacher that this step listened to
             yield done
             began = time.perf_counter()
             self.teacher.refresh(done, self.model)
             self._count_time(began)
             last = done == self.clock.num_steps
             if last or done % self.cadence.log == 0:
-                self._log_training(done)
+                self._log_training(done, heard)
             if last or _due(done, self.cadence.evaluate):
                 self._log_evaluation(done, rows=None if last else self.cadence.evaluate_rows)
             self.stopped = self.stop(done) and not last
@@ -134,7 +136,7 @@ class Trainer:
         self.seconds += elapsed
         self.window.seconds += elapsed
 
-    def _log_training(self, done: int) -> None:
+    def _log_training(self, done: int, heard: dict[str, Any]) -> None:
         window, self.window = self.window, Window()
         label = float(window.label) / window.count
         distillation = float(window.distillation) / window.soft_count if window.soft_count else None
@@ -149,7 +151,7 @@ class Trainer:
             grad_norm=self.optimizer.grad_norm(),
             lr=self.optimizer.last_lr,
             examples_per_second=round(window.examples / max(window.seconds, 1e-9), 1),
-            **self.teacher.log(),
+            **heard,
         )
         if not math.isfinite(label) or (distillation is not None and not math.isfinite(distillation)):
             raise Diverged(

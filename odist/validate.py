@@ -20,6 +20,7 @@ from odist.suggest import choose
 CHOICES = {
     "data.name": ("synthetic", "prepared"),
     "data.partition": ("same", "disjoint"),
+    "data.holdout": ("validation", "tuning"),
     "optim.name": ("adagrad", "sgd", "adam", "adamw"),
     "optim.schedule": ("constant", "cosine", "steps"),
     "algorithm.distill_loss": ("cross_entropy", "kl", "squared_logits"),
@@ -47,6 +48,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "seed": NOT_NEGATIVE,
     "data.seed": NOT_NEGATIVE,
     "data.max_rows": POSITIVE,
+    "data.parts": POSITIVE,
     "task.synthetic.rows": POSITIVE,
     "task.synthetic.validation_rows": POSITIVE,
     "task.synthetic.vocabulary": POSITIVE,
@@ -79,6 +81,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "train.max_examples": POSITIVE,
     "train.evaluate_every": NOT_NEGATIVE,
     "train.evaluate_rows": POSITIVE,
+    "train.evaluate_batch": POSITIVE,
     "train.checkpoint_every": NOT_NEGATIVE,
     "train.keep_checkpoints": POSITIVE,
     "train.log_every": NOT_NEGATIVE,
@@ -170,6 +173,9 @@ def _check_teachers(teachers: list[str]) -> None:
 
 def _check_data(config: Config) -> None:
     data = config.data
+    if data.parts is not None and (data.partition != "disjoint" or data.parts < config.num_groups):
+        raise UserError(f"data.parts={data.parts} with data.partition={data.partition} and num_groups={config.num_groups}: "
+                        "parts belong to data.partition=disjoint, at least one for every group.")  # fmt: skip
     if data.name != "prepared":
         if data.path is not None:
             raise UserError(f"data.path={data.path}: only data=prepared reads a folder; add data=prepared.")
@@ -201,7 +207,7 @@ def remarks(config: Config) -> list[str]:
     examples = [config.train.max_examples] if config.train.max_examples is not None else []
     if config.data.name == "synthetic":
         examples.append(int(config.train.passes * config.task.synthetic.rows))
-    if config.algorithm.teacher not in ("none",) and examples and config.algorithm.burn_in >= min(examples):
+    if config.algorithm.teacher in ("peers", "fixed") and examples and config.algorithm.burn_in >= min(examples):
         return [
             f"the teacher is never heard: algorithm.burn_in={config.algorithm.burn_in} examples, "
             f"the run ends after {min(examples)}."

@@ -75,7 +75,8 @@ def test_the_interval_is_the_delete_one_run_jackknife() -> None:
 def test_two_retrains_have_a_value_but_no_interval() -> None:
     predictions, _ = retrains(2)
     result = churn(predictions)
-    assert result.metrics["mean_abs_difference"] > 0 and result.metrics["mean_abs_difference_interval"] is None
+    assert result.metrics["mean_abs_difference"] > 0
+    assert result.metrics["mean_abs_difference_interval"] is None
     assert "third" in result.notes[0]
 
 
@@ -103,10 +104,13 @@ def test_slices_repeat_the_measure_within_each_value() -> None:
         inside = device == row["value"]
         pairs = combinations(predictions, 2)
         assert row["mean_abs_difference"] == pytest.approx(np.mean([np.abs(a - b)[inside].mean() for a, b in pairs]))
-        assert row["rows"] == ROWS // 2 and row["mean_abs_difference_interval"][0] < row["mean_abs_difference"]
+        assert row["rows"] == ROWS // 2
+        assert row["mean_abs_difference_interval"][0] < row["mean_abs_difference"]
     assert [row["value"] for row in result.slices["numbers"]] == list(range(1, 11))
     many = churn(predictions, slices={"id": np.arange(ROWS).astype(str)}).slices["id"]
-    assert len(many) == 50 and many[-1]["value"] == "other" and sum(row["rows"] for row in many) == ROWS
+    assert len(many) == 50
+    assert many[-1]["value"] == "other"
+    assert sum(row["rows"] for row in many) == ROWS
 
 
 def test_runs_are_compared_with_built_in_slices(tmp_path: Path) -> None:
@@ -114,7 +118,9 @@ def test_runs_are_compared_with_built_in_slices(tmp_path: Path) -> None:
     for seed, p in enumerate(predictions):
         make_run(tmp_path / f"s{seed}", p, targets, seed=seed)
     result = compare_retrains([tmp_path / f"s{seed}" for seed in range(3)])
-    assert result.names == ["s0", "s1", "s2"] and result.notes == [] and result.rows == ROWS
+    assert result.names == ["s0", "s1", "s2"]
+    assert result.notes == []
+    assert result.rows == ROWS
     assert set(result.slices) == {"decile", "label", "position"}
     assert [row["rows"] for row in result.slices["decile"]] == [ROWS // 10] * 10
     assert {row["value"]: row["rows"] for row in result.slices["label"]} == {0: (targets == 0).sum(), 1: targets.sum()}
@@ -132,7 +138,8 @@ def test_doubts_are_noted(tmp_path: Path) -> None:
     same, data, beyond = compare_retrains([tmp_path / "a", tmp_path / "b", tmp_path / "c"]).notes
     assert "Same seed (1): a, b" in same
     assert "data.seed" in data
-    assert "optim.lr (0.02, 0.5)" in beyond and "run.dir" not in beyond
+    assert "optim.lr (0.02, 0.5)" in beyond
+    assert "run.dir" not in beyond
 
 
 def test_other_rows_the_same_run_and_a_single_run_are_refused(tmp_path: Path) -> None:
@@ -166,7 +173,7 @@ def test_files_are_aligned_by_key(tmp_path: Path, suffix: str) -> None:
     assert [row["value"] for row in result.slices["site"]] == [0, 1, 2]
     with pytest.raises(UserError, match="disagree on the label"):
         compare_retrains(paths)
-    with pytest.raises(UserError, match="no slice 'sight'.*site"):
+    with pytest.raises(UserError, match=r"no slice 'sight'.*site"):
         compare_retrains(paths, key="id", slices=["sight"])
 
 

@@ -57,7 +57,9 @@ def test_binary_metrics_agree_with_scikit_learn_however_the_rows_are_batched() -
     assert result["mean_prediction"] == pytest.approx(np.average(p, weights=weights), rel=1e-12)
     assert result["base_rate"] == pytest.approx(np.average(targets, weights=weights), rel=1e-12)
     auc, bound = result["auc"], result["auc_error_bound"]
-    assert auc is not None and bound is not None and bound < 1e-4
+    assert auc is not None
+    assert bound is not None
+    assert bound < 1e-4
     assert abs(auc - sk.roc_auc_score(targets, p, sample_weight=weights)) <= bound + 1e-12
     assert result["rows"] == 3000
 
@@ -67,7 +69,8 @@ def test_a_coarse_score_histogram_stays_within_its_error_bound() -> None:
     coarse = BinaryMetrics(num_score_bins=64)
     coarse.update(logits, targets)
     result = coarse.result()
-    assert result["auc"] is not None and result["auc_error_bound"] is not None
+    assert result["auc"] is not None
+    assert result["auc_error_bound"] is not None
     error = abs(result["auc"] - sk.roc_auc_score(targets, logits))
     assert 0 < error <= result["auc_error_bound"]
 
@@ -106,17 +109,21 @@ def test_log_loss_of_extreme_logits_is_stable_and_nan_is_not_hidden() -> None:
     broken = BinaryMetrics()
     broken.update(np.array([0.0, np.nan, 1.0]), np.array([0.0, 1.0, 1.0]))
     result = broken.result()
-    assert math.isnan(result["log_loss"]) and math.isnan(result["auc"])  # type: ignore[arg-type]
+    assert math.isnan(result["log_loss"])
+    assert math.isnan(result["auc"])
 
 
 def test_one_class_and_no_rows_have_no_auc() -> None:
     one = BinaryMetrics()
     one.update(np.array([0.1, 2.0]), np.array([1.0, 1.0]))
-    assert one.result()["auc"] is None and one.result()["log_loss"] is not None
+    assert one.result()["auc"] is None
+    assert one.result()["log_loss"] is not None
     assert BinaryMetrics().result()["log_loss"] is None
     exact = binary_results(np.array([0.1, 0.2]), np.zeros(2))
-    assert exact["auc"] is None and exact["auc_interval"] is None
-    assert exact["accuracy"] == 1.0 and exact["accuracy_interval"][1] == 1.0
+    assert exact["auc"] is None
+    assert exact["auc_interval"] is None
+    assert exact["accuracy"] == 1.0
+    assert exact["accuracy_interval"][1] == 1.0
 
 
 def test_torch_tensors_are_accepted() -> None:
@@ -226,7 +233,8 @@ def test_intervals_of_means_agree_with_scipy() -> None:
     assert intervals.mean_interval(left) == pytest.approx(expected)
     welch = stats.ttest_ind(left, right, equal_var=False).confidence_interval(0.95)
     assert intervals.difference_interval(left, right) == pytest.approx([welch.low, welch.high])
-    assert intervals.mean_interval([0.4]) is None and intervals.difference_interval(left, [0.4]) is None
+    assert intervals.mean_interval([0.4]) is None
+    assert intervals.difference_interval(left, [0.4]) is None
 
 
 def test_the_jackknife_of_a_mean_is_the_t_interval_and_covers_a_churn_of_known_size() -> None:

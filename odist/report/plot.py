@@ -89,39 +89,51 @@ def draw_curves(axes: Axes, curves: Sequence[Curves], *, metric: str, x: str = "
 
     column = "step" if x == "steps" else x
     for index, system in enumerate(curves):
-        colour = style.COLOURS[index % len(style.COLOURS)]
+        colour, _, line = style.look(index)
         frames = [frame.dropna(subset=[metric]).drop_duplicates("step", keep="last") for frame in system.seeds]
         common = sorted(set.intersection(*(set(frame["step"]) for frame in frames)))
         if len(frames) == 1 or not common:
             for seed, frame in enumerate(frames):
                 label = system.label if seed == 0 else None
-                axes.plot(frame[column], frame[metric], color=colour, label=label)
+                axes.plot(frame[column], frame[metric], color=colour, linestyle=line, label=label)
             continue
         shared = [frame[frame["step"].isin(common)].sort_values("step") for frame in frames]
         values = np.stack([frame[metric].to_numpy(float) for frame in shared])
         where = np.stack([frame[column].to_numpy(float) for frame in shared]).mean(axis=0)
-        axes.plot(where, values.mean(axis=0), color=colour, label=f"{system.label} ({len(frames)} seeds)")
+        label = f"{system.label} ({len(frames)} seeds)"
+        axes.plot(where, values.mean(axis=0), color=colour, linestyle=line, label=label)
         axes.fill_between(where, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, linewidth=0)
-    axes.set_xlabel(X_LABELS[x])
-    axes.set_ylabel(METRIC_LABELS.get(metric, metric))
-    axes.legend()
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    style.finish(axes, x=X_LABELS[x], y=METRIC_LABELS.get(metric, metric))
 
 
 def draw_tradeoff(axes: Axes, frame: pd.DataFrame) -> None:
     """Draw loss against churn, one point a system with the intervals of both; see `plot_tradeoff`."""
     for index, row in enumerate(frame.to_dict("records")):
-        errors = {}
+        errors: dict[str, Any] = {}
         for axis, name in (("xerr", "churn"), ("yerr", "loss")):
             low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
             known = low is not None and high is not None and low == low and high == high  # neither None nor NaN
             errors[axis] = [[row[name] - low], [high - row[name]]] if known else None
-        colour = style.COLOURS[index % len(style.COLOURS)]
-        marker = style.MARKERS[index % len(style.MARKERS)]
-        axes.errorbar(row["churn"], row["loss"], **errors, fmt=marker, color=colour, capsize=3, label=row["system"])
-    axes.set_xlabel("mean |p₁ − p₂| between retrains")
-    axes.set_ylabel("validation loss (nats)")
+        colour, marker, _ = style.look(index)
+        axes.errorbar(
+            row["churn"],
+            row["loss"],
+            xerr=errors["xerr"],
+            yerr=errors["yerr"],
+            fmt=marker,
+            color=colour,
+            capsize=3,
+            label=row["system"],
+        )
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.margins(0.12)
-    axes.legend()
+    style.finish(axes, x="mean |p₁ − p₂| between retrains (lower: steadier)", y="validation loss (nats)")
 
 
 def plot_metric(runs: Sequence[Run], *, metric: str, output: Path, x: str = "examples") -> list[Path]:
@@ -143,7 +155,7 @@ def plot_metric(runs: Sequence[Run], *, metric: str, output: Path, x: str = "exa
     if not curves:
         known = ", ".join(_known_metrics(runs)) or "none yet"
         raise UserError(f"no run has the metric {metric!r}. They have: {known}.")
-    with style.panels(1) as (figure, [axes]):
+    with style.panels(1, systems=len(curves)) as (figure, [axes]):
         draw_curves(axes, curves, metric=metric, x=x)
         return style.save(figure, output)
 
@@ -154,7 +166,7 @@ def plot_tradeoff(frame: pd.DataFrame, *, output: Path) -> list[Path]:
     frame: one row a system with columns system, churn, loss, and churn_low, churn_high, loss_low,
         loss_high, which may be missing or empty where there is no interval
     """
-    with style.panels(1) as (figure, [axes]):
+    with style.panels(1, systems=len(frame)) as (figure, [axes]):
         draw_tradeoff(axes, frame)
         return style.save(figure, output)
 

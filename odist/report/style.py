@@ -9,17 +9,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by colour-blind readers, without the yellow that vanishes on white
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
-RC = {
+LINES = ("-", "--", ":")
+
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine has it
     "font.size": 9.0,
     "axes.spines.top": False,
@@ -36,14 +38,28 @@ RC = {
 }
 
 
+def look(index: int) -> tuple[str, str, str]:
+    """Colour, marker and line of the index-th system; no two are alike below 24."""
+    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], LINES[index // len(COLOURS) % len(LINES)]
+
+
+def finish(axes: Axes, *, x: str, y: str) -> None:
+    """Label the axes and put the legend below them, where it hides nothing."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.18), fontsize=8)
+
+
 @contextmanager
-def panels(count: int, *, rows: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure with `rows` times `count` axes, row by row, in the common style."""
+def panels(count: int, *, rows: int = 1, systems: int = 3) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure with `rows` times `count` axes, row by row, each with room for a legend of so many systems."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(RC):
-        figure = Figure(figsize=(4.8 * count, 3.6 * rows), dpi=150, layout="constrained")
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a matplotlibrc of the user's would change the bytes
+        mpl.rcParams.update(RC)
+        figure = Figure(figsize=(4.8 * count, (3.2 + 0.2 * systems) * rows), dpi=150, layout="constrained")
         yield figure, list(figure.subplots(rows, count, squeeze=False).ravel())
 
 

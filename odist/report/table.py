@@ -34,10 +34,10 @@ def estimate(value: float | None, interval: Sequence[float] | None = None, *, si
 
 
 def count(value: float | None) -> str:
-    """A count in full with spaces between thousands, or in powers of ten from 10^9 on."""
+    """A count in full with spaces between thousands; powers of ten from 10^9 on, three digits below 100."""
     if value is None:
         return ABSENT
-    return f"{value:.3g}" if value >= 1e9 else f"{round(value):,}".replace(",", " ")
+    return f"{value:.3g}" if value >= 1e9 or value < 100 else f"{round(value):,}".replace(",", " ")
 
 
 def markdown_table(columns: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> str:

@@ -55,7 +55,8 @@ class Peers:
         self.burn_in = burn_in
         self.num_steps = num_steps
         self.snapshots: dict[int, Snapshot] = {}  # in use, by peer
-        self._now = 0
+        self._now = 0  # completed steps at the last refresh
+        self._heard_at = 0  # the step that last used the snapshots
 
     def publish(self, step: int, model: nn.Module) -> None:
         heard_until = step + (self.lag + 1) * self.interval
@@ -85,13 +86,14 @@ class Peers:
         self.snapshots[snapshot.group] = snapshot
 
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
+        self._heard_at = step
         return None if step < self.burn_in else self.panel.predict(step, worker, batch)
 
     def log(self) -> dict[str, Any]:
         if not self.snapshots:
             return {"teacher_age_steps": None, "teacher_age_seconds": None}
         return {
-            "teacher_age_steps": self._now - min(snapshot.step for snapshot in self.snapshots.values()),
+            "teacher_age_steps": self._heard_at - min(snapshot.step for snapshot in self.snapshots.values()),
             "teacher_age_seconds": round(time.time() - min(s.time for s in self.snapshots.values()), 3),
         }
 

@@ -1,0 +1,235 @@
+"""The command line: `odist train|eval|churn|plot|prepare|reproduce|runs`.
+
+Parses words and prints; everything else is imported by the verb that needs it, so that `odist --help` and tab
+completion load neither torch nor Hydra.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from odist import __version__
+from odist.cli_prepare import prepare_app
+from odist.errors import OdistError, UserError
+
+app = typer.Typer(
+    name="odist",
+    help="Online distillation (codistillation) beside its rivals: train, evaluate, compare, reproduce.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(prepare_app, name="prepare")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+class Split(StrEnum):
+    """Parts of the data."""
+
+    validation = "validation"
+    train = "train"
+
+
+class Axis(StrEnum):
+    """Horizontal axes of learning curves."""
+
+    examples = "examples"
+    steps = "steps"
+    seconds = "seconds"
+
+
+class Scale(StrEnum):
+    """Sizes of an experiment, see conf/scale."""
+
+    smoke = "smoke"
+    small = "small"
+    paper = "paper"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"odist {__version__}")
+        raise typer.Exit
+
+
+def _overrides(incomplete: str) -> list[str]:
+    from odist.completion import complete_overrides
+
+    return complete_overrides(incomplete)
+
+
+def _recipes(incomplete: str) -> list[str]:
+    from odist.report.recipe import recipe_folders
+
+    return [path.stem for folder in recipe_folders() for path in sorted(folder.glob(f"{incomplete}*.yaml"))]
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    options_metavar="",
+)
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE ...", help="See odist train --help.", autocompletion=_overrides),
+    ] = None,
+) -> None:
+    """Train, or continue, one run: odist train algorithm=codistill seed=1. With -m every combination of a,b,c."""
+    from odist.cli_train import train
+
+    train(list(overrides or []))
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Another prepared folder, made with --like.")] = None,
+    split: Annotated[Split, typer.Option(help="Part of the data.")] = Split.validation,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the predictions to a .csv or .parquet file.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Evaluate a run's newest checkpoint, with confidence intervals."""
+    from odist.run import Run
+
+    if output is not None and output.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--output {output}: expected a name that ends in .csv or .parquet.")
+    opened = Run.open(run)
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data {data}: no such folder. `odist prepare` makes one.")
+    from odist import worker
+    from odist.cli_show import as_json, print_metrics
+
+    results = worker.evaluate(opened, split=split.value, data=data, output=output)
+    if json:
+        print(as_json(results))
+        return
+    print(f"{opened.path}: {split.value} part of {data or 'its own data'}, step {results.get('step')}")
+    print_metrics({name: value for name, value in results.items() if name != "step"})
+    if output is not None:
+        print(f"predictions: {output}")
+
+
+@app.command()
+def churn(
+    retrains: Annotated[list[Path], typer.Argument(metavar="RUN_OR_FILE ...", help="Run folders, CSV or Parquet.")],
+    split: Annotated[Split, typer.Option(help="Part of the data, for run folders.")] = Split.validation,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Decision whose flips are counted.")] = 0.5,
+    column: Annotated[str | None, typer.Option(help="Column of probabilities, for files.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column of labels, for files.")] = None,
+    key: Annotated[str | None, typer.Option(help="Column that names the rows, for files.")] = None,
+    slices: Annotated[
+        list[str] | None, typer.Option("--slice", help="decile, label, position, or a column of the first file.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare retrains of one system: how far predictions move when it is only trained again."""
+    from odist.cli_show import as_json, print_churn
+    from odist.retrains import compare_retrains
+
+    result = compare_retrains(
+        retrains, split=split.value, column=column, target=target, key=key, slices=slices or (), threshold=threshold
+    )
+    if json:
+        print(as_json(result.to_dict()))
+    else:
+        print_churn(result)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Run folders, or folders of them.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the figures go.")] = Path("plots"),
+    metric: Annotated[list[str] | None, typer.Option(help="Metric to draw; repeat for several.")] = None,
+    x: Annotated[Axis, typer.Option(help="Horizontal axis.")] = Axis.examples,
+) -> None:
+    """Draw learning curves of runs, and loss against churn where there are retrains."""
+    from odist.report.plot import plot_runs
+    from odist.run import Run
+
+    found: list[Run] = []
+    for path in runs:
+        inside = list(Run.find(path))
+        found += inside or [Run.open(path)]
+    for figure in plot_runs(found, output=output, metrics=metric or None, x=x.value):
+        print(figure)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe, or its file.", autocompletion=_recipes)],
+    scale: Annotated[Scale | None, typer.Option(help="Size of the experiment [default: the recipe's].")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time [default: one per core].")] = None,
+    data_path: Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared folder for real data.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Only make the report again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and do nothing.")] = False,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the report goes.")] = Path("reports"),
+    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the runs go.")] = Path("runs"),
+) -> None:
+    """Train every run of a recipe that is missing, then write its table and figure."""
+    from odist.reproduce import reproduce
+
+    reproduce(
+        name,
+        scale=None if scale is None else scale.value,
+        output=output,
+        runs_dir=runs_dir,
+        jobs=jobs or _cores(),
+        data_path=data_path,
+        dry_run=dry_run,
+        only_report=report_only,
+    )
+
+
+@app.command("runs")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of runs.")] = Path("runs"),
+    json: JsonOption = False,
+) -> None:
+    """List the runs below a folder."""
+    from odist.cli_show import as_json, print_runs, run_row
+    from odist.run import Run
+
+    if not folder.is_dir() and folder != Path("runs"):
+        raise UserError(f"{folder}: no such folder.")
+    rows = [run_row(run) for run in Run.find(folder)]
+    if json:
+        print(as_json(rows))
+    elif rows:
+        print_runs(rows)
+    else:
+        print(f"{folder}: no runs yet. `odist train` makes one.")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main() -> Any:
+    """Run the command line; errors end it with their exit code and one message."""
+    try:
+        app(prog_name="odist")
+    except OdistError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""`odist prepare`: raw files to the memory-mapped folder that `data=prepared data.path=...` reads."""
+
+from __future__ import annotations
+
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+PLAIN_SECONDS = 5.0  # between two lines off a terminal
+
+prepare_app = typer.Typer(help="Turn raw files into a folder that training reads.", no_args_is_help=True)
+
+
+class SplitBy(StrEnum):
+    """How the validation part is chosen."""
+
+    time = "time"
+    random = "random"
+
+
+class BadRows(StrEnum):
+    """What happens to rows that cannot be read."""
+
+    refuse = "refuse"
+    skip = "skip"
+
+
+class Format(StrEnum):
+    """How rows are written in the input."""
+
+    auto = "auto"
+    tsv = "tsv"
+    csv = "csv"
+    parquet = "parquet"
+
+
+@prepare_app.callback()
+def _prepare() -> None:
+    pass
+
+
+@prepare_app.command()
+def criteo(
+    inputs: Annotated[
+        list[str], typer.Option("--input", metavar="FILE", help="File, folder or pattern; plain or gzip; repeat.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
+    like: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Use the fitted parts of this prepared folder.")
+    ] = None,
+    buckets: Annotated[int | None, typer.Option(min=1, help="Embedding rows in all, by hashing.")] = None,
+    split: Annotated[SplitBy | None, typer.Option(help="Validation part: the last rows, or random ones.")] = None,
+    validation_fraction: Annotated[float | None, typer.Option(min=0, max=1, help="Share of validation rows.")] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Seed of --split random.")] = None,
+    min_count: Annotated[
+        int | None, typer.Option(min=0, help="Values seen less often in training become one rare value; 0: off.")
+    ] = None,
+    bad_rows: Annotated[BadRows | None, typer.Option(help="Rows that cannot be read.")] = None,
+    input_format: Annotated[Format | None, typer.Option("--format", help="Format of the input.")] = None,
+) -> None:
+    """Prepare Criteo display advertising rows: hashed categories, log-transformed numbers.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    from odist.launch import Stop
+    from odist.prepare.criteo import CriteoOptions, prepare_criteo
+
+    given: dict[str, Any] = {
+        "buckets": buckets,
+        "split": split,
+        "validation_fraction": validation_fraction,
+        "split_seed": split_seed,
+        "min_count": min_count,
+        "bad_rows": bad_rows,
+        "format": input_format,
+    }
+    options = {name: getattr(value, "value", value) for name, value in given.items() if value is not None}
+    with Stop().listening() as stop, PrepareProgress() as progress:
+        report = prepare_criteo(
+            inputs, output=output, like=like, options=CriteoOptions(**options), progress=progress.update, stop=stop
+        )
+    print(report)
+
+
+class PrepareProgress:
+    """A bar on a terminal, a line every few seconds elsewhere; both on standard error."""
+
+    def __init__(self) -> None:
+        self._bars: Any = None
+        self._task: Any = None
+        self._last = time.monotonic()
+
+    def __enter__(self) -> PrepareProgress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (BarColumn(), DownloadColumn(), TextColumn("{task.fields[rows]} rows"), TimeRemainingColumn())
+            self._bars = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bars.add_task("", total=None, rows="0")
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def update(self, done: int, total: int, rows: int) -> None:
+        """Show `done` of `total` bytes of input and the rows so far."""
+        if self._bars is not None:
+            self._bars.update(self._task, completed=done, total=total or None, rows=f"{rows:,}")
+        elif time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            share = f"{100 * done / total:.0f} %" if total else "?"
+            print(f"{share} of {total / 1e6:,.0f} MB, {rows:,} rows", file=sys.stderr, flush=True)

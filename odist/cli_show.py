@@ -1,0 +1,165 @@
+"""What the command line prints about runs: lines, tables and JSON. Reads run folders; computes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from odist.launch import trained_by
+from odist.run import Run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from odist.churn import ChurnResult
+
+MAIN_METRICS = ("log_loss", "cross_entropy")  # the first that a run has
+SHOWN_METRICS = (*MAIN_METRICS, "excess_log_loss", "auc", "accuracy", "top1")
+
+
+def main_metric(results: Mapping[str, Any]) -> float | None:
+    """The number by which runs of a task are compared, lower is better."""
+    metrics = results.get("metrics", results)
+    return next((metrics[name] for name in MAIN_METRICS if metrics.get(name) is not None), None)
+
+
+def number(value: Any) -> str:
+    """A value for a table cell."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.5g}" if abs(value) < 1e-3 and value != 0 else f"{value:.5f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """A confidence interval for a table cell."""
+    return "-" if bounds is None else f"{number(float(bounds[0]))} to {number(float(bounds[1]))}"
+
+
+def as_json(content: Any) -> str:
+    """JSON for programs; numbers that are not finite become null."""
+    return json.dumps(_finite(content), indent=1)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def result_line(run: Run) -> str:
+    """One line with the numbers of a finished run."""
+    results = run.results
+    shown = [f"{name} {number(results['metrics'][name])}" for name in SHOWN_METRICS if name in results["metrics"]]
+    return f"{run.path}: finished after {results.get('steps', '?')} steps; {results['split']} {', '.join(shown)}"
+
+
+def state_of(run: Run) -> str:
+    """The state of a run; `interrupted` where the process that trained it is gone."""
+    status = run.status
+    state = str(status.get("state", "unknown"))
+    here = status.get("host", platform.node()) == platform.node()
+    return "interrupted" if state == "running" and here and trained_by(run) is None else state
+
+
+def run_row(run: Run) -> dict[str, Any]:
+    """What `odist runs` says of one run."""
+    config, status = run.config, run.status
+    metrics = run.results["metrics"] if (run.path / "results.json").is_file() else {}
+    metric = next((name for name in MAIN_METRICS if metrics.get(name) is not None), None)
+    return {
+        "path": str(run.path),
+        "name": run.name,
+        "task": config.get("task", {}).get("name"),
+        "algorithm": config.get("algorithm", {}).get("name"),
+        "num_groups": config.get("num_groups"),
+        "seed": config.get("seed"),
+        "state": state_of(run),
+        "step": status.get("step"),
+        "num_steps": status.get("num_steps"),
+        "metric": metric,
+        "value": metrics.get(metric) if metric else None,
+        "metrics": metrics,
+        "updated": status.get("updated"),
+    }
+
+
+def age(updated: float | None) -> str:
+    """Time since `updated` (unix seconds) in its largest unit."""
+    if updated is None:
+        return "-"
+    seconds = max(0.0, time.time() - updated)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} s"
+
+
+def print_runs(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print the table of runs."""
+    columns = ["run", "task", "algorithm", "groups", "seed", "state", "step", "metric", "age"]
+    table = _table(columns, right={"groups", "seed", "step", "age"})
+    for row in rows:
+        steps = f"{row['step'] or 0}/{row['num_steps'] or '?'}"
+        metric = f"{row['metric']} {number(row['value'])}" if row["metric"] else "-"
+        cells = [row["path"], row["task"], row["algorithm"], row["num_groups"], row["seed"], row["state"], steps]
+        table.add_row(*(str(cell) for cell in cells), metric, age(row["updated"]))
+    _print(table)
+
+
+def print_metrics(results: Mapping[str, Any]) -> None:
+    """Print metrics with their intervals."""
+    table = _table(["metric", "value", "95 % interval"], right={"value"})
+    for name, value in results.items():
+        if name.endswith("_interval") or not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        table.add_row(name, number(value), interval(results.get(f"{name}_interval")))
+    _print(table)
+
+
+def print_churn(result: ChurnResult) -> None:
+    """Print churn: the measures, the runs, the slices, then what to know before believing them."""
+    pairs = len(result.pairs)
+    print(f"{len(result.names)} retrains, {pairs} {'pair' if pairs == 1 else 'pairs'}, {result.rows:,} rows")
+    print_metrics(result.metrics)
+    if len(result.runs[0]) > 1:
+        names = [name for name in result.runs[0] if name != "name"]
+        table = _table(["retrain", *names], right=set(names))
+        for row in result.runs:
+            table.add_row(str(row["name"]), *(number(row[name]) for name in names))
+        _print(table)
+    for name, rows in result.slices.items():
+        table = _table([name, "rows", "mean_abs_difference", "95 % interval"], right={"rows", "mean_abs_difference"})
+        for row in rows:
+            bounds = interval(row["mean_abs_difference_interval"])
+            table.add_row(str(row["value"]), f"{row['rows']:,}", number(row["mean_abs_difference"]), bounds)
+        _print(table)
+    if any(value is None for key, value in result.metrics.items() if key == "mean_abs_difference_interval"):
+        print("no interval: it takes three retrains or more")
+    for note in result.notes:
+        print(f"note: {note}")
+
+
+def _table(columns: Sequence[str], *, right: set[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=index > 0)
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+    console.print(table)

@@ -1,0 +1,89 @@
+"""Tab completion of `odist train`: groups with their choices, keys with their values.
+
+Reads file names of conf/ and the schema; imports no Hydra, so that a tab answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import typing
+from pathlib import Path
+
+from odist.config import MODEL_CONFIGS, Config, ModelConfig, known_keys
+
+GROUPS = ("task", "algorithm", "data", "scale", "model", "optim", "exchange", "launch")  # those a user chooses from
+
+
+def complete_overrides(incomplete: str) -> list[str]:
+    """Candidates for the word under the cursor.
+
+    Bash cuts a word at `=` and replaces only what follows, so there the part after it is returned;
+    other shells get whole words.
+    """
+    from odist.conf_folder import config_folder
+
+    typed, cut = _word(incomplete)
+    found = candidates(typed, conf=config_folder())
+    return [candidate.partition("=")[2] for candidate in found] if cut else found
+
+
+def _word(incomplete: str) -> tuple[str, bool]:
+    """The whole word under the cursor, and whether the shell has cut it at `=`."""
+    if "COMP_WORDS" not in os.environ:
+        return incomplete, False
+    words = os.environ["COMP_WORDS"].split()
+    place = int(os.environ.get("COMP_CWORD", len(words)))
+    current = words[place] if place < len(words) else ""
+    if current == "=" and place >= 1:
+        return f"{words[place - 1]}=", True
+    if place >= 2 and words[place - 1] == "=":
+        return f"{words[place - 2]}={current}", True
+    return current, False
+
+
+def candidates(typed: str, *, conf: Path) -> list[str]:
+    """Words that begin with `typed`: GROUP=CHOICE, KEY=VALUE, or keys; several choices after commas."""
+    key, sign, value = typed.partition("=")
+    if sign:
+        begun, comma, last = value.rpartition(",")
+        return [f"{key}={begun}{comma}{choice}" for choice in choices(key, conf=conf) if choice.startswith(last)]
+    groups = [group for group in GROUPS if group.startswith(typed)]
+    keys = [name for name in known_keys() if name.startswith(typed)]
+    if len(groups) == 1 and typed:
+        # A single candidate would be ended by a blank, and the choice has to follow at once.
+        return [f"{groups[0]}={choice}" for choice in choices(groups[0], conf=conf)]
+    if "." not in typed:
+        nodes = dict.fromkeys(name.partition(".")[0] + "." for name in keys if "." in name)
+        keys = [name for name in keys if "." not in name]
+        return [*(f"{group}=" for group in groups), *(f"{name}=" for name in keys), *nodes]
+    if len(keys) == 1:
+        values = choices(keys[0], conf=conf)
+        return [f"{keys[0]}={value}" for value in values] if values else [f"{keys[0]}=", f"{keys[0]}=VALUE"]
+    return [f"{name}=" for name in keys]
+
+
+def choices(key: str, *, conf: Path) -> list[str]:
+    """What may follow `key=`, where that is a list."""
+    from odist.validate import CHOICES, REGISTERED
+
+    key = key.lstrip("+~")
+    if (conf / key).is_dir() and key in GROUPS:
+        return sorted(path.stem for path in (conf / key).glob("*.yaml"))
+    if key in CHOICES:
+        return list(CHOICES[key])
+    if key in REGISTERED:
+        from odist import registry
+
+        return list(registry.names(REGISTERED[key]))
+    return ["true", "false"] if _kind(key) is bool else []
+
+
+def _kind(key: str) -> object:
+    """The type of a dotted key; None if there is no such key."""
+    kinds: list[typing.Any] = [Config]
+    for name in key.split("."):
+        hints = [typing.get_type_hints(kind).get(name) for kind in kinds if isinstance(kind, type)]
+        kinds = [hint for hint in hints if hint is not None]
+        if ModelConfig in kinds:
+            kinds = list(MODEL_CONFIGS.values())
+    return kinds[0] if kinds else None

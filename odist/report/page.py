@@ -1,0 +1,308 @@
+"""A recipe's report: page, table, figure and manifest, made from its folder alone.
+
+    reports/NAME/recipe.yaml     the recipe as it was           runs/*.json   one record a run
+                 NAME.md NAME.csv NAME.png NAME.svg manifest.json         made from those two
+
+The same folder gives the same bytes, wherever it lies and whenever it is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from odist.churn import PAIR_METRICS
+from odist.errors import UserError
+from odist.report import style
+from odist.report.plot import Curves, draw_curves, draw_tradeoff
+from odist.report.recipe import Recipe, parse_recipe
+from odist.report.record import read_records
+from odist.report.summary import COSTS, SystemSummary, Verdict, judge, retrains_by_system, summarise
+from odist.report.table import ABSENT, count, csv_table, estimate, markdown_table
+from odist.run import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAMES = {
+    "log_loss": "log loss",
+    "excess_log_loss": "excess log loss",
+    "cross_entropy": "cross-entropy",
+    "auc": "AUC",
+    "calibration_error": "calibration error",
+    "brier": "Brier score",
+    "mean_abs_difference": "churn",
+    "root_mean_square": "churn (root mean square)",
+    "relative_difference": "relative difference",
+    "rank_correlation": "rank correlation",
+}
+COST_NAMES = {
+    "examples_per_model": "examples per model",
+    "total_examples": "examples in all",
+    "distinct_examples": "distinct examples",
+    "flops": "FLOPs",
+    "seconds": "seconds",
+}
+PAPER_METRICS = ("log_loss", "mean_abs_difference")
+
+
+def build_report(folder: Path, *, name: str) -> list[Path]:
+    """Write page, table, figure and manifest of the records in `folder`; the paths written.
+
+    name: the recipe's, and the base name of the files
+    UserError when the folder holds no recipe or no record.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder}: no report of a recipe (it has no recipe.yaml). `odist reproduce {name}` makes it.")
+    recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), name=name)
+    records = read_records(folder / "runs")
+    if not records:
+        raise UserError(f"{folder / 'runs'}: no records of finished runs. `odist reproduce {name}` trains them.")
+    summaries = summarise(list(records.values()), recipe)
+    retrains = retrains_by_system(list(records.values()), recipe)
+    verdicts = {
+        variant: [judge(claim, left=retrains.get((variant, claim.left)), right=retrains.get((variant, claim.right)))
+                  for claim in recipe.claims]
+        for variant in recipe.variants
+    }  # fmt: skip
+    written = _draw(folder / name, recipe=recipe, summaries=summaries, records=list(records.values()))
+    texts = {
+        f"{name}.md": _page(recipe, summaries=summaries, verdicts=verdicts, records=records),
+        f"{name}.csv": csv_table([_csv_row(recipe, summary) for summary in summaries]),
+    }
+    for file, text in texts.items():
+        write_atomically(folder / file, text)
+        written.append(folder / file)
+    manifest = _manifest(recipe, records=records, files=sorted(written), verdicts=verdicts)
+    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    return [*written, folder / "manifest.json"]
+
+
+def command_of(recipe: Recipe, records: Mapping[str, Mapping[str, Any]]) -> str:
+    """What to type to make the report again."""
+    scale = next(iter(records.values()))["scale"]
+    needed = {
+        layer.needs for key, layer in recipe.variants.items() if any(r["variant"] == key for r in records.values())
+    }
+    options = "".join(f" --{need.replace('_', '-')} DIR" for need in sorted(need for need in needed if need))
+    return f"odist reproduce {recipe.name} --scale {scale}{options}"
+
+
+def _page(
+    recipe: Recipe,
+    *,
+    summaries: Sequence[SystemSummary],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    records: Mapping[str, Mapping[str, Any]],
+) -> str:
+    parts = [f"# {recipe.title}\n", *([recipe.description + "\n"] if recipe.description else [])]
+    parts.append(f"Made from the records in `runs/` by\n\n    {command_of(recipe, records)}\n")
+    parts.append(f"![Loss against churn, and learning curves]({recipe.name}.svg)\n")
+    for variant, layer in recipe.variants.items():
+        own = [summary for summary in summaries if summary.variant == variant]
+        if variant:
+            parts.append(f"## {layer.label or variant}\n")
+        if not own:
+            needed = f" It needs `--{layer.needs.replace('_', '-')}`." if layer.needs else ""
+            parts.append(f"Not run.{needed}\n")
+            continue
+        parts += _variant_parts(recipe, own, verdicts[variant], scale=next(iter(records.values()))["scale"])
+        notes = _notes(recipe, [record for record in records.values() if record["variant"] == variant])
+        parts += [f"Note: {note}\n" for note in notes]
+    parts.append("## How to read it\n")
+    parts.append(
+        "Metrics are means over seeds with Student's 95 % interval. Churn is the mean of |p1 - p2| over validation rows "
+        "and all pairs of retrains, with the delete-one-run jackknife 95 % interval; no interval below three retrains. "
+        "A claim holds, or does not, when the interval of the difference over common seeds lies wholly on one side; "
+        "otherwise it is not resolved. The paper gives the mean of five repeats and half their range.\n"
+    )
+    parts.append("## Where it ran\n")
+    parts += [f"- {line}" for line in _surroundings(records)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _variant_parts(
+    recipe: Recipe, summaries: Sequence[SystemSummary], verdicts: Sequence[Verdict], *, scale: str
+) -> list[str]:
+    metrics = [name for name in recipe.metrics if any(name in s.metrics or name in s.churn for s in summaries)]
+    columns = {"label": "system", "seeds": "retrains"}
+    columns |= {name: NAMES.get(name, name.replace("_", " ")) for name in metrics}
+    columns["ratio"] = f"churn / {recipe.systems[recipe.reference].label}"
+    rows = []
+    for summary in summaries:
+        row = {"label": recipe.systems[summary.system].label, "seeds": str(len(summary.seeds))}
+        row |= {name: estimate(*(summary.metrics | summary.churn).get(name, (None, None))) for name in metrics}
+        row["ratio"] = "1" if summary.system == recipe.reference else estimate(*summary.ratio)
+        rows.append(row)
+    parts = [markdown_table(columns, rows)]
+    if any(recipe.systems[summary.system].paper for summary in summaries):
+        parts.append("Beside the paper's:\n")
+        parts.append(_paper_table(recipe, summaries))
+    parts.append("Cost of one run (mean over retrains):\n")
+    costs = [{"label": recipe.systems[s.system].label} | {name: count(s.costs[name]) for name in COSTS}
+             for s in summaries]  # fmt: skip
+    parts.append(markdown_table({"label": "system"} | COST_NAMES, costs))
+    if verdicts:
+        parts.append("Claims:\n")
+        parts += [_verdict_line(recipe, verdict) for verdict in verdicts]
+        parts.append("")
+    planned = recipe.seeds_at(scale) if scale in recipe.scales else recipe.seeds
+    missing = [f"{name}-s{seed}" for name in recipe.systems for seed in planned
+               if not any(s.system == name and seed in s.seeds for s in summaries)]  # fmt: skip
+    if missing:
+        parts.append(f"Missing runs: {', '.join(missing)}.\n")
+    return parts
+
+
+def _paper_table(recipe: Recipe, summaries: Sequence[SystemSummary]) -> str:
+    names = [name for name in (*recipe.metrics, *PAIR_METRICS) if any(name in s.paper for s in recipe.systems.values())]
+    columns, rows = {"label": "system"}, []
+    for name in dict.fromkeys(names):
+        columns |= {name: f"{NAMES.get(name, name)}, here", f"{name}_paper": f"{NAMES.get(name, name)}, paper"}
+    for summary in summaries:
+        system, ours = recipe.systems[summary.system], summary.metrics | summary.churn
+        row = {"label": system.label}
+        for name in dict.fromkeys(names):
+            row[name] = estimate(*ours.get(name, (None, None)))
+            row[f"{name}_paper"] = _paper_text(system.paper.get(name))
+        rows.append(row)
+    return markdown_table(columns, rows)
+
+
+def _paper_text(value: Any) -> str:
+    if value is None:
+        return ABSENT
+    return f"{value[0]} ± {value[1]}" if isinstance(value, list) else str(value)
+
+
+def _verdict_line(recipe: Recipe, verdict: Verdict) -> str:
+    claim = verdict.claim
+    left, right = (recipe.systems[side].label for side in (claim.left, claim.right))
+    factor = "" if claim.factor == 1 else f"{claim.factor:g} × "
+    relation = f"within {claim.margin:g} of" if claim.relation == "within" else claim.relation
+    name = NAMES.get(claim.metric, claim.metric.replace("_", " "))
+    if verdict.difference is None:
+        why = "a run or the metric is missing"
+    else:
+        why = (
+            f"difference {estimate(verdict.difference, verdict.interval, sign=True)}, {verdict.num_seeds} common seeds"
+        )
+    return f"- **{verdict.verdict}**: {claim.text} ({name} of {left} {relation} {factor}{right}: {why}.)"
+
+
+def _notes(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    notes = []
+    if len({record["predicted_rows"] for record in records}) > 1:
+        notes.append("the systems were not evaluated on the same rows, so their losses are not comparable.")
+    if len({record["env"].get("source_hash") for record in records}) > 1:
+        notes.append("the runs were made by different versions of the source (see manifest.json).")
+    return notes
+
+
+def _surroundings(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    machines: dict[str, int] = {}
+    for record in records.values():
+        hardware = record["env"].get("hardware") or {}
+        text = ", ".join(str(part) for part in (
+            hardware.get("cpu"), f"{hardware.get('cores')} cores", f"{hardware.get('memory_gb')} GB",
+            hardware.get("gpu") or "no GPU") if part)  # fmt: skip
+        machines[text] = machines.get(text, 0) + 1
+    lines = [f"{text}: {number} runs" for text, number in sorted(machines.items())]
+    versions = {
+        f"{key} {value}" for record in records.values() for key, value in (record["env"].get("versions") or {}).items()
+    }
+    commits = sorted({str(record["env"].get("commit")) for record in records.values()})
+    return [*lines, f"versions: {', '.join(sorted(versions)) or 'unknown'}", f"commit: {', '.join(commits)}"]
+
+
+def _csv_row(recipe: Recipe, summary: SystemSummary) -> dict[str, Any]:
+    row: dict[str, Any] = {"variant": summary.variant} if any(recipe.variants) else {}
+    row |= {"system": summary.system, "retrains": len(summary.seeds)}
+    for name, (value, interval) in {**summary.metrics, **summary.churn, "churn_ratio": summary.ratio}.items():
+        low, high = interval or (None, None)
+        row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    for name, paper in recipe.systems[summary.system].paper.items():
+        value, spread = paper if isinstance(paper, list) else (paper, None)
+        row |= {f"{name}_paper": value, f"{name}_paper_half_range": spread}
+    return row | summary.costs
+
+
+def _draw(
+    base: Path, *, recipe: Recipe, summaries: Sequence[SystemSummary], records: Sequence[Mapping[str, Any]]
+) -> list[Path]:
+    """One row of panels a variant: loss against churn, and the learning curves of the first metric."""
+    variants = [variant for variant in recipe.variants if any(s.variant == variant for s in summaries)]
+    metric = recipe.metrics[0]
+    with style.panels(2, rows=len(variants), systems=len(recipe.systems)) as (figure, axes):
+        for index, variant in enumerate(variants):
+            own = [summary for summary in summaries if summary.variant == variant]
+            tradeoff, curves = axes[2 * index], axes[2 * index + 1]
+            _draw_tradeoff(tradeoff, recipe, own, metric)
+            _draw_curves(curves, recipe, [record for record in records if record["variant"] == variant], metric)
+            if variant:
+                tradeoff.set_title(recipe.variants[variant].label or variant)
+        return style.save(figure, base)
+
+
+def _draw_tradeoff(axes: Axes, recipe: Recipe, summaries: Sequence[SystemSummary], metric: str) -> None:
+    import pandas as pd
+
+    rows = []
+    for summary in summaries:
+        if metric in summary.metrics and "mean_abs_difference" in summary.churn:
+            (loss, of_loss), (churn, of_churn) = summary.metrics[metric], summary.churn["mean_abs_difference"]
+            low, high = of_loss or (None, None)
+            rows.append({"system": recipe.systems[summary.system].label, "loss": loss, "churn": churn,
+                         "loss_low": low, "loss_high": high, "churn_low": of_churn and of_churn[0],
+                         "churn_high": of_churn and of_churn[1]})  # fmt: skip
+    if rows:
+        draw_tradeoff(axes, pd.DataFrame(rows))
+    else:
+        axes.set_axis_off()
+
+
+def _draw_curves(axes: Axes, recipe: Recipe, records: Sequence[Mapping[str, Any]], metric: str) -> None:
+    import pandas as pd
+
+    curves = []
+    for name, system in recipe.systems.items():
+        own = [record for record in records if record["system"] == name]
+        frames = [pd.DataFrame([row for row in record["evaluations"] if row.get("group", 0) == 0]) for record in own]
+        frames = [frame for frame in frames if not frame.empty and metric in frame]
+        if frames:
+            member = ", one member" if any(record["results"].get("predictor") == "mean" for record in own) else ""
+            curves.append(Curves(system.label + member, frames))
+    if curves:
+        draw_curves(axes, curves, metric=metric)
+    else:
+        axes.set_axis_off()
+
+
+def _manifest(
+    recipe: Recipe,
+    *,
+    records: Mapping[str, Mapping[str, Any]],
+    files: Sequence[Path],
+    verdicts: Mapping[str, Sequence[Verdict]],
+) -> dict[str, Any]:
+    sources = sorted({str(record["env"].get("source_hash")) for record in records.values()})
+    kept = ("config_hash", "data_fingerprint", "source_hash", "commit", "hardware", "versions")
+    return {
+        "command": command_of(recipe, records),
+        "recipe": {"name": recipe.name, "sha256": hashlib.sha256(recipe.text.encode()).hexdigest()},
+        "scale": next(iter(records.values()))["scale"],
+        "sources": sources,
+        "sources_differ": len(sources) > 1,
+        "runs": {
+            name: {"record_sha256": record["sha256"], **{key: record["env"].get(key) for key in kept}}
+            for name, record in records.items()
+        },
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "claims": {
+            variant or "all": {verdict.claim.id: verdict.verdict for verdict in its}
+            for variant, its in verdicts.items()
+        },
+    }

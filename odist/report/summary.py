@@ -1,0 +1,173 @@
+"""What the records of a recipe say: each system's numbers with intervals, and a verdict on each claim.
+
+The unit is the run: intervals of metrics are Student's over seeds, those of churn the jackknife over
+seeds (a pair shares its runs with other pairs). Writing it down is left to page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from odist.churn import PAIR_METRICS, summarise_pairs
+from odist.intervals import Interval, jackknife, mean_interval
+from odist.report.recipe import Claim, Recipe
+
+Estimate = tuple[float | None, Interval | None]
+HOLDS, FAILS, OPEN = "holds", "does not hold", "not resolved"
+CHURN = "mean_abs_difference"
+COSTS = ("examples_per_model", "total_examples", "distinct_examples", "flops", "seconds")
+
+
+@dataclass(frozen=True)
+class SystemSummary:
+    """The retrains of one system.
+
+    metrics: metric -> mean over seeds and interval; churn: measure -> mean over pairs and interval
+    ratio: churn relative to the reference system's
+    costs: of one run, mean over seeds
+    """
+
+    variant: str
+    system: str
+    seeds: tuple[int, ...]
+    metrics: dict[str, Estimate]
+    churn: dict[str, Estimate]
+    ratio: Estimate
+    costs: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim decided: left - factor * right with its interval, over so many common seeds."""
+
+    claim: Claim
+    verdict: str
+    difference: float | None
+    interval: Interval | None
+    num_seeds: int
+
+
+class Retrains:
+    """The records of one system in one variant, in the order of their seeds."""
+
+    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
+        self.by_seed = {record["seed"]: record for record in sorted(records, key=lambda record: record["seed"])}
+        self.seeds = tuple(self.by_seed)
+
+    def metric(self, name: str, seeds: Sequence[int]) -> list[float]:
+        """The metric of each seed's predictor; empty when a run lacks it."""
+        values = [self.by_seed[seed]["results"]["metrics"].get(name) for seed in seeds]
+        return [] if None in values else [float(value) for value in values]
+
+    def pairs(self, seeds: Sequence[int]) -> dict[tuple[int, int], dict[str, float | None]]:
+        """PAIR_METRICS of every pair of `seeds`, keyed by their places."""
+        return {(i, j): self.by_seed[seeds[i]]["churn"][str(seeds[j])] for i, j in combinations(range(len(seeds)), 2)}
+
+    def statistic(self, name: str, seeds: Sequence[int]) -> Callable[[list[int]], float]:
+        """Mean of a metric, or mean over pairs of a measure of churn, over the chosen places in `seeds`."""
+        if name not in PAIR_METRICS:
+            values = self.metric(name, seeds)
+            return lambda places: float(np.mean([values[place] for place in places]))
+        pairs = self.pairs(seeds)
+        return lambda places: float(np.mean([pairs[pair][name] for pair in combinations(places, 2)]))
+
+    def has(self, name: str, seeds: Sequence[int]) -> bool:
+        if name not in PAIR_METRICS:
+            return bool(self.metric(name, seeds))
+        return len(seeds) > 1 and all(pair[name] is not None for pair in self.pairs(seeds).values())
+
+
+def retrains_by_system(records: Sequence[dict[str, Any]], recipe: Recipe) -> dict[tuple[str, str], Retrains]:
+    """Records by variant and system, in the recipe's order; those of systems it no longer has are left out."""
+    found = {}
+    for variant in recipe.variants:
+        for system in recipe.systems:
+            own = [record for record in records if (record["variant"], record["system"]) == (variant, system)]
+            if own:
+                found[variant, system] = Retrains(own)
+    return found
+
+
+def summarise(records: Sequence[dict[str, Any]], recipe: Recipe) -> list[SystemSummary]:
+    """One summary for each variant and system that has records."""
+    retrains = retrains_by_system(records, recipe)
+    summaries = []
+    for (variant, system), own in retrains.items():
+        metrics: dict[str, Estimate] = {}
+        for name in recipe.metrics:
+            values = own.metric(name, own.seeds) if name not in PAIR_METRICS else []
+            if values:
+                metrics[name] = (float(np.mean(values)), mean_interval(values))
+        churn: dict[str, Estimate] = {}
+        if len(own.seeds) > 1:
+            over_pairs = summarise_pairs(own.pairs(own.seeds), len(own.seeds))
+            churn = {name: (over_pairs[name], over_pairs[f"{name}_interval"]) for name in PAIR_METRICS}
+        reference = retrains.get((variant, recipe.reference))
+        ratio = _ratio(own, reference) if reference is not None and system != recipe.reference else (None, None)
+        costs = {name: _mean_cost(own, name) for name in COSTS}
+        summaries.append(SystemSummary(variant, system, own.seeds, metrics, churn, ratio, costs))
+    return summaries
+
+
+def _mean_cost(retrains: Retrains, name: str) -> float | None:
+    values = [record["results"].get(name) for record in retrains.by_seed.values()]
+    return None if None in values else float(np.mean(values))
+
+
+def _common_seeds(left: Retrains, right: Retrains) -> tuple[int, ...]:
+    return tuple(seed for seed in left.seeds if seed in right.seeds)
+
+
+def _ratio(own: Retrains, reference: Retrains) -> Estimate:
+    """Churn divided by the reference's, with the jackknife over common seeds."""
+    seeds = _common_seeds(own, reference)
+    if len(seeds) < 2:
+        return None, None
+    above, below = own.statistic(CHURN, seeds), reference.statistic(CHURN, seeds)
+    if any(pair[CHURN] == 0 for pair in reference.pairs(seeds).values()):
+        return None, None  # equal bits in two retrains: no ratio
+    return jackknife(lambda places: above(places) / below(places), len(seeds))
+
+
+def judge(claim: Claim, *, left: Retrains | None, right: Retrains | None) -> Verdict:
+    """Decide a claim by the 95 % interval of left - factor * right over the seeds that both systems have.
+
+    The seed is left out of both sides at once (jackknife; for a plain metric this is the paired t
+    interval). `holds` and `does not hold` need the interval wholly on one side; else `not resolved`.
+    Fewer than three common seeds for churn, two for a metric, resolve nothing.
+    """
+    seeds = _common_seeds(left, right) if left is not None and right is not None else ()
+    if left is None or right is None or not all(side.has(claim.metric, seeds) for side in (left, right)) or not seeds:
+        return Verdict(claim, OPEN, None, None, len(seeds))
+    of_left, of_right = left.statistic(claim.metric, seeds), right.statistic(claim.metric, seeds)
+
+    def difference(places: list[int]) -> float:
+        return of_left(places) - claim.factor * of_right(places)
+
+    everyone = list(range(len(seeds)))
+    if claim.metric in PAIR_METRICS:
+        value, interval = jackknife(difference, len(seeds))
+    else:
+        value, interval = difference(everyone), mean_interval([difference([place]) for place in everyone])
+    return Verdict(claim, verdict_of(claim, interval), value, interval, len(seeds))
+
+
+def verdict_of(claim: Claim, interval: Interval | None) -> str:
+    """holds, does not hold or not resolved, by the interval of left - factor * right alone."""
+    if interval is None:
+        return OPEN
+    low, high = interval
+    if claim.relation == "within":
+        if -claim.margin <= low and high <= claim.margin:
+            return HOLDS
+        return FAILS if low > claim.margin or high < -claim.margin else OPEN
+    if claim.relation == ">":
+        low, high = -high, -low
+    if high < 0:
+        return HOLDS
+    return FAILS if low > 0 else OPEN

@@ -1,0 +1,336 @@
+"""Recipes, records, summaries and report pages, from run folders made by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from odist.errors import UserError
+from odist.metrics import binary_results
+from odist.report.page import build_report
+from odist.report.plot import plot_metric, plot_runs, plot_tradeoff, systems_of
+from odist.report.recipe import Claim, PlannedRun, load_recipe, parse_recipe
+from odist.report.record import write_records
+from odist.report.summary import Retrains, judge, summarise, verdict_of
+from odist.report.table import csv_table, estimate, markdown_table
+from odist.run import Run, write_atomically
+
+ROWS = 400
+TARGETS = (np.random.default_rng(0).random(ROWS) < 0.3).astype(np.int8)
+RECIPE = """
+title: Two systems
+reference: plain
+seeds: [1, 2, 3, 4]
+metrics: [log_loss, mean_abs_difference]
+overrides: [task=criteo, train.batch=8]
+systems:
+  plain: {label: Plain, overrides: [algorithm=sync], paper: {log_loss: [0.448, 0.001]}}
+  steady: {label: Steady, overrides: [algorithm=codistill, train.batch=16]}
+claims:
+  - {id: a, text: Steady is steadier., statement: {metric: mean_abs_difference, left: steady, right: plain, relation: "<"}}
+  - {id: b, text: Plain is steadier., statement: {metric: mean_abs_difference, left: plain, right: steady, relation: "<"}}
+  - {id: c, text: Equal loss., statement: {metric: log_loss, left: steady, right: plain, relation: within, margin: 0.5}}
+scales: {small: {}, smoke: {seeds: [1, 2], overrides: [train.batch=2], variables: {}}}
+"""
+
+
+def make_run(path: Path, *, seed: int, noise: float, algorithm: str = "sync", predictor: str = "group-0") -> Run:
+    """A finished run: a common signal plus the seed's own noise."""
+    logits = -1 + 1.5 * TARGETS + np.random.default_rng(1).normal(0, 1, ROWS)
+    p = 1 / (1 + np.exp(-logits - np.random.default_rng(100 + seed).normal(0, noise, ROWS)))
+    config = {"seed": seed, "scale": "small", "algorithm": {"name": algorithm}, "data": {"path": str(path / "data")}}
+    hardware = {"cpu": "Example CPU", "cores": 2, "memory_gb": 8, "gpu": None}
+    env = {"commit": "abc", "source_hash": "5e", "versions": {"torch": "2"}, "hardware": hardware, "config_hash": "c0"}
+    run = Run.create(path, config | {"run": {"dir": str(path)}}, overrides=[], env=env)
+    root = run.prediction_root("validation")
+    root.mkdir(parents=True)
+    np.save(root / "group-0.npy", p)
+    np.save(root / "targets.npy", TARGETS)
+    (root / "meta.json").write_text(json.dumps({"num_groups": 1, "predictor": "group-0", "fingerprint": "f00d"}))
+    rows = [{"kind": "train", "group": 0, "step": 5, "examples": 40, "seconds": 0.5, "time": 1e9, "label_loss": 0.6}]
+    for step in (10, 20, 30):
+        row = {"kind": "evaluate", "group": 0, "step": step, "examples": 8 * step, "seconds": step / 10 + seed / 100}
+        rows.append(row | {"time": 1.7e9 + step, "split": "validation", "log_loss": 0.7 - step / 100 + seed / 1000})
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = {"predictor": predictor, "metrics": binary_results(p, TARGETS), "examples_per_model": 240, "seconds": 3.2}
+    run.write_json("results.json", results | {"total_examples": 480, "distinct_examples": 240, "flops": 3e9})
+    run.set_status(state="finished", step=30, num_steps=30)
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A report folder with a recipe and the records of eight runs."""
+    planned, runs = [], []
+    for system, noise, algorithm in (("plain", 0.6, "sync"), ("steady", 0.2, "codistill")):
+        for seed in (1, 2, 3, 4):
+            planned.append(PlannedRun("", system, seed, ()))
+            runs.append(make_run(tmp_path / "runs" / planned[-1].name, seed=seed, noise=noise, algorithm=algorithm))
+    report = tmp_path / "reports" / "two"
+    write_records("two", planned, runs=runs, folder=report / "runs")
+    write_atomically(report / "recipe.yaml", RECIPE)
+    return report
+
+
+def test_the_report_is_the_same_bytes_twice_and_elsewhere(folder: Path, tmp_path: Path) -> None:
+    written = build_report(folder, name="two")
+    assert sorted(path.name for path in written) == ["manifest.json", "two.csv", "two.md", "two.png", "two.svg"]
+    first = {path.name: path.read_bytes() for path in written}
+    assert {path.name: path.read_bytes() for path in build_report(folder, name="two")} == first
+    shutil.copytree(folder / "runs", tmp_path / "copy" / "deep" / "runs")
+    shutil.copy(folder / "recipe.yaml", tmp_path / "copy" / "deep" / "recipe.yaml")
+    shutil.rmtree(tmp_path / "runs")
+    again = build_report(tmp_path / "copy" / "deep", name="two")
+    assert {path.name: path.read_bytes() for path in again} == first
+
+
+def test_no_file_of_a_report_names_a_folder_of_the_machine(folder: Path, tmp_path: Path) -> None:
+    build_report(folder, name="two")
+    for path in (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"):
+        assert str(tmp_path) not in path.read_text(), path
+        assert "17000000" not in path.read_text(), path  # the runs' clock
+    assert all(path.stat().st_size < 200_000 for path in (folder / "runs").iterdir())
+
+
+def test_the_numbers_of_the_report_are_those_of_the_runs(folder: Path, tmp_path: Path) -> None:
+    build_report(folder, name="two")
+    rows = {row["system"]: row for row in csv.DictReader((folder / "two.csv").read_text().splitlines())}
+    runs = [Run.open(tmp_path / "runs" / f"plain-s{seed}") for seed in (1, 2, 3, 4)]
+    losses = [run.results["metrics"]["log_loss"] for run in runs]
+    assert float(rows["plain"]["log_loss"]) == pytest.approx(np.mean(losses))
+    low, high = stats.t.interval(0.95, 3, np.mean(losses), stats.sem(losses))
+    assert float(rows["plain"]["log_loss_low"]) == pytest.approx(low)
+    assert float(rows["plain"]["log_loss_high"]) == pytest.approx(high)
+    predictions = [run.predictions().probabilities for run in runs]
+    churn = np.mean([np.abs(a - b).mean() for a, b in combinations(predictions, 2)])
+    assert float(rows["plain"]["mean_abs_difference"]) == pytest.approx(churn)
+    ratio = float(rows["steady"]["mean_abs_difference"]) / float(rows["plain"]["mean_abs_difference"])
+    assert float(rows["steady"]["churn_ratio"]) == pytest.approx(ratio)
+    assert float(rows["steady"]["churn_ratio_low"]) < ratio < float(rows["steady"]["churn_ratio_high"])
+    page = (folder / "two.md").read_text()
+    assert "| Plain | 4 |" in page
+    assert "0.448 ± 0.001" in page
+    assert "3e+09" in page
+    assert "Example CPU" in page
+    assert "odist reproduce two --scale small" in page
+    assert "**holds**: Steady is steadier." in page
+    assert "**does not hold**: Plain is steadier." in page
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["claims"]["all"] == {"a": "holds", "b": "does not hold", "c": "holds"}
+    assert len(manifest["runs"]) == 8
+    assert manifest["sources_differ"] is False
+
+
+def test_missing_runs_and_unlike_sources_are_said(folder: Path) -> None:
+    (folder / "runs" / "steady-s4.json").unlink()
+    record = folder / "runs" / "plain-s1.json"
+    record.write_text(record.read_text().replace('"source_hash": "5e"', '"source_hash": "6f"'))
+    build_report(folder, name="two")
+    page = (folder / "two.md").read_text()
+    assert "Missing runs: steady-s4." in page
+    assert "different versions of the source" in page
+    assert json.loads((folder / "manifest.json").read_text())["sources"] == ["5e", "6f"]
+
+
+def test_a_report_without_records_and_a_broken_record_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no report of a recipe"):
+        build_report(tmp_path / "nothing", name="two")
+    (folder / "runs" / "plain-s1.json").write_text('{"format": "other"}')
+    with pytest.raises(UserError, match=r"plain-s1.json: not a record of this version"):
+        build_report(folder, name="two")
+    shutil.rmtree(folder / "runs")
+    with pytest.raises(UserError, match="no records of finished runs"):
+        build_report(folder, name="two")
+
+
+def test_retrains_of_other_rows_are_not_recorded_together(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"plain-s{seed}", seed=seed, noise=0.1) for seed in (1, 2)]
+    meta = runs[1].prediction_root("validation") / "meta.json"
+    meta.write_text(meta.read_text().replace("f00d", "beef"))
+    with pytest.raises(UserError, match="different rows"):
+        write_records("two", [PlannedRun("", "plain", s, ()) for s in (1, 2)], runs=runs, folder=tmp_path / "records")
+
+
+def record(seed: int, log_loss: float, churn: dict[int, float], system: str = "a") -> dict[str, Any]:
+    measures = ("root_mean_square", "flips", "relative_difference", "rank_correlation")
+    pairs = {str(k): {"mean_abs_difference": v, **dict.fromkeys(measures, 0.5)} for k, v in churn.items()}
+    results = {"metrics": {"log_loss": log_loss}}
+    return {"seed": seed, "system": system, "variant": "", "results": results, "churn": pairs}
+
+
+def claim(metric: str, relation: str, **options: float) -> Claim:
+    return Claim(id="x", text="", metric=metric, left="a", right="b", relation=relation, **options)
+
+
+def test_a_metric_is_judged_by_the_paired_t_interval() -> None:
+    a, b = [0.50, 0.52, 0.51, 0.55], [0.51, 0.54, 0.53, 0.56]
+    sides = [Retrains([record(s, v, {}) for s, v in enumerate(values)]) for values in (a, b)]
+    verdict = judge(claim("log_loss", "<"), left=sides[0], right=sides[1])
+    paired = stats.ttest_rel(a, b)
+    interval = paired.confidence_interval(0.95)
+    assert verdict.interval == pytest.approx([interval.low, interval.high])
+    assert verdict.verdict == "holds"
+    assert judge(claim("log_loss", ">"), left=sides[0], right=sides[1]).verdict == "does not hold"
+
+
+def test_churn_is_judged_by_the_jackknife_over_common_seeds() -> None:
+    generator = np.random.default_rng(0)
+    tables = [{pair: generator.uniform(0.02, 0.03) for pair in combinations(range(5), 2)} for _ in range(2)]
+
+    def side(table: dict[tuple[int, int], float], seeds: range) -> Retrains:
+        return Retrains([record(s, 0.5, {o: table[min(s, o), max(s, o)] for o in seeds if o != s}) for s in seeds])
+
+    verdict = judge(claim("mean_abs_difference", "<", factor=0.9), left=side(tables[0], range(4)),
+                    right=side(tables[1], range(5)))  # fmt: skip
+
+    def difference(seeds: list[int]) -> float:
+        left, right = (np.mean([table[pair] for pair in combinations(seeds, 2)]) for table in tables)
+        return float(left - 0.9 * right)
+
+    deleted = np.array([difference([s for s in range(4) if s != omitted]) for omitted in range(4)])
+    half = stats.t.ppf(0.975, 3) * np.sqrt(3 / 4 * np.sum((deleted - deleted.mean()) ** 2))
+    value = difference([0, 1, 2, 3])
+    assert verdict.interval == pytest.approx([value - half, value + half])
+    assert verdict.num_seeds == 4
+    two = judge(claim("mean_abs_difference", "<"), left=side(tables[0], range(2)), right=side(tables[1], range(2)))
+    assert two.verdict == "not resolved"
+    assert two.interval is None
+    assert two.difference is not None
+    assert judge(claim("log_loss", "<"), left=None, right=side(tables[1], range(2))).verdict == "not resolved"
+
+
+@pytest.mark.parametrize(
+    ("relation", "interval", "expected"),
+    [
+        ("<", [-2, -1], "holds"),
+        ("<", [-2, 1], "not resolved"),
+        ("<", [1, 2], "does not hold"),
+        (">", [1, 2], "holds"),
+        (">", [-2, -1], "does not hold"),
+        ("within", [-0.4, 0.3], "holds"),
+        ("within", [-0.6, 0.3], "not resolved"),
+        ("within", [0.6, 0.9], "does not hold"),
+        ("<", None, "not resolved"),
+    ],
+)
+def test_verdicts(relation: str, interval: list[float] | None, expected: str) -> None:
+    assert verdict_of(claim("log_loss", relation, margin=0.5), interval) == expected
+
+
+def test_a_single_run_has_a_mean_but_no_interval_or_churn() -> None:
+    [summary] = summarise([record(1, 0.5, {}, system="plain")], parse_recipe(RECIPE, name="two"))
+    assert summary.metrics["log_loss"] == (0.5, None)
+    assert summary.churn == {}
+    assert summary.ratio == (None, None)
+
+
+def test_the_plan_lets_the_later_override_win_and_knows_scales_and_variants() -> None:
+    recipe = parse_recipe(RECIPE, name="two")
+    small, _ = recipe.plan("small", variables={})
+    assert len(small) == 8
+    assert set(small[0].overrides) == {"scale=small", "task=criteo", "train.batch=8", "algorithm=sync"}
+    assert set(small[-1].overrides) == {"scale=small", "task=criteo", "train.batch=16", "algorithm=codistill"}
+    smoke, _ = recipe.plan("smoke", variables={})
+    assert [run.name for run in smoke] == ["plain-s1", "plain-s2", "steady-s1", "steady-s2"]
+    assert "train.batch=2" in smoke[0].overrides
+    with pytest.raises(UserError, match=r"no scale 'paper'. Choose among: small, smoke"):
+        recipe.plan("paper", variables={})
+    text = RECIPE + "variants: {made: {}, real: {needs: data_path, overrides: ['data.path=${data_path}']}}\n"
+    runs, left_out = parse_recipe(text, name="two").plan("smoke", variables={})
+    assert left_out == {"real": "data_path"}
+    assert {run.variant for run in runs} == {"made"}
+    runs, left_out = parse_recipe(text, name="two").plan("smoke", variables={"data_path": "store"})
+    assert left_out == {}
+    assert "data.path=store" in runs[-1].overrides
+    assert runs[-1].name == "real-steady-s2"
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(Path(__file__).parent.parent.glob("recipes/*.yaml"))])
+def test_every_recipe_of_the_project_is_sound_and_plans_every_scale(name: str) -> None:
+    recipe = load_recipe(name)
+    for scale in recipe.scales:
+        runs, left_out = recipe.plan(scale, variables={"data_path": "store"})
+        assert runs
+        assert not left_out
+        assert len({run.name for run in runs}) == len(runs)
+        assert not any("$" in line for run in runs for line in run.overrides)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title:", "titel:", "lacks title"),
+        ("metrics: [", "metrix: []\nmetrics: [", "unknown key 'metrix'. Did you mean 'metrics'"),
+        ("reference: plain", "reference: plane", "'plane' is unknown. Choose among: plain, steady"),
+        ("seeds: [1, 2, 3, 4]", "seeds: [1, 1]", "different whole numbers"),
+        ("relation: within, margin: 0.5", "relation: within", "needs a margin"),
+        ("left: steady", "left: stead", "claim a, left: 'stead' is unknown"),
+        ("overrides: [train.batch=2]", "systems: {none: []}", "scales smoke, systems: 'none' is unknown"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(old: str, new: str, message: str) -> None:
+    assert old in RECIPE
+    with pytest.raises(UserError, match=message):
+        parse_recipe(RECIPE.replace(old, new, 1), name="two")
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"no recipe 'demonstration'.*criteo_table1, demo"):
+        load_recipe("demonstration")
+
+
+def test_runs_are_drawn_by_system_with_the_same_bytes_each_time(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"a{seed}", seed=seed, noise=0.3) for seed in (1, 2, 3)]
+    runs += [make_run(tmp_path / "b", seed=1, noise=0.3, algorithm="ensemble", predictor="mean")]
+    assert {label: len(members) for label, members in systems_of(runs).items()} == {"sync": 3, "ensemble": 1}
+    first = plot_runs(runs, output=tmp_path / "one")
+    assert [path.name for path in first] == ["log_loss.png", "log_loss.svg", "tradeoff.png", "tradeoff.svg"]
+    second = plot_runs(runs, output=tmp_path / "two")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    for x in ("steps", "seconds"):
+        [png, svg] = plot_metric(runs, metric="label_loss", output=tmp_path / x, x=x)
+        assert png.read_bytes()[:4] == b"\x89PNG"
+        assert svg.read_text().rstrip().endswith("</svg>")
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_what_cannot_be_plotted_is_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", seed=1, noise=0.3)
+    with pytest.raises(UserError, match=r"no run has the metric 'auk'. They have: label_loss, log_loss"):
+        plot_runs([run], output=tmp_path, metrics=["auk"])
+    with pytest.raises(UserError, match="examples, steps, seconds"):
+        plot_metric([run], metric="log_loss", output=tmp_path / "f", x="epochs")
+    with pytest.raises(UserError, match="no runs"):
+        plot_runs([], output=tmp_path)
+
+
+def test_a_tradeoff_without_intervals_is_drawn(tmp_path: Path) -> None:
+    frame = pd.DataFrame([{"system": "a", "churn": 0.02, "loss": 0.45}, {"system": "b", "churn": 0.03, "loss": 0.46}])
+    assert all(path.is_file() for path in plot_tradeoff(frame, output=tmp_path / "t"))
+
+
+def test_systems_of_one_algorithm_are_told_apart(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, seed=1, noise=0.3) for name in ("a", "b")]
+    text = (runs[1].path / "config.yaml").read_text()
+    (runs[1].path / "config.yaml").write_text(text.replace("scale: small", "scale: small\nworkers: 4"))
+    assert list(systems_of(runs)) == ["sync, workers=None", "sync, workers=4"]
+
+
+def test_numbers_are_written_to_the_precision_of_their_interval() -> None:
+    assert estimate(0.44801, [0.44701, 0.44902]) == "0.4480 [0.4470, 0.4490]"
+    assert estimate(-0.0123, [-0.02, 0.001], sign=True) == "-0.012 [-0.020, +0.001]"
+    assert estimate(None) == "–"
+    assert estimate(0.5) == "0.50000"
+    assert estimate(float("nan")) == "nan"
+    table = markdown_table({"a": "A", "b": "B"}, [{"a": "x|y"}])
+    assert table == "| A | B |\n| --- | --- |\n| x\\|y | – |\n"
+    assert csv_table([{"a": 1.5}, {"a": None, "b": "x,y"}]) == 'a,b\n1.5,\n,"x,y"\n'

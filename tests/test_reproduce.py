@@ -1,0 +1,143 @@
+"""Reproducing a recipe with real training processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from odist.errors import OdistError, UserError
+from odist.reproduce import ReproduceResult, reproduce
+from odist.run import Run
+
+PROJECT = Path(__file__).resolve().parent.parent
+RECIPE = """
+title: Tiny
+reference: dnn
+seeds: [1, 2, 3]
+metrics: [log_loss, mean_abs_difference]
+overrides: [task=criteo, data=synthetic, train.max_examples=200, task.synthetic.validation_rows=200]
+systems:
+  dnn: {label: DNN, overrides: [algorithm=sync]}
+claims: []
+scales: {smoke: {}, small: {seeds: [1]}}
+variants: {made: {label: Synthetic}, real: {overrides: [data=prepared, "data.path=${data_path}"], needs: data_path}}
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ReproduceResult, list[str]]:
+    """The recipe reproduced once: its folder, the result, and the lines printed."""
+    root = tmp_path_factory.mktemp("tiny")
+    (root / "tiny.yaml").write_text(RECIPE)
+    lines: list[str] = []
+    result = reproduce(root / "tiny.yaml", output=root / "reports", runs_dir=root / "runs", jobs=3, echo=lines.append)
+    return root, result, lines
+
+
+def test_runs_are_trained_recorded_and_reported(done: tuple[Path, ReproduceResult, list[str]]) -> None:
+    root, result, lines = done
+    assert result.left_out == {"real": "data_path"}
+    assert "left out: variant real, which needs --data-path" in lines
+    assert sum("finished" in line for line in lines) == 3
+    assert result.folder == root / "reports" / "tiny"
+    assert {path.name for path in result.files} == {"tiny.md", "tiny.csv", "tiny.png", "tiny.svg", "manifest.json"}
+    runs = [Run.open(root / "runs" / "tiny" / "smoke" / f"made-dnn-s{seed}") for seed in (1, 2, 3)]
+    assert all(run.finished for run in runs)
+    record = json.loads((result.folder / "runs" / "made-dnn-s1.json").read_text())
+    predictions = [run.predictions().probabilities for run in runs]
+    assert record["results"] == runs[0].results
+    assert record["churn"]["2"]["mean_abs_difference"] == np.abs(predictions[0] - predictions[1]).mean()
+    assert record["evaluations"][-1]["examples"] == 200
+    churn = np.mean([np.abs(a - b).mean() for a, b in combinations(predictions, 2)])
+    assert churn > 0
+    table = (result.folder / "tiny.csv").read_text().splitlines()
+    column = dict(zip(table[0].split(","), table[1].split(","), strict=True))
+    assert float(column["mean_abs_difference"]) == pytest.approx(churn)
+    assert float(column["mean_abs_difference_low"]) < churn < float(column["mean_abs_difference_high"])
+
+
+def test_finished_runs_are_reused_and_the_report_comes_out_the_same(
+    done: tuple[Path, ReproduceResult, list[str]],
+) -> None:
+    root, result, _ = done
+    weights = {path: path.stat().st_mtime_ns for path in (root / "runs").rglob("*.safetensors")}
+    before = {path.name: path.read_bytes() for path in result.files}
+    again = reproduce(root / "tiny.yaml", output=root / "reports", runs_dir=root / "runs", jobs=3, echo=lambda _: None)
+    assert weights
+    assert {path: path.stat().st_mtime_ns for path in (root / "runs").rglob("*.safetensors")} == weights
+    assert {path.name: path.read_bytes() for path in again.files} == before
+
+
+def test_the_report_alone_needs_no_runs(done: tuple[Path, ReproduceResult, list[str]], tmp_path: Path) -> None:
+    root, result, _ = done
+    shutil.copytree(result.folder, tmp_path / "reports" / "tiny")
+    again = reproduce(root / "tiny.yaml", output=tmp_path / "reports", runs_dir=tmp_path / "none", only_report=True)
+    for old, new in zip(result.files, again.files, strict=True):
+        assert old.read_bytes() == new.read_bytes(), old.name
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(UserError, match="no report of a recipe"):
+        reproduce(root / "tiny.yaml", output=tmp_path / "empty", runs_dir=tmp_path / "none", only_report=True)
+
+
+def test_a_dry_run_prints_the_commands_and_does_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    lines: list[str] = []
+    where = {"output": tmp_path / "reports", "runs_dir": tmp_path / "runs"}
+    result = reproduce(
+        tmp_path / "tiny.yaml", scale="small", data_path=tmp_path, dry_run=True, echo=lines.append, **where
+    )
+    assert len(result.commands) == len(lines) == 2
+    assert lines[0].startswith("odist train scale=small task=criteo")
+    assert "seed=1" in lines[0]
+    assert f"data.path={tmp_path}" in lines[1]
+    assert "real-dnn-s1" in lines[1]
+    assert result.folder == tmp_path / "reports" / "tiny-small"  # not the recipe's own scale: a folder of its own
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+def test_failed_runs_are_named_with_their_last_words(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(RECIPE.replace("algorithm=sync", "algorithm=synk"))
+    with pytest.raises(OdistError, match=r"1 of 1 runs failed(.|\n)*made-dnn-s1: exit code 2(.|\n)*sync"):
+        reproduce(tmp_path / "bad.yaml", scale="small", output=tmp_path / "reports", runs_dir=tmp_path / "runs")
+    assert not (tmp_path / "reports").exists()
+
+
+def test_an_interruption_saves_the_runs_and_leaves_no_process(tmp_path: Path) -> None:
+    long = RECIPE.replace("train.max_examples=200", "train.passes=100000").replace("seeds: [1, 2, 3]", "seeds: [1]")
+    (tmp_path / "long.yaml").write_text(long)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from odist.errors import OdistError; from odist.reproduce import reproduce\n"
+        "try: reproduce('long.yaml', output=Path('reports'), runs_dir=Path('runs'))\n"
+        "except OdistError as error: print(error); sys.exit(error.exit_code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE)
+    status = tmp_path / "runs" / "long" / "smoke" / "made-dnn-s1" / "status.json"
+    try:
+        give_up = time.monotonic() + 60
+        while not (status.is_file() and json.loads(status.read_text()).get("step", 0) > 0):
+            assert process.poll() is None
+            assert time.monotonic() < give_up
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert b"the same command continues" in output
+    state = json.loads(status.read_text())
+    assert state["state"] == "interrupted"
+    assert state["step"] > 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(state["pid"], 0)
