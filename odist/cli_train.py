@@ -159,7 +159,7 @@ def _hydra(job: Job) -> None:
 @contextlib.contextmanager
 def _environment(arguments: list[str], sweep: Path) -> Iterator[None]:
     """Give Hydra its command line and settings, and take them back."""
-    before, before_argv = dict(os.environ), sys.argv
+    before, before_argv, before_logging = dict(os.environ), sys.argv, logging.raiseExceptions
     logging.raiseExceptions = False  # Hydra prints help by logging: a closed pipe is no reason for tracebacks
     sys.argv = ["odist train", *arguments]
     os.environ[SWEEP_VARIABLE] = str(sweep)
@@ -167,7 +167,7 @@ def _environment(arguments: list[str], sweep: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.argv = before_argv
+        sys.argv, logging.raiseExceptions = before_argv, before_logging
         for name in (SWEEP_VARIABLE, "HYDRA_FULL_ERROR"):
             if name in before:
                 os.environ[name] = before[name]

@@ -91,7 +91,9 @@ class Silent:
 def describe(row: dict[str, Any]) -> str:
     """A row's numbers in a few words."""
     if row["kind"] == "evaluate":
-        shown = [f"{key} {row[key]:.4f}" for key in ("log_loss", "cross_entropy", "auc", "top1") if row.get(key) is not None]
+        shown = [
+            f"{key} {row[key]:.4f}" for key in ("log_loss", "cross_entropy", "auc", "top1") if row.get(key) is not None
+        ]
         return "validation " + ", ".join(shown)
     words = [f"loss {row['label_loss']:.4f}" if row.get("label_loss") is not None else "loss -"]
     if row.get("distill_loss") is not None:

@@ -49,9 +49,7 @@ class Sums:
     total: Tensor
 
 
-def binary(
-    logits: Tensor, targets: Tensor, *, weights: Tensor, options: LossOptions, soft: Soft | None = None
-) -> Sums:
+def binary(logits: Tensor, targets: Tensor, *, weights: Tensor, options: LossOptions, soft: Soft | None = None) -> Sums:
     """Sum the logistic losses of one batch.
 
     logits, targets, weights: [batch]; targets in [0, 1]

@@ -7,7 +7,7 @@ uses torch's fused kernels. What the gradients are is left to the strategies.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,9 @@ class Optimizer:
         self.last_lr = config.lr
         self._clipped_norm: float | None = None
         sparse = set_sparse_gradients(model, config)
-        dense = [parameter for parameter in model.parameters() if id(parameter) not in sparse and parameter.requires_grad]
+        dense = [
+            parameter for parameter in model.parameters() if id(parameter) not in sparse and parameter.requires_grad
+        ]
         tables = [parameter for parameter in model.parameters() if id(parameter) in sparse]
         self.parameters = [*dense, *tables]
         self._parts = [_torch_optimizer(dense, config, fused=True)] if dense else []
@@ -171,7 +173,7 @@ def _torch_optimizer(parameters: Iterable[Tensor], config: OptimConfig, *, fused
 
 
 @torch.no_grad()
-def _scale_gradients(parameters: list[Tensor], factor: float) -> None:
+def _scale_gradients(parameters: Sequence[Tensor], factor: float) -> None:
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad.mul_(factor)

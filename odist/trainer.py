@@ -69,7 +69,7 @@ class Trainer:
     strategy: Strategy
     teacher: Teacher
     optimizer: Optimizer
-    loader: Loader[Sequence[Batch]]
+    loader: Loader[list[Batch]]
     mesh: Mesh
     clock: Clock
     cadence: Cadence

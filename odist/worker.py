@@ -54,7 +54,9 @@ def main(run: Run, *, stop: Callable[[], bool] = lambda: False) -> None:
     try:
         shelf: Shelf = {}
         for group in range(config.num_groups):
-            trainers.append(build_trainer(config, run, task, group=group, clock=clock, shelf=shelf, log=log, stop=decided))
+            trainers.append(
+                build_trainer(config, run, task, group=group, clock=clock, shelf=shelf, log=log, stop=decided)
+            )
         _train(run, config, trainers, start=start)
         progress.say(f"trained {clock.num_steps} steps; predicting the validation part")
         finish(run, config, task, trainers)
@@ -291,7 +293,9 @@ def finish(run: Run, config: Config, task: Task, trainers: Sequence[Trainer]) ->
     groups = []
     for trainer in trainers:
         group = trainer.mesh.group.index
-        prediction = evaluate_split(task, [trainer.model], batch_size=config.train.evaluate_batch, device=trainer.device)
+        prediction = evaluate_split(
+            task, [trainer.model], batch_size=config.train.evaluate_batch, device=trainer.device
+        )
         np.save(root / f"group-{group}.npy", prediction.probabilities.astype(np.float32))
         np.save(root / "targets.npy", prediction.targets)
         if prediction.bayes is not None:
@@ -330,7 +334,9 @@ def training_flops(config: Config, task: Task, model: nn.Module, *, clock: Clock
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         task.forward(model, batch, None)
     forward = counter.get_total_flops() / size
-    teachers = {"peers": config.num_groups - 1, "fixed": len(config.algorithm.teachers)}.get(config.algorithm.teacher, 0)
+    teachers = {"peers": config.num_groups - 1, "fixed": len(config.algorithm.teachers)}.get(
+        config.algorithm.teacher, 0
+    )
     taught = max(0, clock.horizon - config.algorithm.burn_in)
     return round(config.num_groups * forward * (3 * clock.horizon + teachers * taught))
 
@@ -358,7 +364,9 @@ def evaluate(run: Run, *, split: str, data: Path | None = None, output: Path | N
         task = there
     if task.num_rows(split) == 0:
         raise UserError(f"--split {split}: this part of the data is empty; choose the other of train, validation.")
-    prediction = evaluate_split(task, models, split=split, batch_size=config.train.evaluate_batch, device=config.launch.device)
+    prediction = evaluate_split(
+        task, models, split=split, batch_size=config.train.evaluate_batch, device=config.launch.device
+    )
     results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes)
     if output is not None:
         write_predictions(output, prediction.probabilities, prediction.targets)
@@ -382,4 +390,3 @@ def write_predictions(path: Path, probabilities: np.ndarray, targets: np.ndarray
         frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path, index=False)
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {error.strerror or error}.") from error
-

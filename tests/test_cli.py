@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from odist import __version__
+from odist.cli import main
 from odist.completion import candidates, complete_overrides
 from odist.config import load, to_dict
 from odist.run import Run
@@ -152,8 +153,19 @@ def test_config_dir_adds_choices(tmp_path: Path) -> None:
     ],
     ids=lambda value: value[0] if value else "",
 )
-def test_what_train_refuses(arguments: list[str], said: list[str], tmp_path: Path) -> None:
-    refused(odist("train", *arguments, cwd=tmp_path), *said)
+def test_what_train_refuses(
+    arguments: list[str],
+    said: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["odist", "train", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capsys.readouterr()
+    refused(subprocess.CompletedProcess(arguments, int(str(end.value.code)), printed.out, printed.err), *said)
     assert not list(tmp_path.iterdir())
 
 

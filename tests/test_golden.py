@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
-COMMON = ("train.max_examples=600", "train.log_every=50", "algorithm.burn_in=200", "exchange.interval=100", "train.batch=50")
+COMMON = (
+    "train.max_examples=600",
+    "train.log_every=50",
+    "algorithm.burn_in=200",
+    "exchange.interval=100",
+    "train.batch=50",
+)
 ALGORITHMS = {
     "sync": ["algorithm=sync"],
     "ensemble": ["algorithm=ensemble"],

@@ -39,7 +39,9 @@ class StopAfter:
 
 def rows(run):
     """The log without what a clock measured."""
-    frame = run.metrics().drop(columns=["time", "seconds", "examples_per_second", "teacher_age_seconds"], errors="ignore")
+    frame = run.metrics().drop(
+        columns=["time", "seconds", "examples_per_second", "teacher_age_seconds"], errors="ignore"
+    )
     return frame.sort_values(["group", "step", "kind"], kind="stable").reset_index(drop=True)
 
 

@@ -57,7 +57,9 @@ class RowWriter:
     def __enter__(self) -> RowWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def append(self, rows: np.ndarray) -> None:
@@ -162,7 +164,9 @@ class RowStore:
             return np.empty((0, self.columns), dtype=DTYPE)
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= len(rows):
-            raise IndexError(f"{self.path}: row {low if low < 0 else high} asked for, split {split} has {len(rows):,} rows")
+            raise IndexError(
+                f"{self.path}: row {low if low < 0 else high} asked for, split {split} has {len(rows):,} rows"
+            )
         # Checked above, so "clip" changes nothing; numpy's "raise" would copy through a second buffer.
         return np.take(rows, ids, axis=0, mode="clip")
 
@@ -190,7 +194,9 @@ def _map(path: Path, columns: int) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file) if version == (1, 0) else ((), True, DTYPE)
+            shape, fortran, dtype = (
+                np.lib.format.read_array_header_1_0(file) if version == (1, 0) else ((), True, DTYPE)
+            )
             start, size = file.tell(), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise _damaged(path, "the file is missing") from None

@@ -25,7 +25,13 @@ T = TypeVar("T")
 SNIFF_BYTES = 1 << 18
 PARQUET = b"PAR1"
 GZIP = b"\x1f\x8b"
-OTHER_PACKED = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"ARROW1": "Arrow"}
+OTHER_PACKED = {
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"ARROW1": "Arrow",
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,9 @@ def _expand(text: str) -> list[Path]:
     if path.is_dir():
         found = sorted((p for p in path.rglob("*.parquet") if p.is_file()), key=lambda p: natural(str(p)))
         if not found:
-            raise UserError(f"{text}: a folder without *.parquet files. For text files name a pattern, such as '{path}/*.gz'.")
+            raise UserError(
+                f"{text}: a folder without *.parquet files. For text files name a pattern, such as '{path}/*.gz'."
+            )
         return found
     if path.exists():
         return [path]

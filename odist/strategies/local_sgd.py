@@ -75,4 +75,3 @@ class LocalSGD:
             copy_into(self.weights[worker], state["weights"][worker])
             copy_into(self.statistics[worker], state["statistics"][worker])
         self._step = state["step"]
-

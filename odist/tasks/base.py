@@ -55,7 +55,8 @@ class Metrics(Protocol):
 class Task(Protocol):
     """One problem; see `odist.tasks.criteo` for a complete one."""
 
-    fingerprint: str  # names the training data and everything that gives it meaning
+    fingerprint: str  # names the data and everything that gives it meaning
+    fitted_fingerprint: str  # names what gives ids and numbers their meaning; data that share it may be evaluated alike
     main_metric: str  # what reports and targets are about; lower is better
 
     def build_model(self) -> nn.Module:

@@ -57,6 +57,7 @@ class CriteoTask:
         synthetic = config.data.name == "synthetic"
         self.source: Source = SyntheticSource(config) if synthetic else PreparedSource(config)
         self.fingerprint = self.source.fingerprint
+        self.fitted_fingerprint = self.source.fitted_fingerprint
         algorithm = config.algorithm
         self.loss_options = LossOptions(
             algorithm.label_weight, algorithm.distill_weight, algorithm.distill_loss, algorithm.average
@@ -181,4 +182,3 @@ class PreparedSource:
         numeric = np.ascontiguousarray(packed[:, 1 : 1 + NUM_NUMERIC]).view(np.float32)
         categorical = np.ascontiguousarray(packed[:, 1 + NUM_NUMERIC :])
         return numeric, categorical, labels, None
-

@@ -1,0 +1,54 @@
+# The project's commands. `make demo` and `make test` need nothing but Python 3.11 or newer.
+PYTHON ?= python3
+SCALE ?= small
+JOBS ?= 2
+CRITEO ?= ../shared/data/criteo/train.txt.gz
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check format reproduce-criteo tune-criteo golden clean
+.DEFAULT_GOAL := demo
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "odist needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+## The main job on data that is made on the spot: train, compare, table and figure in reports/demo/
+demo: $(READY)
+	$(BIN)/odist reproduce demo --jobs $(JOBS)
+	@sed -n '1,40p' reports/demo/demo.md
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy odist
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+## Table 1 of the paper: synthetic rows, and real ones where CRITEO names a train.txt
+data/criteo/store.json: $(READY)
+	@if [ -f "$(CRITEO)" ]; then $(BIN)/odist prepare criteo --input "$(CRITEO)" --output data/criteo; \
+	else echo "no Criteo rows at CRITEO=$(CRITEO): the real half of the table is left out"; fi
+
+reproduce-criteo: $(READY) data/criteo/store.json
+	$(BIN)/odist reproduce criteo_table1 --scale $(SCALE) --jobs $(JOBS) $$([ -f data/criteo/store.json ] && echo --data-path data/criteo)
+
+tune-criteo: $(READY) data/criteo/store.json
+	$(BIN)/odist tune criteo_table1 --scale $(SCALE) --jobs $(JOBS) $$([ -f data/criteo/store.json ] && echo --data-path data/criteo)
+
+## Rewrite the golden loss traces after a change that was meant
+golden: $(READY)
+	ODIST_GOLDEN=write $(BIN)/python -m pytest -q tests/test_golden.py
+
+clean:
+	rm -rf $(VENV) build dist runs data .pytest_cache .mypy_cache .ruff_cache
