@@ -59,6 +59,12 @@ def prune(run: Run, num_groups: int, *, keep: int) -> None:
                 shutil.rmtree(run.checkpoint_root(group) / step_name(step), ignore_errors=True)
 
 
+def prune_group(run: Run, group: int, *, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints of a group that resumes from its own."""
+    for step in run.checkpoint_steps(group)[: -max(1, keep)]:
+        shutil.rmtree(run.checkpoint_root(group) / step_name(step), ignore_errors=True)
+
+
 def common_step(run: Run, num_groups: int) -> int | None:
     """The newest step that every group has saved; None if there is none."""
     steps = [set(run.checkpoint_steps(group)) for group in range(num_groups)]

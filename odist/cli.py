@@ -68,7 +68,8 @@ def _overrides(incomplete: str) -> list[str]:
 def _recipes(incomplete: str) -> list[str]:
     from odist.report.recipe import recipe_folders
 
-    return [path.stem for folder in recipe_folders() for path in sorted(folder.glob(f"{incomplete}*.yaml"))]
+    found = {path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")}
+    return sorted(name for name in found if name.startswith(incomplete))
 
 
 @app.callback()
@@ -114,10 +115,10 @@ def evaluate(
     opened = Run.open(run)
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such folder. `odist prepare` makes one.")
-    from odist import worker
+    from odist import evaluation
     from odist.cli_show import as_json, print_metrics
 
-    results = worker.evaluate(opened, split=split.value, data=data, output=output)
+    results = evaluation.evaluate(opened, split=split.value, data=data, output=output)
     if json:
         print(as_json(results))
         return

@@ -66,6 +66,7 @@ def criteo(
 
     Interrupted, the same command goes on where it stopped.
     """
+    from odist.cli_show import print_report
     from odist.launch import Stop
     from odist.prepare.criteo import CriteoOptions, prepare_criteo
 
@@ -83,7 +84,8 @@ def criteo(
         report = prepare_criteo(
             inputs, output=output, like=like, options=CriteoOptions(**options), progress=progress.update, stop=stop
         )
-    print(report)
+    print_report(report)
+    print(f"use it: odist train task=criteo data=prepared data.path={output}")
 
 
 class PrepareProgress:

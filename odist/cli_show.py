@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import platform
@@ -146,6 +147,19 @@ def print_churn(result: ChurnResult) -> None:
         print("no interval: it takes three retrains or more")
     for note in result.notes:
         print(f"note: {note}")
+
+
+def print_report(report: Any) -> None:
+    """Print what a preparation did: a dataclass of numbers, and of dictionaries and lists of them."""
+    for name, value in dataclasses.asdict(report).items():
+        if isinstance(value, Mapping) and len(value) <= 8:
+            shown = ", ".join(f"{key} {number(item)}" for key, item in value.items())
+        elif isinstance(value, Mapping | list):
+            shown = f"{len(value)} entries, see store.json" if len(value) > 8 else ", ".join(map(str, value))
+        else:
+            shown = number(value)
+        if shown:
+            print(f"{name.replace('_', ' ')}: {shown}")
 
 
 def _table(columns: Sequence[str], *, right: set[str]) -> Table:

@@ -48,17 +48,15 @@ def candidates(typed: str, *, conf: Path) -> list[str]:
         begun, comma, last = value.rpartition(",")
         return [f"{key}={begun}{comma}{choice}" for choice in choices(key, conf=conf) if choice.startswith(last)]
     groups = [group for group in GROUPS if group.startswith(typed)]
-    keys = [name for name in known_keys() if name.startswith(typed)]
     if len(groups) == 1 and typed:
-        # A single candidate would be ended by a blank, and the choice has to follow at once.
         return [f"{groups[0]}={choice}" for choice in choices(groups[0], conf=conf)]
-    if "." not in typed:
-        nodes = dict.fromkeys(name.partition(".")[0] + "." for name in keys if "." in name)
-        keys = [name for name in keys if "." not in name]
-        return [*(f"{group}=" for group in groups), *(f"{name}=" for name in keys), *nodes]
+    keys = [name for name in known_keys() if name.startswith(typed) and name not in groups]
+    nodes = list(dict.fromkeys(name.partition(".")[0] + "." for name in keys if "." in name))
+    if "." not in typed and len(groups) + len(keys) > 1 and not (len(nodes) == 1 and all("." in key for key in keys)):
+        return [*(f"{group}=" for group in groups), *(f"{name}=" for name in keys if "." not in name), *nodes]
+    # The shell ends a single candidate by a blank, where a value has to follow at once: offer two or more.
     if len(keys) == 1:
-        values = choices(keys[0], conf=conf)
-        return [f"{keys[0]}={value}" for value in values] if values else [f"{keys[0]}=", f"{keys[0]}=VALUE"]
+        return [f"{keys[0]}={value}" for value in choices(keys[0], conf=conf) or ("", "VALUE")]
     return [f"{name}=" for name in keys]
 
 

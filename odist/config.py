@@ -105,8 +105,12 @@ class AlgorithmConfig:
 
 @dataclass
 class ExchangeConfig:
-    name: str = MISSING  # memory
-    timing: str = "lockstep"  # lockstep
+    name: str = MISSING  # memory | store
+    timing: str = "lockstep"  # lockstep: the agreed snapshot, equal bits | freshest: the newest there is
+    url: str | None = None  # store: folder or fsspec URL; null: exchange/ of the run folder
+    timeout: float = 600.0  # lockstep: seconds to wait for a peer before saving and giving up
+    poll: float = 1.0  # freshest: seconds between two looks into the store
+    keep: int = 3  # freshest: own snapshots kept in the store
     interval: int = MISSING  # examples between two reloads of the teacher
     lag: int = 0  # lockstep: the peer's snapshot of so many intervals ago
     lookahead: int = 1  # steps whose batches the frozen teacher predicts in one pass
@@ -114,7 +118,9 @@ class ExchangeConfig:
 
 @dataclass
 class LaunchConfig:
-    name: str = MISSING  # inline
+    name: str = MISSING  # inline | local
+    processes: int = 1  # local: processes that carry the virtual workers of one group
+    restarts: int = 3  # local: times a group's processes are started again after a crash
     threads: int = 1  # torch threads of each process; part of the bits
     device: str = "cpu"  # cpu | cuda
 

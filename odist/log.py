@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
-from pathlib import Path
 from typing import IO, Any, Protocol
 
 from odist.run import Run
@@ -33,13 +31,16 @@ class Progress(Protocol):
 class MetricsLog:
     """Appends rows to metrics.jsonl and passes them on to the progress display.
 
-    run: where the file lies; num_steps: of the run; progress: may show nothing
+    run: where the file lies, shared by the groups' processes, each row one write; progress: may show nothing
     """
 
     def __init__(self, run: Run, *, progress: Progress) -> None:
         self.path = run.path / "metrics.jsonl"
         self.progress = progress
+        torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
         self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        if torn:  # half a line of a killed process: end it, so that it spoils no other
+            self._file.write("\n")
 
     def write(self, kind: str, *, group: int, **values: Any) -> None:
         """Write one row; floats that are no finite numbers become null."""
@@ -56,23 +57,6 @@ class MetricsLog:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def truncate(path: Path, *, step: int) -> None:
-    """Drop the rows after `step` completed steps: a continued run writes them again."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # half a line of a killed run
-        if row["step"] <= step:
-            kept.append(line)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class Silent:

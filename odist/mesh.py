@@ -7,9 +7,13 @@ so that their bits do not depend on how many processes carry them.
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -19,6 +23,13 @@ class Axis:
 
     index: int = 0
     size: int = 1
+
+
+def check_processes(workers: int, processes: int) -> None:
+    """ValueError unless every process can carry an aligned block of 2^k virtual workers."""
+    each, rest = divmod(workers, processes)
+    if rest or each & (each - 1):
+        raise ValueError(f"{workers} workers cannot be carried by {processes} processes: expected a power of two each")
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,72 @@ class Mesh:
     def is_writer(self) -> bool:
         """Whether this process writes the group's files."""
         return self.replica.index == 0
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all processes of the group, in their order; all have one shape."""
+        if self.replica.size == 1:
+            return [tensor]
+        everywhere = [torch.empty_like(tensor) for _ in range(self.replica.size)]
+        dist.all_gather(everywhere, tensor.contiguous())
+        return everywhere
+
+    def gather_ragged(self, tensor: Tensor) -> list[Tensor]:
+        """As `gather`, for tensors whose first dimension differs from process to process."""
+        sizes = [int(size) for size in self.gather(torch.tensor([len(tensor)]))]
+        padded = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
+        padded[: len(tensor)] = tensor
+        return [whole[:size] for whole, size in zip(self.gather(padded), sizes, strict=True)]
+
+    def gather_state(self, state: Any) -> list[Any]:
+        """Nested dicts and lists of tensors and numbers of all processes, in their order."""
+        if self.replica.size == 1:
+            return [state]
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        pieces = self.gather_ragged(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
+        return [torch.load(io.BytesIO(piece.numpy().tobytes()), weights_only=True) for piece in pieces]
+
+    def from_writer(self, numbers: Sequence[int]) -> list[int]:
+        """The writer's whole numbers, in every process of the group."""
+        return self.gather(torch.tensor(list(numbers), dtype=torch.int64))[0].tolist() if numbers else []
+
+    def tree_total(self, tree: TreeSum) -> list[Tensor | None]:
+        """The sum over all virtual workers of the group from each process's own part of the tree.
+
+        The processes' parts are whole sub-trees, joined here in the same pairwise order, so the bits do
+        not depend on the number of processes.
+        """
+        own = tree.total()
+        if self.replica.size == 1:
+            return own
+        dense = [tensor for tensor in own if tensor is not None and not tensor.is_sparse]
+        flat = torch.cat([tensor.flatten() for tensor in dense]) if dense else torch.empty(0)
+        parts: list[list[Tensor | None]] = [[] for _ in range(self.replica.size)]
+        pieces = [whole.split([t.numel() for t in dense]) for whole in self.gather(flat)] if dense else []
+        number = 0
+        for tensor in own:
+            if tensor is not None and tensor.is_sparse:
+                everywhere: Sequence[Tensor | None] = self._gather_sparse(tensor)
+            elif tensor is not None:
+                everywhere = [piece[number].view_as(tensor) for piece in pieces]
+                number += 1
+            else:
+                everywhere = [None] * self.replica.size
+            for part, entry in zip(parts, everywhere, strict=True):
+                part.append(entry)
+        joined = TreeSum()
+        for part in parts:
+            joined.add(part)
+        return joined.total()
+
+    def _gather_sparse(self, tensor: Tensor) -> list[Tensor]:
+        whole = tensor.coalesce()
+        indices = self.gather_ragged(whole.indices().T.contiguous())
+        values = self.gather_ragged(whole.values())
+        return [
+            torch.sparse_coo_tensor(i.T, v, tensor.shape, is_coalesced=True)
+            for i, v in zip(indices, values, strict=True)
+        ]
 
 
 class TreeSum:

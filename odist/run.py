@@ -152,7 +152,10 @@ class Run:
         self.write_json("status.json", {**self.status, **fields, "updated": time.time()})
 
     def metrics(self, *, kind: str | None = None) -> pd.DataFrame:
-        """metrics.jsonl as a frame, one row per line; `kind` is `train` or `evaluate`."""
+        """metrics.jsonl as a frame; `kind` is `train` or `evaluate`.
+
+        A continued run writes the rows after its checkpoint again: the last row of a step counts.
+        """
         import pandas as pd
 
         path = self.path / "metrics.jsonl"
@@ -164,6 +167,8 @@ class Run:
                 except json.JSONDecodeError:
                     continue  # the last line of a run killed while writing it
         frame = pd.DataFrame(rows)
+        if not frame.empty:
+            frame = frame.drop_duplicates(["kind", "group", "step"], keep="last", ignore_index=True)
         if kind is not None and not frame.empty:
             frame = frame[frame["kind"] == kind].reset_index(drop=True)
         return frame

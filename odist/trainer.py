@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from odist import checkpoint
 from odist.data.loader import Loader
 from odist.data.order import SequentialOrder
-from odist.errors import Diverged
+from odist.errors import Diverged, Interrupted, LostWorkers
 from odist.log import MetricsLog
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
@@ -52,7 +52,7 @@ class Window:
     distillation: Tensor | float = 0.0
     count: float = 0.0
     soft_count: float = 0.0
-    examples: int = 0
+    examples: float = 0.0
     seconds: float = 0.0
 
 
@@ -81,36 +81,54 @@ class Trainer:
     carry: dict[int, Carry] = field(default_factory=dict)
     seconds: float = 0.0  # of training: neither evaluation nor saving is counted
     stopped: bool = False
+    unfinished: bool = False  # the last step's refresh, log and evaluation are still to come
     window: Window = field(default_factory=Window)
 
     def fit(self, start: int = 0) -> Iterator[int]:
         """Train from `start` completed steps to the end; yield the completed steps after each step.
 
         Groups in one process take turns at the yield, where every group has published and none has
-        yet refreshed its teacher. Raises Diverged when the loss is no finite number.
+        yet refreshed its teacher. Raises Diverged when the loss is no finite number; LostWorkers
+        when a peer's weights do not come, with the state saved.
         """
         self.model.train()
+        if self.unfinished and not self._finish_step(start):
+            return
         for step in range(start, self.clock.num_steps):
             began = time.perf_counter()
             self._train_step(step)
             done = step + 1
             self.teacher.publish(done, self.model)
             self._count_time(began)
-            heard = self.teacher.log()  # of the teacher that this step listened to
             yield done
-            began = time.perf_counter()
-            self.teacher.refresh(done, self.model)
-            self._count_time(began)
-            last = done == self.clock.num_steps
-            if last or done % self.cadence.log == 0:
-                self._log_training(done, heard)
-            if last or _due(done, self.cadence.evaluate):
-                self._log_evaluation(done, rows=None if last else self.cadence.evaluate_rows)
-            self.stopped = self.stop(done) and not last
-            if last or self.stopped or _due(done, self.cadence.checkpoint):
-                self.save(done)
-            if self.stopped:
+            if not self._finish_step(done):
                 return
+
+    def _finish_step(self, done: int) -> bool:
+        """Refresh the teacher, then log, evaluate and save where due; whether to go on."""
+        last = done == self.clock.num_steps
+        log_due = last or done % self.cadence.log == 0
+        heard = self.teacher.log() if log_due else {}  # of the teacher that this step listened to
+        began = time.perf_counter()
+        self.unfinished = True
+        try:
+            self.teacher.refresh(done, self.model)
+        except (Interrupted, LostWorkers) as error:
+            self.save(done)  # with the refresh still to come
+            self.stopped = isinstance(error, Interrupted)
+            if not self.stopped:
+                raise
+            return False
+        self.unfinished = False
+        self._count_time(began)
+        if log_due:
+            self._log_training(done, heard)
+        if last or _due(done, self.cadence.evaluate):
+            self._log_evaluation(done, rows=None if last else self.cadence.evaluate_rows)
+        self.stopped = self.stop(done) and not last
+        if last or self.stopped or _due(done, self.cadence.checkpoint):
+            self.save(done)
+        return not self.stopped
 
     def _train_step(self, step: int) -> None:
         batches = [batch.to(self.device) for batch in self.loader[step]]
@@ -138,19 +156,18 @@ class Trainer:
 
     def _log_training(self, done: int, heard: dict[str, Any]) -> None:
         window, self.window = self.window, Window()
-        label = float(window.label) / window.count
-        distillation = float(window.distillation) / window.soft_count if window.soft_count else None
-        self.log.write(
+        own = [float(window.label), float(window.distillation), window.count, window.soft_count, window.examples]
+        sums = torch.stack(self.mesh.gather(torch.tensor(own, dtype=torch.float64))).sum(dim=0).tolist()
+        label = sums[0] / sums[2]
+        distillation = sums[1] / sums[3] if sums[3] else None
+        self._write(
             "train",
-            group=self.mesh.group.index,
-            step=done,
-            examples=done * self.clock.examples_per_step,
-            seconds=round(self.seconds, 3),
+            done,
             label_loss=label,
             distill_loss=distillation,
             grad_norm=self.optimizer.grad_norm(),
             lr=self.optimizer.last_lr,
-            examples_per_second=round(window.examples / max(window.seconds, 1e-9), 1),
+            examples_per_second=round(sums[4] / max(window.seconds, 1e-9), 1),
             **heard,
         )
         if not math.isfinite(label) or (distillation is not None and not math.isfinite(distillation)):
@@ -160,18 +177,23 @@ class Trainer:
             )
 
     def _log_evaluation(self, done: int, *, rows: int | None) -> None:
+        if not self.mesh.is_writer:
+            return
         metrics = self.task.metrics()
         for logits, batch in self._evaluate(rows):
             metrics.update(logits, batch.targets, batch.weights, bayes=batch.bayes)
-        self.log.write(
-            "evaluate",
-            group=self.mesh.group.index,
-            step=done,
-            examples=done * self.clock.examples_per_step,
-            seconds=round(self.seconds, 3),
-            split="validation",
-            **metrics.result(),
-        )
+        self._write("evaluate", done, split="validation", **metrics.result())
+
+    def _write(self, kind: str, done: int, **values: Any) -> None:
+        if self.mesh.is_writer:
+            self.log.write(
+                kind,
+                group=self.mesh.group.index,
+                step=done,
+                examples=done * self.clock.examples_per_step,
+                seconds=round(self.seconds, 3),
+                **values,
+            )
 
     def _evaluate(self, rows: int | None) -> Iterator[tuple[Tensor, Batch]]:
         total = self.task.num_rows("validation")
@@ -186,16 +208,21 @@ class Trainer:
         self.model.train()
 
     def save(self, done: int) -> None:
-        """Save everything that the next step needs."""
+        """Save everything that the next step needs; all processes of the group call it, one writes."""
+        carry: dict[int, Carry] = {}
+        for part in self.mesh.gather_state(self.carry):
+            carry.update(part)
         state = {
             "step": done,
+            "unfinished": self.unfinished,
             "strategy": self.strategy.state_dict(),
             "teacher": self.teacher.state_dict(),
-            "carry": self.carry,
+            "carry": carry,
             "seconds": self.seconds,
             "window": {name: float(getattr(self.window, name)) for name in Window.__dataclass_fields__},
         }
-        checkpoint.save(self.run, self.mesh.group.index, step=done, model=self.model, state=state)
+        if self.mesh.is_writer:
+            checkpoint.save(self.run, self.mesh.group.index, step=done, model=self.model, state=state)
 
     def load(self, step: int) -> None:
         """Continue from the checkpoint of `step`."""
@@ -204,8 +231,9 @@ class Trainer:
         self.teacher.load_state_dict(state["teacher"])
         self.carry = state["carry"]
         self.seconds = state["seconds"]
-        self.window = Window(**state["window"])
-        self.window.examples = int(self.window.examples)
+        self.unfinished = state["unfinished"]
+        if self.mesh.is_writer:
+            self.window = Window(**state["window"])
 
 
 def _due(done: int, every: int) -> bool:

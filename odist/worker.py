@@ -1,101 +1,94 @@
-"""A process's entry: config.yaml -> objects -> training or evaluation of a run.
+"""A process's entry: a run folder in, training of all its groups or of one, results out.
 
-The only place that wires tasks, strategies, teachers and exchanges together. Reads the finished
-configuration without Hydra; making run folders and handling signals is left to launch.py.
+Putting the objects together is wiring.py's business; making run folders, starting processes and
+handling signals is launch.py's.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
+import torch.distributed as dist
 from torch import nn
 
-from odist import checkpoint, registry
+from odist import checkpoint
 from odist.config import Config, load
-from odist.data.loader import Loader
-from odist.errors import Interrupted, UserError
-from odist.exchange.base import Snapshot
-from odist.log import MetricsLog, make_progress, truncate
+from odist.errors import Interrupted, OdistError
+from odist.log import MetricsLog, make_progress
 from odist.mesh import Axis, Mesh
-from odist.optim import Clock, Optimizer
-from odist.rng import derive
+from odist.optim import Clock
 from odist.run import Run, write_atomically
-from odist.strategies.base import Strategy
-from odist.tasks.base import Batch, Task
-from odist.teachers.base import Teacher
-from odist.trainer import Cadence, Trainer, evaluate_split
-
-Shelf = dict[int, dict[int, Snapshot]]
+from odist.tasks.base import Task
+from odist.trainer import Trainer, evaluate_split
+from odist.wiring import Parts, Shelf, build_task, build_trainer, make_clock, predictor, set_up_torch
 
 
 def main(run: Run, *, stop: Callable[[], bool] = lambda: False) -> None:
     """Train or continue a run to its end, all groups taking turns in this process.
 
     stop: becomes true when the run should save and end (a signal)
-    Raises Interrupted (state saved), Diverged, UserError.
+    Raises Interrupted (state saved), Diverged, LostWorkers (state saved), UserError.
     """
     config = load(run.config)
     set_up_torch(config)
     task = build_task(config)
     clock = make_clock(config, task)
     start = checkpoint.common_step(run, config.num_groups) or 0
-    truncate(run.path / "metrics.jsonl", step=start)
     progress = make_progress(show=config.run.progress, num_groups=config.num_groups, num_steps=clock.num_steps)
     log = MetricsLog(run, progress=progress)
+    shelf: Shelf = {}
+    parts = Parts(config, run, task, clock=clock, log=log, stop=stop, shelf=shelf)
     trainers: list[Trainer] = []
-    decided = AgreedStop(stop)
+    agreed = AgreedStop(stop, Mesh())
     try:
-        shelf: Shelf = {}
         for group in range(config.num_groups):
-            trainers.append(
-                build_trainer(config, run, task, group=group, clock=clock, shelf=shelf, log=log, stop=decided)
-            )
-        _train(run, config, trainers, start=start)
+            mesh = Mesh(group=Axis(group, config.num_groups), workers=config.workers)
+            trainers.append(build_trainer(parts, mesh, stop=agreed))
+            if start:
+                trainers[-1].load(start)
+        run.set_status(state="running", step=start, num_steps=clock.num_steps, started=time.time())
+        _take_turns(run, config, trainers, start=start)
         progress.say(f"trained {clock.num_steps} steps; predicting the validation part")
-        finish(run, config, task, trainers)
+        for trainer in trainers:
+            finish_group(trainer, config)
+        combine(run)
     finally:
         for trainer in trainers:
             trainer.loader.close()
+        for end in parts.exchanges:
+            end.close()
         log.close()
 
 
-def set_up_torch(config: Config) -> None:
-    """Threads of this process, which are part of the bits, and one warning less (sparse gradients are trusted)."""
-    torch.set_num_threads(config.launch.threads)
-    torch.sparse.check_sparse_tensor_invariants.disable()
-
-
 class AgreedStop:
-    """One answer per step for all groups, though the signal may come between two of them."""
+    """One answer per step for all groups of a process and all processes of a group, whenever the signal comes."""
 
-    def __init__(self, stop: Callable[[], bool]) -> None:
+    def __init__(self, stop: Callable[[], bool], mesh: Mesh) -> None:
         self._stop = stop
+        self._mesh = mesh
         self._step = -1
         self._answer = False
 
     def __call__(self, step: int) -> bool:
         if step != self._step:
-            self._step, self._answer = step, self._stop()
+            self._step, self._answer = step, bool(self._mesh.from_writer([int(self._stop())])[0])
         return self._answer
 
 
-def _train(run: Run, config: Config, trainers: Sequence[Trainer], *, start: int) -> None:
-    for trainer in trainers:
-        if start:
-            trainer.load(start)
+def _take_turns(run: Run, config: Config, trainers: Sequence[Trainer], *, start: int) -> None:
     clock = trainers[0].clock
-    run.set_status(state="running", step=start, num_steps=clock.num_steps, started=time.time())
-    every = max(1, trainers[0].cadence.log)
     for steps in itertools.zip_longest(*(trainer.fit(start) for trainer in trainers)):
         done = steps[0]
-        if done is not None and done % every == 0:
+        if done is not None and done % trainers[0].cadence.log == 0:
             checkpoint.prune(run, config.num_groups, keep=config.train.keep_checkpoints)
             run.set_status(step=done)
     if any(trainer.stopped for trainer in trainers):
@@ -106,227 +99,89 @@ def _train(run: Run, config: Config, trainers: Sequence[Trainer], *, start: int)
     checkpoint.prune(run, config.num_groups, keep=config.train.keep_checkpoints)
 
 
-def build_task(config: Config) -> Task:
-    """Make the task of a configuration."""
-    task: Task = registry.find("tasks", config.task.name)(config)
-    return task
+def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable[[], bool]) -> None:
+    """Train or continue one group as process `replica` of `launch.processes`; see launch.py for who starts it.
 
-
-def make_clock(config: Config, task: Task) -> Clock:
-    """The horizon: `train.passes` or `train.max_examples`, whichever comes first, in whole steps."""
-    rows = task.num_rows("train")
-    examples = int(config.train.passes * rows)
-    if config.train.max_examples is not None:
-        examples = min(examples, config.train.max_examples)
-    per_step = config.train.batch * config.workers
-    if examples < per_step:
-        raise UserError(
-            f"the horizon of {examples} examples (train.passes={config.train.passes} of {rows} training rows, "
-            f"train.max_examples={config.train.max_examples}) is less than one step of {per_step} "
-            "(train.batch x workers): lower train.batch or workers, or raise train.passes."
-        )
-    return Clock(per_step, examples // per_step)
-
-
-def build_model(config: Config, task: Task, *, group: int) -> nn.Module:
-    """The model of a group at step 0; group 0's is the same for every algorithm of one seed."""
-    torch.manual_seed(derive(config.seed, "init", group=group))
-    return task.build_model().to(config.launch.device)
-
-
-def build_trainer(
-    config: Config,
-    run: Run,
-    task: Task,
-    *,
-    group: int,
-    clock: Clock,
-    shelf: Shelf,
-    log: MetricsLog,
-    stop: Callable[[int], bool],
-) -> Trainer:
-    """Put one group together."""
-    mesh = Mesh(group=Axis(group, config.num_groups), workers=config.workers)
-    model = build_model(config, task, group=group)
-    optimizer = Optimizer(model, config.optim, clock=clock)
-    strategy = build_strategy(config, mesh, clock=clock)
-    strategy.prepare(model, optimizer)
-    order = task.order(
-        group=group,
-        num_groups=config.num_groups,
-        examples_per_step=clock.examples_per_step,
-        seed=derive(config.seed, "order", group=group),
-    )
-
-    def batches(step: int) -> list[Batch]:
-        ids = order.ids(step).reshape(mesh.workers, -1)
-        seeds = [derive(config.seed, "augmentation", group=group, replica=w, step=step) for w in mesh.local_workers]
-        return [task.batch(ids[w], "train", seed) for w, seed in zip(mesh.local_workers, seeds, strict=True)]
-
-    lookahead = config.exchange.lookahead
-    loader = Loader(batches, num_steps=clock.num_steps, prefetch=config.train.prefetch, keep=lookahead)
-    teacher = build_teacher(config, task, model=model, group=group, clock=clock, loader=loader, shelf=shelf)
-    train = config.train
-    cadence = Cadence(
-        evaluate=clock.steps(train.evaluate_every),
-        checkpoint=clock.steps(train.checkpoint_every),
-        log=clock.steps(train.log_every) or max(1, clock.num_steps // 100),
-        evaluate_rows=train.evaluate_rows,
-        evaluate_batch=train.evaluate_batch,
-    )
-    return Trainer(
-        task=task,
-        model=model,
-        strategy=strategy,
-        teacher=teacher,
-        optimizer=optimizer,
-        loader=loader,
-        mesh=mesh,
-        clock=clock,
-        cadence=cadence,
-        run=run,
-        log=log,
-        seed=config.seed,
-        stop=stop,
-        device=config.launch.device,
-    )
-
-
-def build_strategy(config: Config, mesh: Mesh, *, clock: Clock) -> Strategy:
-    """Make the strategy by name, with the options that it takes."""
-    name = config.algorithm.strategy
-    options: dict[str, Any] = {}
-    if name == "delayed":
-        options = {"delay": config.algorithm.delay}
-    elif name == "local_sgd":
-        options = {"average_every": max(1, clock.steps(config.algorithm.average_every))}
-    strategy: Strategy = registry.find("strategies", name)(mesh, **options)
-    return strategy
-
-
-def build_teacher(
-    config: Config,
-    task: Task,
-    *,
-    model: nn.Module,
-    group: int,
-    clock: Clock,
-    loader: Loader[list[Batch]],
-    shelf: Shelf,
-) -> Teacher:
-    """Make the teacher by name; loads finished runs for two-phase distillation."""
-    algorithm, exchange = config.algorithm, config.exchange
-    make = registry.find("teachers", algorithm.teacher)
-    teacher: Teacher
-    if algorithm.teacher == "none":
-        teacher = make()
-        return teacher
-    if algorithm.teacher == "constant":
-        prior = task.prior()
-        classes = 2 if prior.ndim == 0 else len(prior)
-        teacher = make(prior if algorithm.distribution == "unigram" else torch.full_like(prior, 1 / classes))
-        return teacher
-    device = config.launch.device
-    shared = {
-        "burn_in": clock.steps(algorithm.burn_in),
-        "batches": lambda step: [batch.to(device) for batch in loader[step]],
-        "lookahead": exchange.lookahead,
-        "num_steps": clock.num_steps,
-    }
-    if algorithm.teacher == "fixed":
-        teacher = make(task.forward, models=load_teachers(algorithm.teachers, config, task), **shared)
-        return teacher
-    end = registry.find("exchange", exchange.name)(group, shelf=shelf, keep=exchange.lag + 1)
-    teacher = make(
-        task.forward,
-        student=model,
-        exchange=end,
-        group=group,
-        peers=[peer for peer in range(config.num_groups) if peer != group],
-        interval=max(1, clock.steps(exchange.interval)),
-        lag=exchange.lag,
-        **shared,
-    )
-    return teacher
-
-
-def load_teachers(paths: Sequence[str], config: Config, task: Task) -> list[nn.Module]:
-    """Models of finished runs: all groups of an ensemble, group 0 of a codistilled run."""
-    models = []
-    for path in paths:
-        run = Run.open(path)
-        if not run.finished:
-            raise UserError(f"{path}: a teacher must be a finished run; this one is {run.status.get('state')}.")
-        other = load(run.config)
-        other_task = build_task(other)
-        if other_task.fingerprint != task.fingerprint:
-            raise UserError(f"{path}: this teacher was trained on other data than this run is (other fingerprint).")
-        models += [model.to(config.launch.device) for model in load_models(run, other, other_task)]
-    return models
-
-
-def load_models(run: Run, config: Config, task: Task) -> list[nn.Module]:
-    """The models that predict for a run, from its newest checkpoint: one, or all of an ensemble."""
-    step = checkpoint.common_step(run, config.num_groups)
-    if step is None:
-        raise UserError(f"{run.path}: no checkpoint yet (state {run.status.get('state')}). `odist train` makes one.")
-    models = []
-    for group in range(config.num_groups if predictor(config) == "mean" else 1):
-        model = build_model(config, task, group=group)
-        checkpoint.load_weights(run, group, step=step, model=model)
-        models.append(model)
-    return models
-
-
-def predictor(config: Config) -> str:
-    """Which of a run's groups predicts: group 0, fixed in advance, or the mean of an ensemble.
-
-    Source: Anil et al. 2018, section 3.5 (one copy of a codistilled pair predicts).
+    rendezvous: file through which the processes of this group find each other
+    Raises as `main`; a finished group returns at once.
     """
-    return "mean" if config.num_groups > 1 and config.algorithm.teacher != "peers" else "group-0"
+    config = load(run.config)
+    set_up_torch(config)
+    if (run.prediction_root("validation") / f"group-{group}.json").is_file():
+        return
+    mesh = Mesh(Axis(group, config.num_groups), Axis(replica, config.launch.processes), config.workers)
+    if mesh.replica.size > 1:
+        store = dist.FileStore(str(rendezvous), mesh.replica.size)  # type: ignore[attr-defined]
+        patience = timedelta(seconds=config.exchange.timeout + 600)
+        dist.init_process_group("gloo", store=store, rank=replica, world_size=mesh.replica.size, timeout=patience)
+    task = build_task(config)
+    log = MetricsLog(run, progress=make_progress(show=False, num_groups=config.num_groups, num_steps=0))
+    parts = Parts(config, run, task, clock=make_clock(config, task), log=log, stop=stop, shelf={})
+    trainer = build_trainer(parts, mesh, stop=AgreedStop(stop, mesh))
+    try:
+        start = max(run.checkpoint_steps(group), default=0)
+        start = mesh.from_writer([start])[0]
+        if start:
+            trainer.load(start)
+        for done in trainer.fit(start):
+            if mesh.is_writer and done % trainer.cadence.log == 0:
+                checkpoint.prune_group(run, group, keep=config.train.keep_checkpoints)
+        if trainer.stopped:
+            raise Interrupted(f"group {group} stopped and saved.")
+        if mesh.is_writer:
+            checkpoint.prune_group(run, group, keep=config.train.keep_checkpoints)
+            finish_group(trainer, config)
+    finally:
+        trainer.loader.close()
+        for end in parts.exchanges:
+            end.close()
+        log.close()
 
 
-def finish(run: Run, config: Config, task: Task, trainers: Sequence[Trainer]) -> None:
-    """Write predictions and results of a trained run; the last thing is the state `finished`."""
-    root = run.prediction_root("validation")
+def finish_group(trainer: Trainer, config: Config) -> None:
+    """Write a trained group's predictions, and its results beside them as the mark that it is done."""
+    task, clock, group = trainer.task, trainer.clock, trainer.mesh.group.index
+    root = trainer.run.prediction_root("validation")
     root.mkdir(parents=True, exist_ok=True)
-    groups = []
-    for trainer in trainers:
-        group = trainer.mesh.group.index
-        prediction = evaluate_split(
-            task, [trainer.model], batch_size=config.train.evaluate_batch, device=trainer.device
-        )
-        np.save(root / f"group-{group}.npy", prediction.probabilities.astype(np.float32))
+    prediction = evaluate_split(task, [trainer.model], batch_size=config.train.evaluate_batch, device=trainer.device)
+    results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes)
+    np.save(root / f"group-{group}.npy", prediction.probabilities.astype(np.float32))
+    if group == 0:
         np.save(root / "targets.npy", prediction.targets)
         if prediction.bayes is not None:
             np.save(root / "bayes.npy", prediction.bayes)
-        results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes)
-        groups.append({**results, "weight_hash": checkpoint.weight_hash(trainer.model)})
-    meta = {"predictor": predictor(config), "num_groups": config.num_groups, "fingerprint": task.fingerprint}
-    write_atomically(root / "meta.json", json.dumps(meta) + "\n")
-    whole = run.predictions("validation")
-    clock = trainers[0].clock
-    run.write_json(
-        "results.json",
-        {
+        content = {
             "split": "validation",
-            "rows": len(whole.targets),
+            "rows": len(prediction.targets),
             "predictor": predictor(config),
-            "metrics": task.results(whole.probabilities, whole.targets, bayes=whole.bayes),
-            "groups": groups,
             "steps": clock.num_steps,
             "examples_per_model": clock.horizon,
             "total_examples": clock.horizon * config.num_groups,
             "distinct_examples": task.distinct_rows(num_groups=config.num_groups, examples=clock.horizon),
-            "flops": training_flops(config, task, trainers[0].model, clock=clock),
-            "seconds": round(sum(trainer.seconds for trainer in trainers), 3),
-        },
-    )
-    run.set_status(state="finished", step=clock.num_steps, finished=time.time())
+            "flops": training_flops(config, task, trainer.model, clock=clock),
+        }
+        meta = {"predictor": predictor(config), "num_groups": config.num_groups, "fingerprint": task.fingerprint}
+        write_atomically(root / "meta.json", json.dumps({**meta, "results": content}) + "\n")
+    own = {**results, "seconds": round(trainer.seconds, 3), "weight_hash": checkpoint.weight_hash(trainer.model)}
+    write_atomically(root / f"group-{group}.json", json.dumps(own) + "\n")
+
+
+def combine(run: Run) -> None:
+    """Write results.json from what the groups left; the last thing is the state `finished`."""
+    config = load(run.config)
+    root = run.prediction_root("validation")
+    content = json.loads((root / "meta.json").read_text())["results"]
+    groups = [json.loads((root / f"group-{group}.json").read_text()) for group in range(config.num_groups)]
+    whole = run.predictions("validation")
+    results = build_task(config).results(whole.probabilities, whole.targets, bayes=whole.bayes)
+    seconds = round(sum(group["seconds"] for group in groups), 3)
+    run.write_json("results.json", {**content, "metrics": results, "groups": groups, "seconds": seconds})
+    run.set_status(state="finished", step=content["steps"], num_steps=content["steps"], finished=time.time())
 
 
 def training_flops(config: Config, task: Task, model: nn.Module, *, clock: Clock) -> int:
     """Floating-point operations of the whole run: three forwards a training example, one a teacher's prediction."""
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     size = min(config.train.batch, task.num_rows("validation"))
@@ -341,52 +196,29 @@ def training_flops(config: Config, task: Task, model: nn.Module, *, clock: Clock
     return round(config.num_groups * forward * (3 * clock.horizon + teachers * taught))
 
 
-def evaluate(run: Run, *, split: str, data: Path | None = None, output: Path | None = None) -> dict[str, Any]:
-    """Evaluate a run's newest checkpoint.
+def entry(arguments: list[str]) -> int:
+    """Run one process of one group (`python -m odist.worker RUN GROUP REPLICA RENDEZVOUS`); its exit code.
 
-    split: "validation" or "train"; data: another store, made with the same fitted parts (`--like`)
-    output: write the predictions there (.csv or .parquet)
-    Returns the results with intervals. Raises UserError if the store is made otherwise.
+    SIGTERM and SIGINT save and end; so does the death of the process that started this one.
     """
-    config = load(run.config)
-    set_up_torch(config)
-    task = build_task(config)
-    models = load_models(run, config, task)
-    if data is not None:
-        from dataclasses import replace
-
-        there = build_task(replace(config, data=replace(config.data, name="prepared", path=str(data), max_rows=None)))
-        if there.fitted_fingerprint != task.fitted_fingerprint:
-            raise UserError(
-                f"--data {data}: made with other fitted parts than the run's data, so its ids and numbers mean "
-                f"something else. Prepare it with --like {config.data.path or 'STORE'}."
-            )
-        task = there
-    if task.num_rows(split) == 0:
-        raise UserError(f"--split {split}: this part of the data is empty; choose the other of train, validation.")
-    prediction = evaluate_split(
-        task, models, split=split, batch_size=config.train.evaluate_batch, device=config.launch.device
-    )
-    results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes)
-    if output is not None:
-        write_predictions(output, prediction.probabilities, prediction.targets)
-    step = checkpoint.common_step(run, config.num_groups)
-    return {"run": str(run.path), "split": split, "step": step, "predictor": predictor(config), **results}
-
-
-def write_predictions(path: Path, probabilities: np.ndarray, targets: np.ndarray) -> None:
-    """Write predictions as a table that `odist churn` reads: columns row, label, prediction (or one per class)."""
-    import pandas as pd
-
-    columns: dict[str, Any] = {"row": np.arange(len(targets)), "label": targets}
-    if probabilities.ndim == 1:
-        columns["prediction"] = probabilities
-    else:
-        columns.update({f"prediction_{c}": probabilities[:, c] for c in range(probabilities.shape[1])})
-    frame = pd.DataFrame(columns)
-    if path.suffix not in (".csv", ".parquet"):
-        raise UserError(f"--output {path}: expected a name that ends in .csv or .parquet.")
+    path, group, replica, rendezvous = arguments
+    parent = os.getppid()
+    signalled = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: signalled.append(True))
     try:
-        frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path, index=False)
-    except OSError as error:
-        raise UserError(f"--output {path}: cannot be written: {error.strerror or error}.") from error
+        work(
+            Run.open(path),
+            group=int(group),
+            replica=int(replica),
+            rendezvous=Path(rendezvous),
+            stop=lambda: bool(signalled) or os.getppid() != parent,
+        )
+    except OdistError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(entry(sys.argv[1:]))

@@ -8,7 +8,7 @@ from conftest import make_config, weight_hashes
 
 from odist.checkpoint import common_step, load_weights
 from odist.tasks.criteo import CriteoTask
-from odist.worker import build_model
+from odist.wiring import build_model
 
 SMALL = ("train.max_examples=1200", "algorithm.burn_in=200", "exchange.interval=100")
 SGD = ("optim=sgd", "optim.lr=0.5")

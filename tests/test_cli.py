@@ -268,33 +268,27 @@ def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
     return errors
 
 
-def test_a_signal_saves_and_the_same_command_continues(tmp_path: Path) -> None:
-    process = start(tmp_path, "run.dir=a")
-    until(lambda: is_running(tmp_path / "a"))
-    stop(process, signal.SIGINT)
-    stopped = Run(tmp_path / "a").status
-    assert stopped["state"] == "interrupted"
-    assert Run(tmp_path / "a").checkpoint_steps(0)[-1] == stopped["step"]
-    again = start(tmp_path, "run.dir=a")
-    until(lambda: is_running(tmp_path / "a"))
-    stop(again, signal.SIGTERM)
-    assert Run(tmp_path / "a").status["step"] >= stopped["step"]
-
-
-def test_a_killed_run_counts_as_interrupted(tmp_path: Path) -> None:
-    process = start(tmp_path, "run.dir=a")
-    until(lambda: is_running(tmp_path / "a"))
+def test_killed_or_stopped_by_a_signal_the_same_command_continues(tmp_path: Path) -> None:
+    process = start(tmp_path, "run.dir=a", "train.checkpoint_every=25600")
+    until(lambda: is_running(tmp_path / "a") and len(Run(tmp_path / "a").checkpoint_steps(0)) > 0)
     process.kill()
     process.communicate(timeout=60)
-    assert Run(tmp_path / "a").status["state"] == "running"
+    run = Run(tmp_path / "a")
+    assert run.status["state"] == "running"
     [row] = json.loads(odist("runs", ".", "--json", cwd=tmp_path).stdout)
     assert row["state"] == "interrupted"
+    saved = run.checkpoint_steps(0)[-1]
+    again = start(tmp_path, "run.dir=a")
+    until(lambda: is_running(tmp_path / "a") and run.status.get("pid") == again.pid and run.status["step"] >= saved)
+    assert "step" in stop(again, signal.SIGINT)
+    assert run.status["state"] == "interrupted"
+    assert run.checkpoint_steps(0)[-1] == run.status["step"] >= saved
 
 
 def test_an_interrupted_multirun_starts_no_further_job(tmp_path: Path) -> None:
     process = start(tmp_path, "-m", "seed=1,2", "run.dir=many")
     until(lambda: any(is_running(run.path) for run in Run.find(tmp_path / "many")))
-    stop(process, signal.SIGINT)
+    stop(process, signal.SIGTERM)
     [only] = Run.find(tmp_path / "many")
     assert only.status["state"] == "interrupted"
     assert [path.name for path in (tmp_path / "many").iterdir()] == [only.name]
@@ -356,6 +350,40 @@ def test_churn_is_that_of_the_written_predictions(trained: Path) -> None:
     refused(odist("churn", paths[0], cwd=trained), "at least two")
 
 
+def criteo_rows(path: Path, *, rows: int, seed: int) -> Path:
+    random = np.random.default_rng(seed)
+    with open(path, "w", encoding="utf-8") as file:
+        for _ in range(rows):
+            numbers = [str(n) if n % 5 else "" for n in random.integers(0, 90, 13)]
+            words = [f"{n:08x}" for n in random.integers(0, 40, 26)]
+            file.write("\t".join([str(random.integers(2)), *numbers, *words]) + "\n")
+    return path
+
+
+def test_prepare_then_train_then_evaluate_on_further_rows(tmp_path: Path) -> None:
+    rows, more = (
+        criteo_rows(tmp_path / "rows.txt", rows=200, seed=1),
+        criteo_rows(tmp_path / "more.txt", rows=50, seed=2),
+    )
+    made = odist("prepare", "criteo", "--input", rows, "--output", "store", "--buckets", "500", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert json.loads((tmp_path / "store" / "store.json").read_text())["task"] == "criteo"
+    like = odist("prepare", "criteo", "--input", more, "--output", "further", "--like", "store", cwd=tmp_path)
+    assert like.returncode == 0, like.stderr
+    prepared = ["data=prepared", "data.path=store", "train.batch=20"]
+    done = odist("train", *SMOKE, *prepared, "run.dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Run.open(tmp_path / "run").config["data"]["path"] == str(tmp_path / "store")
+    results = json.loads(odist("eval", "run", "--data", "further", "--json", cwd=tmp_path).stdout)
+    assert results["rows"] == 50
+    refused(odist("eval", "run", "--data", "nowhere", cwd=tmp_path), "nowhere")
+    shutil.move(tmp_path / "store", tmp_path / "moved")
+    again = odist("train", *SMOKE, *prepared, "data.path=moved", "run.dir=run", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    refused(odist("train", *SMOKE, *prepared, "data.path=further", "run.dir=run", cwd=tmp_path), "fingerprint")
+    refused(odist("prepare", "criteo", "--input", "none.txt", "--output", "x", cwd=tmp_path), "none.txt")
+
+
 def test_plot_writes_figures(work: Path) -> None:
     done = odist("plot", "runs", "--output", "figures", "--metric", "log_loss", "--x", "steps", cwd=work)
     assert done.returncode == 0, done.stderr
@@ -393,7 +421,8 @@ def complete(monkeypatch: pytest.MonkeyPatch, typed: str) -> list[str]:
         ("optim.schedule=c", ["constant", "cosine"]),
         ("train.ba", ["train.batch=", "train.batch=VALUE"]),
         ("optim.nest", ["optim.nesterov=true", "optim.nesterov=false"]),
-        ("seed=1 tra", ["train."]),
+        ("seed=1 tra", ["train.batch=", "train.passes="]),
+        ("see", ["seed=", "seed=VALUE"]),
         ("", ["task=", "algorithm=", "seed="]),
     ],
 )

@@ -2,4 +2,5 @@
 
 EXCHANGES = {
     "memory": "odist.exchange.memory:MemoryExchange",
+    "store": "odist.exchange.store:StoreExchange",
 }

@@ -6,7 +6,7 @@ An exchange knows nothing about models, teachers or time; it moves named tensors
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -18,16 +18,24 @@ class Snapshot:
     """A peer's full state (running statistics included) after `step` completed steps.
 
     group: the publisher; weights: by name; time: seconds since the epoch at publication
+    incarnation: how often the publisher had been started; sha256: of the published file
     """
 
     group: int
     step: int
     weights: Weights
     time: float
+    incarnation: int = 0
+    sha256: str = ""
 
 
 class Exchange(Protocol):
-    """Weights between groups; every instance belongs to one group."""
+    """Weights between groups; every instance belongs to one group.
+
+    durable: whether what was published survives this process
+    """
+
+    durable: bool
 
     def publish(self, step: int, weights: Weights) -> None:
         """Offer this group's weights after `step` completed steps."""
@@ -35,4 +43,12 @@ class Exchange(Protocol):
 
     def fetch(self, peer: int, *, step: int | None = None, newer_than: int | None = None) -> Snapshot | None:
         """The peer's snapshot of exactly `step`, or its freshest one newer than `newer_than`; None if there is none."""
+        ...
+
+    def log(self) -> dict[str, Any]:
+        """Counts of failures, for the log."""
+        ...
+
+    def close(self) -> None:
+        """Finish what is being written."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from odist.exchange.base import Snapshot, Weights
 
@@ -13,6 +14,8 @@ class MemoryExchange:
     group: this group; shelf: the dict that all groups share, by group and step
     keep: snapshots of this group that stay on the shelf
     """
+
+    durable = False
 
     def __init__(self, group: int, *, shelf: dict[int, dict[int, Snapshot]], keep: int = 1) -> None:
         self.group = group
@@ -32,3 +35,9 @@ class MemoryExchange:
             return there.get(step)
         fresh = [at for at in there if newer_than is None or at > newer_than]
         return there[max(fresh)] if fresh else None
+
+    def log(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        pass

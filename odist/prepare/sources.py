@@ -228,7 +228,7 @@ def read_ahead(items: Iterator[T], *, depth: int) -> Iterator[T]:
                 if not put(item, None):
                     return
             put(None, None)
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer
+        except BaseException as error:
             put(None, error)
 
     thread = threading.Thread(target=produce, name="read-ahead", daemon=True)

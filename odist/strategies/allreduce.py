@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from odist.mesh import Mesh, TreeSum
@@ -34,7 +35,8 @@ class AllReduce:
         self.buffers = float_buffers(model)
 
     def count(self, batches: Sequence[Batch]) -> Sequence[float]:
-        total = sum(label_weights(batch) for batch in batches)
+        own = torch.tensor([label_weights(batch) for batch in batches], dtype=torch.float64)
+        total = sum(torch.cat(self.mesh.gather(own)).tolist())
         return [total] * len(batches)
 
     @contextmanager
@@ -54,10 +56,10 @@ class AllReduce:
 
     def step(self, step: int) -> None:
         if self.mesh.workers > 1:
-            for parameter, gradient in zip(self.parameters, self._gradients.total(), strict=True):
+            for parameter, gradient in zip(self.parameters, self.mesh.tree_total(self._gradients), strict=True):
                 parameter.grad = gradient
             if self.buffers:
-                sums = [total for total in self._buffers.total() if total is not None]
+                sums = [total for total in self.mesh.tree_total(self._buffers) if total is not None]
                 copy_into(self.buffers, [total / self.mesh.workers for total in sums])
         self.optimizer.update(step)
 

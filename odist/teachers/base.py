@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from odist.losses import Soft
+from odist.mesh import Mesh
 from odist.tasks.base import Batch, Carry, Forward
 
 
@@ -77,11 +78,12 @@ class Panel:
     a resume computes its window anew from the same start, since another matrix shape may give other bits
     """
 
-    def __init__(self, forward: Forward, *, batches: Batches, lookahead: int, num_steps: int) -> None:
+    def __init__(self, forward: Forward, *, batches: Batches, lookahead: int, num_steps: int, mesh: Mesh) -> None:
         self.forward = forward
         self.batches = batches
         self.lookahead = lookahead
         self.num_steps = num_steps
+        self.mesh = mesh
         self.models: dict[int, nn.Module] = {}  # by peer
         self.swap_step = 0
         self.carry: dict[int, dict[int, Carry]] = {}  # by peer, then worker
@@ -119,7 +121,7 @@ class Panel:
         places: list[tuple[int, int]] = []
         batches: list[Batch] = []
         for at in range(start, stop):
-            for worker, batch in enumerate(self.batches(at)):
+            for worker, batch in zip(self.mesh.local_workers, self.batches(at), strict=True):
                 places.append((at, worker))
                 batches.append(batch)
         whole = concatenate(batches)
@@ -133,7 +135,11 @@ class Panel:
         self._window = {place: tuple(piece[i] for piece in pieces) for i, place in enumerate(places)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"swap_step": self.swap_step, "carry": self.carry}
+        carry: dict[int, dict[int, Carry]] = {}
+        for part in self.mesh.gather_state(self.carry):
+            for peer, by_worker in part.items():
+                carry.setdefault(peer, {}).update(by_worker)
+        return {"swap_step": self.swap_step, "carry": carry}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.swap_step = state["swap_step"]

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from odist.losses import Soft
+from odist.mesh import Mesh
 from odist.tasks.base import Batch, Forward
 from odist.teachers.base import Batches, Panel
 
@@ -30,8 +31,9 @@ class Fixed:
         batches: Batches,
         lookahead: int,
         num_steps: int,
+        mesh: Mesh,
     ) -> None:
-        self.panel = Panel(forward, batches=batches, lookahead=lookahead, num_steps=num_steps)
+        self.panel = Panel(forward, batches=batches, lookahead=lookahead, num_steps=num_steps, mesh=mesh)
         self.lookahead = lookahead
         self.burn_in = burn_in
         for number, model in enumerate(models):

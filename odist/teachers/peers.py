@@ -2,21 +2,23 @@
 
 Source: Anil et al. 2018, Algorithm 1 and section 2.1. Snapshots come through an exchange; a peer teaches
 with its full state, in eval mode. Lock-step timing: at every multiple s of the interval the snapshots
-of step s - lag are taken, so a run's bits do not depend on who was faster.
+of step s - lag are taken, so a run's bits do not depend on who was faster. Freshest timing, the
+paper's reality: whatever is newest is taken, and a slow or dead peer costs nothing but age.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from odist.errors import LostWorkers
+from odist.errors import Interrupted, LostWorkers
 from odist.exchange.base import Exchange, Snapshot
 from odist.losses import Soft
+from odist.mesh import Mesh
 from odist.tasks.base import Batch, Forward
 from odist.teachers.base import Batches, Panel
 
@@ -27,6 +29,8 @@ class Peers:
     student: the group's own model, copied for each peer; group: its index; peers: the other groups
     interval: steps between two reloads; lag: intervals that a snapshot is old when it is taken
     burn_in: steps before the teachers are heard; others: see `Panel`
+    timing: "lockstep" waits for the agreed snapshots, up to `timeout` seconds or until `stop` says so;
+    "freshest" takes the newest there are and never waits
     """
 
     def __init__(
@@ -43,8 +47,17 @@ class Peers:
         batches: Batches,
         lookahead: int,
         num_steps: int,
+        mesh: Mesh,
+        timing: str = "lockstep",
+        timeout: float = 600.0,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.panel = Panel(forward, batches=batches, lookahead=lookahead, num_steps=num_steps)
+        self.panel = Panel(forward, batches=batches, lookahead=lookahead, num_steps=num_steps, mesh=mesh)
+        self.mesh = mesh
+        self.timing = timing
+        self.timeout = timeout
+        self.stop = stop
+        self.swaps: list[tuple[int, int, int, int, str]] = []  # since the last row of the log
         self.lookahead = lookahead
         self.student = student
         self.exchange = exchange
@@ -65,16 +78,61 @@ class Peers:
             self.exchange.publish(step, weights)
 
     def refresh(self, step: int, model: nn.Module) -> None:
+        """Take the snapshots that are due; Interrupted or LostWorkers if the wait for them ends otherwise."""
         self._now = step
-        wanted = step - self.lag * self.interval
-        due = step % self.interval == 0 and wanted > 0 and step + self.interval > self.burn_in
-        if not due or step >= self.num_steps:
+        if step % self.interval or step + self.interval <= self.burn_in or step >= self.num_steps:
             return
-        for peer in self.peers:
-            snapshot = self.exchange.fetch(peer, step=wanted)
-            if snapshot is None:
-                raise LostWorkers(f"group {peer} has not published its weights of step {wanted}.")
+        if self.timing == "freshest":
+            snapshots = self._freshest()
+        else:
+            wanted = step - self.lag * self.interval
+            snapshots = self._agreed(wanted) if wanted > 0 else []
+        for snapshot in snapshots:
             self._use(snapshot, step=step)
+            self.swaps.append((step, snapshot.group, snapshot.incarnation, snapshot.step, snapshot.sha256))
+
+    def _agreed(self, step: int) -> list[Snapshot]:
+        """Every peer's snapshot of `step`; one process of the group waits, so that all leave the wait alike."""
+        snapshots: list[Snapshot] = []
+        outcome, text = 0, ""
+        if self.mesh.is_writer:
+            try:
+                snapshots = [self._wait(peer, step) for peer in self.peers]
+            except (Interrupted, LostWorkers) as error:
+                outcome, text = error.exit_code, str(error)
+        outcome = self.mesh.from_writer([outcome])[0]
+        if outcome:
+            raise (Interrupted if outcome == Interrupted.exit_code else LostWorkers)(text)
+        return snapshots if self.mesh.is_writer else [self._wait(peer, step) for peer in self.peers]
+
+    def _wait(self, peer: int, step: int) -> Snapshot:
+        deadline, pause = time.monotonic() + self.timeout, 0.001
+        while True:
+            snapshot = self.exchange.fetch(peer, step=step)
+            if snapshot is not None:
+                return snapshot
+            if self.stop():
+                raise Interrupted(f"stopped while waiting for group {peer}'s weights of step {step}.")
+            if not self.exchange.durable or time.monotonic() > deadline:
+                raise LostWorkers(
+                    f"group {peer} has not published its weights of step {step} within {self.timeout:.0f} s "
+                    "(exchange.timeout). The state is saved; the same command continues."
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+    def _freshest(self) -> list[Snapshot]:
+        """Whatever is newer than what is in use; the writer's choice holds for the whole group."""
+        held = {peer: self.snapshots[peer].step if peer in self.snapshots else None for peer in self.peers}
+        found = [self.exchange.fetch(peer, newer_than=held[peer]) for peer in self.peers]
+        if self.mesh.replica.size == 1:
+            return [snapshot for snapshot in found if snapshot is not None]
+        steps = self.mesh.from_writer([-1 if snapshot is None else snapshot.step for snapshot in found])
+        chosen = []
+        for peer, step, own in zip(self.peers, steps, found, strict=True):
+            if step >= 0:
+                chosen.append(own if own is not None and own.step == step else self._wait(peer, step))
+        return chosen
 
     def _use(self, snapshot: Snapshot, *, step: int) -> None:
         teacher = self.panel.models.get(snapshot.group)
@@ -92,7 +150,10 @@ class Peers:
     def log(self) -> dict[str, Any]:
         if not self.snapshots:
             return {"teacher_age_steps": None, "teacher_age_seconds": None}
+        swaps, self.swaps = self.swaps, []
         return {
+            **({"swaps": swaps} if swaps else {}),
+            **self.exchange.log(),
             "teacher_age_steps": self._heard_at - min(snapshot.step for snapshot in self.snapshots.values()),
             "teacher_age_seconds": round(time.time() - min(s.time for s in self.snapshots.values()), 3),
         }
@@ -100,10 +161,12 @@ class Peers:
     def state_dict(self) -> dict[str, Any]:
         """The panel's carry, the snapshots in use and this group's own that peers may still ask for."""
         newest = self._now // self.interval * self.interval
-        steps = [newest - back * self.interval for back in range(self.lag, -1, -1)]
+        steps = [] if self.exchange.durable else [newest - back * self.interval for back in range(self.lag, -1, -1)]
         published = [self.exchange.fetch(self.group, step=step) for step in steps]
         return {
             "panel": self.panel.state_dict(),
+            "heard_at": self._heard_at,
+            "swaps": self.swaps,
             "snapshots": [_as_dict(snapshot) for snapshot in self.snapshots.values()],
             "published": [_as_dict(snapshot) for snapshot in published if snapshot is not None],
         }
@@ -114,7 +177,9 @@ class Peers:
         for saved in state["snapshots"]:
             self._use(Snapshot(**saved), step=0)
         self.panel.load_state_dict(state["panel"])
+        self._heard_at = state["heard_at"]
+        self.swaps = state["swaps"]
 
 
 def _as_dict(snapshot: Snapshot) -> dict[str, Any]:
-    return {"group": snapshot.group, "step": snapshot.step, "weights": snapshot.weights, "time": snapshot.time}
+    return dict(vars(snapshot))

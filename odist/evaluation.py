@@ -1,0 +1,68 @@
+"""What a run predicts: evaluation of its newest checkpoint, on its own data or on another store.
+
+Training and its results are worker.py's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odist import checkpoint
+from odist.config import load
+from odist.errors import UserError
+from odist.run import Run
+from odist.trainer import evaluate_split
+from odist.wiring import build_task, load_models, predictor, set_up_torch
+
+
+def evaluate(run: Run, *, split: str, data: Path | None = None, output: Path | None = None) -> dict[str, Any]:
+    """Evaluate a run's newest checkpoint.
+
+    split: "validation" or "train"; data: another store, made with the same fitted parts (`--like`)
+    output: write the predictions there (.csv or .parquet)
+    Returns the results with intervals. Raises UserError if the store is made otherwise.
+    """
+    config = load(run.config)
+    set_up_torch(config)
+    task = build_task(config)
+    models = load_models(run, config, task)
+    if data is not None:
+        there = build_task(replace(config, data=replace(config.data, name="prepared", path=str(data), max_rows=None)))
+        if there.fitted_fingerprint != task.fitted_fingerprint:
+            raise UserError(
+                f"--data {data}: made with other fitted parts than the run's data, so its ids and numbers mean "
+                f"something else. Prepare it with --like {config.data.path or 'STORE'}."
+            )
+        task = there
+    if task.num_rows(split) == 0:
+        raise UserError(f"--split {split}: this part of the data is empty; choose the other of train, validation.")
+    prediction = evaluate_split(
+        task, models, split=split, batch_size=config.train.evaluate_batch, device=config.launch.device
+    )
+    results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes)
+    if output is not None:
+        write_predictions(output, prediction.probabilities, prediction.targets)
+    step = checkpoint.common_step(run, config.num_groups)
+    return {"run": str(run.path), "split": split, "step": step, "predictor": predictor(config), **results}
+
+
+def write_predictions(path: Path, probabilities: np.ndarray, targets: np.ndarray) -> None:
+    """Write predictions as a table that `odist churn` reads: columns row, label, prediction (or one per class)."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {"row": np.arange(len(targets)), "label": targets}
+    if probabilities.ndim == 1:
+        columns["prediction"] = probabilities
+    else:
+        columns.update({f"prediction_{c}": probabilities[:, c] for c in range(probabilities.shape[1])})
+    frame = pd.DataFrame(columns)
+    if path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--output {path}: expected a name that ends in .csv or .parquet.")
+    try:
+        frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path, index=False)
+    except OSError as error:
+        raise UserError(f"--output {path}: cannot be written: {error.strerror or error}.") from error

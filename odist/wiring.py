@@ -1,0 +1,236 @@
+"""Objects from a configuration: task, clock, model, strategy, teacher, exchange and trainer.
+
+The only place that knows which options a part takes. What is done with them is left to worker.py
+(training) and evaluation.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from odist import checkpoint, registry
+from odist.config import Config, load
+from odist.data.loader import Loader
+from odist.errors import UserError
+from odist.exchange.base import Exchange, Snapshot
+from odist.log import MetricsLog
+from odist.mesh import Mesh
+from odist.optim import Clock, Optimizer
+from odist.rng import derive
+from odist.run import Run
+from odist.strategies.base import Strategy
+from odist.tasks.base import Batch, Task
+from odist.teachers.base import Teacher
+from odist.trainer import Cadence, Trainer
+
+Shelf = dict[int, dict[int, Snapshot]]
+
+
+def set_up_torch(config: Config) -> None:
+    """Threads of this process, which are part of the bits, and one warning less (sparse gradients are trusted)."""
+    torch.set_num_threads(config.launch.threads)
+    torch.sparse.check_sparse_tensor_invariants.disable()
+
+
+def build_task(config: Config) -> Task:
+    """Make the task of a configuration."""
+    task: Task = registry.find("tasks", config.task.name)(config)
+    return task
+
+
+def make_clock(config: Config, task: Task) -> Clock:
+    """The horizon: `train.passes` or `train.max_examples`, whichever comes first, in whole steps."""
+    rows = task.num_rows("train")
+    examples = int(config.train.passes * rows)
+    if config.train.max_examples is not None:
+        examples = min(examples, config.train.max_examples)
+    per_step = config.train.batch * config.workers
+    if examples < per_step:
+        raise UserError(
+            f"the horizon of {examples} examples (train.passes={config.train.passes} of {rows} training rows, "
+            f"train.max_examples={config.train.max_examples}) is less than one step of {per_step} "
+            "(train.batch x workers): lower train.batch or workers, or raise train.passes."
+        )
+    return Clock(per_step, examples // per_step)
+
+
+def build_model(config: Config, task: Task, *, group: int) -> nn.Module:
+    """The model of a group at step 0; group 0's is the same for every algorithm of one seed."""
+    torch.manual_seed(derive(config.seed, "init", group=group))
+    return task.build_model().to(config.launch.device)
+
+
+@dataclass
+class Parts:
+    """What the groups of one process share.
+
+    stop: asked by whoever waits; shelf: of the exchange in memory; exchanges: made so far, to be closed
+    """
+
+    config: Config
+    run: Run
+    task: Task
+    clock: Clock
+    log: MetricsLog
+    stop: Callable[[], bool]
+    shelf: Shelf
+    exchanges: list[Exchange] = field(default_factory=list)
+
+
+def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool]) -> Trainer:
+    """Put one group together, or one process's share of it."""
+    config, task, clock, group = parts.config, parts.task, parts.clock, mesh.group.index
+    model = build_model(config, task, group=group)
+    optimizer = Optimizer(model, config.optim, clock=clock)
+    strategy = build_strategy(config, mesh, clock=clock)
+    strategy.prepare(model, optimizer)
+    order = task.order(
+        group=group,
+        num_groups=config.num_groups,
+        examples_per_step=clock.examples_per_step,
+        seed=derive(config.seed, "order", group=group),
+    )
+
+    def batches(step: int) -> list[Batch]:
+        ids = order.ids(step).reshape(mesh.workers, -1)
+        seeds = [derive(config.seed, "augmentation", group=group, replica=w, step=step) for w in mesh.local_workers]
+        return [task.batch(ids[w], "train", seed) for w, seed in zip(mesh.local_workers, seeds, strict=True)]
+
+    train = config.train
+    loader = Loader(batches, num_steps=clock.num_steps, prefetch=train.prefetch, keep=config.exchange.lookahead)
+    return Trainer(
+        task=task,
+        model=model,
+        strategy=strategy,
+        teacher=build_teacher(parts, mesh, model=model, loader=loader),
+        optimizer=optimizer,
+        loader=loader,
+        mesh=mesh,
+        clock=clock,
+        cadence=Cadence(
+            evaluate=clock.steps(train.evaluate_every),
+            checkpoint=clock.steps(train.checkpoint_every),
+            log=clock.steps(train.log_every) or max(1, clock.num_steps // 100),
+            evaluate_rows=train.evaluate_rows,
+            evaluate_batch=train.evaluate_batch,
+        ),
+        run=parts.run,
+        log=parts.log,
+        seed=config.seed,
+        stop=stop,
+        device=config.launch.device,
+    )
+
+
+def build_strategy(config: Config, mesh: Mesh, *, clock: Clock) -> Strategy:
+    """Make the strategy by name, with the options that it takes."""
+    name = config.algorithm.strategy
+    options: dict[str, Any] = {}
+    if name == "delayed":
+        options = {"delay": config.algorithm.delay}
+    elif name == "local_sgd":
+        options = {"average_every": max(1, clock.steps(config.algorithm.average_every))}
+    strategy: Strategy = registry.find("strategies", name)(mesh, **options)
+    return strategy
+
+
+def build_teacher(parts: Parts, mesh: Mesh, *, model: nn.Module, loader: Loader[list[Batch]]) -> Teacher:
+    """Make the teacher by name; loads finished runs for two-phase distillation."""
+    config, task, clock = parts.config, parts.task, parts.clock
+    algorithm, exchange = config.algorithm, config.exchange
+    make: Callable[..., Teacher] = registry.find("teachers", algorithm.teacher)
+    if algorithm.teacher == "none":
+        return make()
+    if algorithm.teacher == "constant":
+        prior = task.prior()
+        classes = 2 if prior.ndim == 0 else len(prior)
+        return make(prior if algorithm.distribution == "unigram" else torch.full_like(prior, 1 / classes))
+    device = config.launch.device
+    shared = {
+        "burn_in": clock.steps(algorithm.burn_in),
+        "batches": lambda step: [batch.to(device) for batch in loader[step]],
+        "lookahead": exchange.lookahead,
+        "num_steps": clock.num_steps,
+        "mesh": mesh,
+    }
+    if algorithm.teacher == "fixed":
+        return make(task.forward, models=load_teachers(algorithm.teachers, config, task), **shared)
+    interval = max(1, clock.steps(exchange.interval))
+    peers = [peer for peer in range(config.num_groups) if peer != mesh.group.index]
+    return make(
+        task.forward,
+        student=model,
+        exchange=build_exchange(parts, mesh, peers=peers, interval=interval),
+        group=mesh.group.index,
+        peers=peers,
+        interval=interval,
+        lag=exchange.lag,
+        timing=exchange.timing,
+        timeout=exchange.timeout,
+        stop=parts.stop,
+        **shared,
+    )
+
+
+def build_exchange(parts: Parts, mesh: Mesh, *, peers: list[int], interval: int) -> Exchange:
+    """One group's end of the exchange; only the writer of a group publishes."""
+    options, run, group = parts.config.exchange, parts.run, mesh.group.index
+    make: Callable[..., Exchange] = registry.find("exchange", options.name)
+    if options.name == "memory":
+        end = make(group, shelf=parts.shelf, keep=options.lag + 1)
+    else:
+        freshest = options.timing == "freshest"
+        end = make(
+            group,
+            peers=peers,
+            url=options.url or str(run.path / "exchange"),
+            run=run.env.get("run_id") or run.name,
+            keep=options.keep,
+            history=0 if freshest else (options.lag + 2) * interval,
+            poll=options.poll if freshest else None,
+            last_checkpoint=lambda: max(run.checkpoint_steps(group), default=-1),
+            read_only=not mesh.is_writer,
+        )
+    parts.exchanges.append(end)
+    return end
+
+
+def load_teachers(paths: Sequence[str], config: Config, task: Task) -> list[nn.Module]:
+    """Models of finished runs: all groups of an ensemble, group 0 of a codistilled run."""
+    models = []
+    for path in paths:
+        run = Run.open(path)
+        if not run.finished:
+            raise UserError(f"{path}: a teacher must be a finished run; this one is {run.status.get('state')}.")
+        other = load(run.config)
+        other_task = build_task(other)
+        if other_task.fingerprint != task.fingerprint:
+            raise UserError(f"{path}: this teacher was trained on other data than this run is (other fingerprint).")
+        models += [model.to(config.launch.device) for model in load_models(run, other, other_task)]
+    return models
+
+
+def load_models(run: Run, config: Config, task: Task) -> list[nn.Module]:
+    """The models that predict for a run, from its newest checkpoint: one, or all of an ensemble."""
+    step = checkpoint.common_step(run, config.num_groups)
+    if step is None:
+        raise UserError(f"{run.path}: no checkpoint yet (state {run.status.get('state')}). `odist train` makes one.")
+    models = []
+    for group in range(config.num_groups if predictor(config) == "mean" else 1):
+        model = build_model(config, task, group=group)
+        checkpoint.load_weights(run, group, step=step, model=model)
+        models.append(model)
+    return models
+
+
+def predictor(config: Config) -> str:
+    """Which of a run's groups predicts: group 0, fixed in advance, or the mean of an ensemble.
+
+    Source: Anil et al. 2018, section 3.5 (one copy of a codistilled pair predicts).
+    """
+    return "mean" if config.num_groups > 1 and config.algorithm.teacher != "peers" else "group-0"
