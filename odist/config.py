@@ -172,7 +172,13 @@ MODEL_CONFIGS: dict[str, type[ModelConfig]] = {"mlp": MLPConfig}
 FREE_KEYS = (
     "run",
     "data.path",
+    "exchange.url",
+    "exchange.timeout",
+    "exchange.poll",
+    "exchange.keep",
     "launch.name",
+    "launch.processes",
+    "launch.restarts",
     "train.prefetch",
     "train.keep_checkpoints",
     "train.checkpoint_every",

@@ -21,7 +21,7 @@ from typing import Any
 
 from odist import provenance
 from odist.config import Config, config_hash, differences, load, to_dict
-from odist.errors import Diverged, Interrupted, UserError
+from odist.errors import Diverged, Interrupted, LostWorkers, UserError
 from odist.run import Run, write_atomically
 from odist.validate import read_store, validate
 
@@ -209,12 +209,12 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
         pid = os.getpid()
         run.set_status(pid=pid, pid_started=provenance.process_start(pid), host=platform.node())
         try:
-            _inline(run, stop)
+            _start(run, config, stop)
         except UserError:
             if created and not any(run.checkpoint_root(group).exists() for group in range(config.num_groups)):
                 shutil.rmtree(run.path)  # refused before the first step: as if never started
             raise
-        except (Interrupted, Diverged) as error:
+        except (Interrupted, Diverged, LostWorkers) as error:
             _record_end(run, error)
             raise type(error)(f"{run.path}: {error}") from error
         except BaseException as error:
@@ -223,10 +223,16 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
     return run
 
 
-def _inline(run: Run, stop: Stop) -> None:
+def _start(run: Run, config: Config, stop: Stop) -> None:
     from odist import worker
 
-    worker.main(run, stop=stop)
+    if config.launch.name == "inline":
+        worker.main(run, stop=stop)
+        return
+    from odist import processes
+
+    processes.train(run, config, stop=stop)
+    worker.combine(run)
 
 
 def _record_continuation(run: Run, config: Config) -> None:

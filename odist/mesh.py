@@ -25,13 +25,6 @@ class Axis:
     size: int = 1
 
 
-def check_processes(workers: int, processes: int) -> None:
-    """ValueError unless every process can carry an aligned block of 2^k virtual workers."""
-    each, rest = divmod(workers, processes)
-    if rest or each & (each - 1):
-        raise ValueError(f"{workers} workers cannot be carried by {processes} processes: expected a power of two each")
-
-
 @dataclass(frozen=True)
 class Mesh:
     """The place of one process.

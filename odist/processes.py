@@ -43,8 +43,7 @@ def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
     that crashed more than `launch.restarts` times.
     """
     (run.path / "logs").mkdir(exist_ok=True)
-    progress = make_progress(show=config.run.progress, num_groups=config.num_groups, num_steps=0)
-    watch = Watch(run, progress, num_groups=config.num_groups)
+    watch = Watch(run, config)
     groups = [Group(index) for index in range(config.num_groups)]
     run.set_status(state="running", started=time.time())
     try:
@@ -61,7 +60,7 @@ def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
     finally:
         _end(groups)
         watch.look()
-        progress.close()
+        watch.close()
     lost = [group.index for group in groups if group.diverged]
     if lost:
         raise Diverged(f"group {lost[0]} diverged; the others are trained and saved. See {run.path / 'logs'}.")
@@ -133,17 +132,25 @@ def _end(groups: list[Group], *, wait: float = SECONDS_TO_SAVE) -> None:
 
 
 class Watch:
-    """Shows what the groups write into metrics.jsonl."""
+    """Shows what the groups write into metrics.jsonl, once the first of them has told how long the run is."""
 
-    def __init__(self, run: Run, progress: Progress, *, num_groups: int) -> None:
+    def __init__(self, run: Run, config: Config) -> None:
         self.run = run
-        self.progress = progress
+        self.config = config
+        self.progress: Progress | None = None
         self.path = run.path / "metrics.jsonl"
         self.place = self.path.stat().st_size if self.path.is_file() else 0
-        self.steps = dict.fromkeys(range(num_groups), 0)
+        self.steps = dict.fromkeys(range(config.num_groups), 0)
 
     def look(self) -> None:
         """Pass new rows on, and the slowest group's step to status.json."""
+        if self.progress is None:
+            horizon = self.run.horizon
+            if not horizon:
+                return
+            show, steps = self.config.run.progress, horizon["num_steps"]
+            self.progress = make_progress(show=show, num_groups=self.config.num_groups, num_steps=steps)
+            self.run.set_status(num_steps=steps)
         if not self.path.is_file():
             return
         with open(self.path, "rb") as file:
@@ -157,3 +164,7 @@ class Watch:
             self.progress.update(row["group"], row)
         if rows:
             self.run.set_status(step=min(self.steps.values()))
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.close()

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
+import uuid
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def environment(*, config_hash: str, data_fingerprint: str | None) -> dict[str, 
         "hardware": hardware(),
         "data_fingerprint": data_fingerprint,
         "config_hash": config_hash,
+        "run_id": uuid.uuid4().hex,  # tells the exchange whose snapshots lie in a store
     }
 
 

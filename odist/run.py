@@ -128,6 +128,11 @@ class Run:
         return self._json("status.json")
 
     @property
+    def horizon(self) -> dict[str, Any]:
+        """num_steps and examples_per_step; empty before the run has opened its data."""
+        return self._json("horizon.json")
+
+    @property
     def results(self) -> dict[str, Any]:
         """The numbers of a finished run; UserError while there are none."""
         if not (self.path / "results.json").is_file():

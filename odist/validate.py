@@ -26,8 +26,9 @@ CHOICES = {
     "algorithm.distill_loss": ("cross_entropy", "kl", "squared_logits"),
     "algorithm.average": ("probabilities", "logits"),
     "algorithm.distribution": ("uniform", "unigram"),
-    "exchange.timing": ("lockstep",),
-    "launch.name": ("inline",),
+    "data.holdout": ("validation", "tuning"),
+    "exchange.timing": ("lockstep", "freshest"),
+    "launch.name": ("inline", "local"),
     "launch.device": ("cpu", "cuda"),
 }
 REGISTERED = {
@@ -74,8 +75,13 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "algorithm.average_every": POSITIVE,
     "exchange.interval": POSITIVE,
     "exchange.lag": NOT_NEGATIVE,
+    "exchange.timeout": POSITIVE,
+    "exchange.poll": POSITIVE,
+    "exchange.keep": POSITIVE,
     "exchange.lookahead": POSITIVE,
     "launch.threads": POSITIVE,
+    "launch.processes": POSITIVE,
+    "launch.restarts": NOT_NEGATIVE,
     "train.batch": POSITIVE,
     "train.passes": POSITIVE,
     "train.max_examples": POSITIVE,
@@ -107,6 +113,7 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}={values[key]}: expected a number from 0 to below 1.")
     _check_optim(config)
     _check_algorithm(config)
+    _check_launch(config)
     _check_data(config)
 
 
@@ -140,6 +147,25 @@ def _check_optim(config: Config) -> None:
     for key in ("momentum", "nesterov"):
         if getattr(optim, key) and optim.name != "sgd":
             raise UserError(f"optim.{key}={getattr(optim, key)}: only optim=sgd has it, not optim={optim.name}.")
+
+
+def _check_launch(config: Config) -> None:
+    launch, exchange = config.launch, config.exchange
+    if launch.name == "local" and exchange.name == "memory" and config.algorithm.teacher == "peers":
+        raise UserError("exchange=memory reaches only groups of one process; with launch=local type exchange=store.")
+    if launch.processes == 1:
+        return
+    if launch.name != "local":
+        raise UserError(f"launch.processes={launch.processes}: only launch=local starts processes.")
+    if config.algorithm.strategy != "allreduce":
+        raise UserError(f"launch.processes={launch.processes}: algorithm.strategy={config.algorithm.strategy} runs in "
+                        "one process per group; only allreduce spreads its workers.")  # fmt: skip
+    each, rest = divmod(config.workers, launch.processes)
+    if rest or each & (each - 1):
+        fits = [p for p in range(1, config.workers + 1)
+                if config.workers % p == 0 and (config.workers // p) & (config.workers // p - 1) == 0]  # fmt: skip
+        raise UserError(f"launch.processes={launch.processes} cannot carry workers={config.workers}: each process takes "
+                        f"1, 2, 4, 8 ... of them. Choose launch.processes from {', '.join(map(str, fits))}.")  # fmt: skip
 
 
 def _check_algorithm(config: Config) -> None:

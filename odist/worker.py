@@ -55,6 +55,7 @@ def main(run: Run, *, stop: Callable[[], bool] = lambda: False) -> None:
             trainers.append(build_trainer(parts, mesh, stop=agreed))
             if start:
                 trainers[-1].load(start)
+        write_horizon(run, clock)
         run.set_status(state="running", step=start, num_steps=clock.num_steps, started=time.time())
         _take_turns(run, config, trainers, start=start)
         progress.say(f"trained {clock.num_steps} steps; predicting the validation part")
@@ -116,7 +117,10 @@ def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable
         dist.init_process_group("gloo", store=store, rank=replica, world_size=mesh.replica.size, timeout=patience)
     task = build_task(config)
     log = MetricsLog(run, progress=make_progress(show=False, num_groups=config.num_groups, num_steps=0))
-    parts = Parts(config, run, task, clock=make_clock(config, task), log=log, stop=stop, shelf={})
+    clock = make_clock(config, task)
+    if mesh.is_writer and group == 0:
+        write_horizon(run, clock)
+    parts = Parts(config, run, task, clock=clock, log=log, stop=stop, shelf={})
     trainer = build_trainer(parts, mesh, stop=AgreedStop(stop, mesh))
     try:
         start = max(run.checkpoint_steps(group), default=0)
@@ -136,6 +140,11 @@ def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable
         for end in parts.exchanges:
             end.close()
         log.close()
+
+
+def write_horizon(run: Run, clock: Clock) -> None:
+    """Tell readers of the run folder how long the run is."""
+    run.write_json("horizon.json", {"num_steps": clock.num_steps, "examples_per_step": clock.examples_per_step})
 
 
 def finish_group(trainer: Trainer, config: Config) -> None:

@@ -18,7 +18,8 @@ from odist.errors import UserError
 from odist.metrics import binary_results
 from odist.report.page import build_report
 from odist.report.plot import plot_metric, plot_runs, plot_tradeoff, systems_of
-from odist.report.recipe import Claim, PlannedRun, load_recipe, parse_recipe
+from odist.report.recipe import Claim, PlannedRun, load_recipe
+from odist.report.recipe_file import parse_recipe
 from odist.report.record import write_records
 from odist.report.summary import Retrains, judge, summarise, verdict_of
 from odist.report.table import csv_table, estimate, markdown_table

@@ -71,6 +71,7 @@ class Partial:
         self.path = output.with_name(output.name + ".partial")
         self.request = request
         self.journal: dict[str, Any] | None = None
+        self.complete = False  # store.json is there already; only `publish` is left to do
         self._lock = -1
 
     def __enter__(self) -> Partial:
@@ -81,7 +82,7 @@ class Partial:
         self._lock = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.journal = self._read_journal()
+            self._read()
         except BlockingIOError:
             os.close(self._lock)
             raise UserError(f"{self.path}: another `odist prepare` is writing it. Wait for it, or name another output.") from None  # fmt: skip
@@ -95,24 +96,27 @@ class Partial:
     ) -> None:
         os.close(self._lock)
 
-    def _read_journal(self) -> dict[str, Any] | None:
-        path = self.path / JOURNAL
-        if not path.is_file():
+    def _read(self) -> None:
+        path, meta = self.path / JOURNAL, read_record(self.path)
+        if meta is not None:
+            content = {"request": meta.get("request", {}), "journal": None}
+        elif path.is_file():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                content["request"], content["journal"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path}: damaged. Remove the folder {self.path} and begin again.") from None
+        else:
             if any(not child.name.startswith(f".{JOURNAL}") for child in self.path.iterdir()):
                 raise UserError(f"{self.path}: holds other files. Remove it, or name another output.")
-            return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            request, journal = content["request"], content["journal"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: damaged. Remove the folder {self.path} and begin again.") from None
-        differing = differences(request, self.request)
+            return
+        differing = differences(content["request"], self.request)
         if differing:
             raise UserError(
                 f"{self.path}: holds an unfinished preparation of another kind; different: {', '.join(differing)}. "
                 "Type its command again, remove the folder, or name another output."
             )
-        return dict(journal)
+        self.journal, self.complete = content["journal"], meta is not None
 
     def save(self, journal: dict[str, Any]) -> None:
         """Replace the journal; what it tells of must already be on the disk."""
@@ -122,7 +126,11 @@ class Partial:
     def commit(self, meta: dict[str, Any]) -> None:
         """Write store.json, the last file, and give the folder its name."""
         write_atomically(self.path / "store.json", json.dumps({**meta, "request": self.request}, indent=1) + "\n")
-        (self.path / JOURNAL).unlink()
+        self.publish()
+
+    def publish(self) -> None:
+        """Give the complete folder its name."""
+        (self.path / JOURNAL).unlink(missing_ok=True)
         os.fsync(self._lock)
         os.replace(self.path, self.output)
         parent = os.open(self.output.parent, os.O_RDONLY)

@@ -18,7 +18,8 @@ from odist.churn import PAIR_METRICS
 from odist.errors import UserError
 from odist.report import style
 from odist.report.plot import Curves, draw_curves, draw_tradeoff
-from odist.report.recipe import Recipe, parse_recipe
+from odist.report.recipe import Recipe
+from odist.report.recipe_file import parse_recipe
 from odist.report.record import read_records
 from odist.report.summary import COSTS, SystemSummary, Verdict, judge, retrains_by_system, summarise
 from odist.report.table import ABSENT, count, csv_table, estimate, markdown_table

@@ -1,21 +1,18 @@
 """Recipes: which systems are trained with which seeds, and which claims of the paper they decide.
 
-A recipe is a YAML file, checked here key by key. Starting its runs is left to reproduce, reading what
-came out to summary.
+A recipe is a YAML file, checked key by key in recipe_file. Starting its runs is left to reproduce and
+tune, reading what came out to summary.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from odist.errors import UserError
-
-RELATIONS = ("<", ">", "within")
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,8 @@ class System:
 class Claim:
     """A sentence of the paper and a comparison of two systems that decides it.
 
-    left < factor * right, left > factor * right, or |left - factor * right| <= margin (`within`)
+    left < factor * right, left > factor * right, or |left - factor * right| <= margin (`within`);
+    with `versus`, two ratios are compared instead: left / right with versus[0] / versus[1]
     """
 
     id: str
@@ -43,11 +41,56 @@ class Claim:
     relation: str
     factor: float = 1.0
     margin: float = 0.0
+    versus: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Another method, fitted on the rows of one system and held against it.
+
+    kind: which method; only `logistic` (odist.reference)
+    margin: every single run of `system` has to stay within it of the reference
+    """
+
+    name: str
+    kind: str
+    label: str
+    system: str
+    metric: str = "log_loss"
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How one setting of every system is chosen, on rows and seeds that are not reported.
+
+    key: the override that is tuned; grid: its values, each twice the one before
+    extensions: how many values may be added at either end while the best one of some system lies there
+    overrides: of every trial, such as data.holdout=tuning
+    """
+
+    key: str
+    grid: tuple[float, ...]
+    seeds: tuple[int, ...]
+    metric: str
+    overrides: tuple[str, ...]
+    extensions: int = 3
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The sentence that a report opens with, by the verdict on one claim."""
+
+    claim: str
+    text: dict[str, str]  # verdict: text
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What a scale or a variant adds: overrides for all systems and for some, seeds, variables."""
+    """What a scale or a variant adds: overrides for all systems and for some, seeds, variables.
+
+    without: systems that a variant leaves out
+    """
 
     label: str = ""
     overrides: tuple[str, ...] = ()
@@ -55,20 +98,27 @@ class Layer:
     seeds: tuple[int, ...] | None = None
     variables: dict[str, str] = field(default_factory=dict)
     needs: str | None = None  # a variable that the caller must give
+    without: tuple[str, ...] = ()
+    references: dict[str, Reference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training run of a recipe; `name` is unique in it."""
+    """One training run of a recipe; `name` is unique in it. setting: of a trial, such as `lr0.02`."""
 
     variant: str
     system: str
     seed: int
     overrides: tuple[str, ...]
+    setting: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.variant}-{self.system}-s{self.seed}" if self.variant else f"{self.system}-s{self.seed}"
+        return "-".join(part for part in (self.variant, self.system, self.setting, f"s{self.seed}") if part)
+
+    def override(self, lines: Sequence[str]) -> tuple[str, ...]:
+        """The run's overrides with `lines` added; of two overrides of one key the later wins."""
+        return last_of_each_key([*self.overrides, *lines])
 
 
 @dataclass(frozen=True)
@@ -88,6 +138,12 @@ class Recipe:
     scale: str
     scales: dict[str, Layer]
     variants: dict[str, Layer]
+    tuning: Tuning | None = None
+    decision: Decision | None = None
+
+    def systems_in(self, variant: str) -> list[str]:
+        """Names of the systems that a variant trains."""
+        return [name for name in self.systems if name not in self.variants[variant].without]
 
     def seeds_at(self, scale: str) -> tuple[int, ...]:
         return self.layer(scale).seeds or self.seeds
@@ -110,11 +166,11 @@ class Recipe:
                 left_out[variant] = layer.needs
                 continue
             values = {**of_scale.variables, **layer.variables, **variables}
-            for name, system in self.systems.items():
+            for name in self.systems_in(variant):
+                system = self.systems[name]
                 own = (system.overrides, of_scale.systems.get(name, ()), layer.systems.get(name, ()))
                 lines = [f"scale={scale}", *self.overrides, *of_scale.overrides, *layer.overrides, *sum(own, ())]
-                by_key = {line.split("=", 1)[0]: line for line in lines}
-                overrides = tuple(self._substitute(line, values) for line in by_key.values())
+                overrides = tuple(self._substitute(line, values) for line in last_of_each_key(lines))
                 runs += [PlannedRun(variant, name, seed, overrides) for seed in self.seeds_at(scale)]
         return runs, left_out
 
@@ -148,91 +204,11 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         path = present[0]
     if not path.is_file():
         raise UserError(f"{path}: no such recipe.")
+    from odist.report.recipe_file import parse_recipe
+
     return parse_recipe(path.read_text(encoding="utf-8"), name=path.stem)
 
 
-def parse_recipe(text: str, *, name: str) -> Recipe:
-    """Check the text of a recipe; see `load_recipe`."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {name} is no YAML: {error}") from error
-    fields = {"title", "systems", "reference", "seeds", "metrics", "scales"}
-    _keys(content, f"recipe {name}", required=fields, optional={"description", "overrides", "claims", "variants",
-                                                                "scale"})  # fmt: skip
-    systems = {}
-    for key, value in content["systems"].items():
-        _keys(value, f"recipe {name}, system {key}", required={"label"}, optional={"overrides", "paper"})
-        systems[key] = System(key, value["label"], tuple(value.get("overrides") or ()), value.get("paper") or {})
-    layers = {
-        kind: {key: _layer(value or {}, f"recipe {name}, {kind} {key}", systems) for key, value in entries.items()}
-        for kind, entries in (("scales", content["scales"]), ("variants", content.get("variants") or {"": {}}))
-    }
-    _one_of(content["reference"], systems, f"recipe {name}, reference")
-    scale = content.get("scale") or next(iter(layers["scales"]))
-    _one_of(scale, layers["scales"], f"recipe {name}, scale")
-    return Recipe(
-        name=name,
-        text=text,
-        title=content["title"],
-        description=(content.get("description") or "").strip(),
-        overrides=tuple(content.get("overrides") or ()),
-        systems=systems,
-        reference=content["reference"],
-        seeds=_seeds(content["seeds"], f"recipe {name}"),
-        metrics=tuple(content["metrics"]),
-        claims=tuple(_claim(claim, name, systems) for claim in content.get("claims") or ()),
-        scale=scale,
-        scales=layers["scales"],
-        variants=layers["variants"],
-    )
-
-
-def _layer(content: dict[str, Any], where: str, systems: Mapping[str, System]) -> Layer:
-    _keys(content, where, optional={"label", "overrides", "systems", "seeds", "variables", "needs"})
-    for system in content.get("systems") or {}:
-        _one_of(system, systems, f"{where}, systems")
-    return Layer(
-        label=content.get("label", ""),
-        overrides=tuple(content.get("overrides") or ()),
-        systems={key: tuple(value) for key, value in (content.get("systems") or {}).items()},
-        seeds=_seeds(content["seeds"], where) if content.get("seeds") else None,
-        variables={key: str(value) for key, value in (content.get("variables") or {}).items()},
-        needs=content.get("needs"),
-    )
-
-
-def _claim(content: dict[str, Any], name: str, systems: Mapping[str, System]) -> Claim:
-    _keys(content, f"recipe {name}, claim", required={"id", "text", "statement"})
-    where, statement = f"recipe {name}, claim {content['id']}", content["statement"]
-    _keys(statement, where, required={"metric", "left", "right", "relation"}, optional={"factor", "margin"})
-    for side in ("left", "right"):
-        _one_of(statement[side], systems, f"{where}, {side}")
-    _one_of(statement["relation"], RELATIONS, f"{where}, relation")
-    if statement["relation"] == "within" and not statement.get("margin", 0) > 0:
-        raise UserError(f"{where}: the relation `within` needs a margin above 0.")
-    return Claim(id=content["id"], text=" ".join(content["text"].split()), **statement)
-
-
-def _seeds(seeds: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise UserError(f"{where}: seeds must be a list of different whole numbers, got {seeds!r}.")
-    return tuple(seeds)
-
-
-def _one_of(value: Any, choices: Any, where: str) -> None:
-    if value not in choices:
-        raise UserError(f"{where}: {value!r} is unknown. Choose among: {', '.join(choices)}.")
-
-
-def _keys(content: Any, where: str, *, required: set[str] = frozenset(), optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: expected keys and values, got {content!r}.")
-    if missing := sorted(required - content.keys()):
-        raise UserError(f"{where}: lacks {', '.join(missing)}.")
-    for key in content:
-        if key not in required | optional:
-            near = difflib.get_close_matches(str(key), sorted(required | optional), 1)
-            raise UserError(f"{where}: unknown key {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+def last_of_each_key(lines: Sequence[str]) -> tuple[str, ...]:
+    """Overrides with the last one of every key, at the place of the first."""
+    return tuple({line.split("=", 1)[0]: line for line in lines}.values())

@@ -1,0 +1,155 @@
+"""The file of a recipe: YAML checked key by key, every mistake named with its place and the nearest word."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+from odist.errors import UserError
+from odist.report.recipe import Claim, Decision, Layer, Recipe, Reference, System, Tuning
+
+RELATIONS = ("<", ">", "within")
+VERDICTS = ("holds", "does not hold", "not resolved")
+KINDS_OF_REFERENCE = ("logistic",)
+
+
+def parse_recipe(text: str, *, name: str) -> Recipe:
+    """Check the text of a recipe; UserError names what is unknown, missing or contradictory."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {name} is no YAML: {error}") from error
+    fields = {"title", "systems", "reference", "seeds", "metrics", "scales"}
+    _keys(content, f"recipe {name}", required=fields, optional={"description", "overrides", "claims", "variants",
+                                                                "scale", "tuning", "decision"})  # fmt: skip
+    systems = {}
+    for key, value in content["systems"].items():
+        _keys(value, f"recipe {name}, system {key}", required={"label"}, optional={"overrides", "paper"})
+        systems[key] = System(key, value["label"], tuple(value.get("overrides") or ()), value.get("paper") or {})
+    layers = {
+        kind: {key: _layer(value or {}, f"recipe {name}, {kind} {key}", systems) for key, value in entries.items()}
+        for kind, entries in (("scales", content["scales"]), ("variants", content.get("variants") or {"": {}}))
+    }
+    _one_of(content["reference"], systems, f"recipe {name}, reference")
+    scale = content.get("scale") or next(iter(layers["scales"]))
+    _one_of(scale, layers["scales"], f"recipe {name}, scale")
+    claims = tuple(_claim(claim, name, systems) for claim in content.get("claims") or ())
+    recipe = Recipe(
+        name=name,
+        text=text,
+        title=content["title"],
+        description=(content.get("description") or "").strip(),
+        overrides=tuple(content.get("overrides") or ()),
+        systems=systems,
+        reference=content["reference"],
+        seeds=_seeds(content["seeds"], f"recipe {name}"),
+        metrics=tuple(content["metrics"]),
+        claims=claims,
+        scale=scale,
+        scales=layers["scales"],
+        variants=layers["variants"],
+        tuning=_tuning(content["tuning"], f"recipe {name}, tuning") if content.get("tuning") else None,
+        decision=_decision(content["decision"], name, claims) if content.get("decision") else None,
+    )
+    _check_tuning_seeds(recipe)
+    return recipe
+
+
+def _tuning(content: dict[str, Any], where: str) -> Tuning:
+    _keys(content, where, required={"key", "grid", "seeds", "metric", "overrides"}, optional={"extensions"})
+    grid = content["grid"]
+    numbers = isinstance(grid, list) and len(grid) >= 3 and all(isinstance(v, int | float) and v > 0 for v in grid)
+    if not numbers or any(abs(high / low - 2) > 1e-9 for low, high in pairwise(grid)):
+        raise UserError(f"{where}: the grid must be three or more numbers, each twice the one before, got {grid!r}.")
+    return Tuning(
+        key=str(content["key"]),
+        grid=tuple(float(value) for value in grid),
+        seeds=_seeds(content["seeds"], where),
+        metric=content["metric"],
+        overrides=tuple(content["overrides"]),
+        extensions=int(content.get("extensions", 3)),
+    )
+
+
+def _check_tuning_seeds(recipe: Recipe) -> None:
+    if recipe.tuning is None:
+        return
+    reported = {seed for scale in recipe.scales for seed in recipe.seeds_at(scale)}
+    if both := sorted(reported & set(recipe.tuning.seeds)):
+        raise UserError(f"recipe {recipe.name}, tuning: seed {both[0]} is also reported. Choose seeds that are not.")
+
+
+def _decision(content: dict[str, Any], name: str, claims: Iterable[Claim]) -> Decision:
+    where = f"recipe {name}, decision"
+    _keys(content, where, required={"claim", *VERDICTS})
+    _one_of(content["claim"], [claim.id for claim in claims], where)
+    return Decision(content["claim"], {verdict: " ".join(content[verdict].split()) for verdict in VERDICTS})
+
+
+def _reference(key: str, content: dict[str, Any], where: str, systems: Mapping[str, System]) -> Reference:
+    _keys(content, where, required={"label", "system", "margin"}, optional={"metric", "kind"})
+    _one_of(content["system"], systems, f"{where}, system")
+    _one_of(content.get("kind", key), KINDS_OF_REFERENCE, f"{where}, kind")
+    return Reference(name=key, **{"kind": key, **content})
+
+
+def _layer(content: dict[str, Any], where: str, systems: Mapping[str, System]) -> Layer:
+    _keys(content, where, optional={"label", "overrides", "systems", "seeds", "variables", "needs", "without",
+                                    "references"})  # fmt: skip
+    for system in [*(content.get("systems") or {}), *(content.get("without") or ())]:
+        _one_of(system, systems, f"{where}, systems")
+    return Layer(
+        label=content.get("label", ""),
+        overrides=tuple(content.get("overrides") or ()),
+        systems={key: tuple(value) for key, value in (content.get("systems") or {}).items()},
+        seeds=_seeds(content["seeds"], where) if content.get("seeds") else None,
+        variables={key: str(value) for key, value in (content.get("variables") or {}).items()},
+        needs=content.get("needs"),
+        without=tuple(content.get("without") or ()),
+        references={key: _reference(key, value, f"{where}, reference {key}", systems)
+                    for key, value in (content.get("references") or {}).items()},
+    )  # fmt: skip
+
+
+def _claim(content: dict[str, Any], name: str, systems: Mapping[str, System]) -> Claim:
+    _keys(content, f"recipe {name}, claim", required={"id", "text", "statement"})
+    where, statement = f"recipe {name}, claim {content['id']}", content["statement"]
+    _keys(statement, where, required={"metric", "left", "right", "relation"}, optional={"factor", "margin", "versus"})
+    for side in ("left", "right"):
+        _one_of(statement[side], systems, f"{where}, {side}")
+    versus = statement.get("versus")
+    if versus is not None and (not isinstance(versus, list) or len(versus) != 2):
+        raise UserError(f"{where}: versus must name two systems, got {versus!r}.")
+    for system in versus or ():
+        _one_of(system, systems, f"{where}, versus")
+    _one_of(statement["relation"], RELATIONS, f"{where}, relation")
+    if statement["relation"] == "within" and not statement.get("margin", 0) > 0:
+        raise UserError(f"{where}: the relation `within` needs a margin above 0.")
+    options = {**statement, "versus": tuple(versus) if versus else None}
+    return Claim(id=content["id"], text=" ".join(content["text"].split()), **options)
+
+
+def _seeds(seeds: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}: seeds must be a list of different whole numbers, got {seeds!r}.")
+    return tuple(seeds)
+
+
+def _one_of(value: Any, choices: Any, where: str) -> None:
+    if value not in choices:
+        raise UserError(f"{where}: {value!r} is unknown. Choose among: {', '.join(choices)}.")
+
+
+def _keys(content: Any, where: str, *, required: set[str] = frozenset(), optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: expected keys and values, got {content!r}.")
+    if missing := sorted(required - content.keys()):
+        raise UserError(f"{where}: lacks {', '.join(missing)}.")
+    for key in content:
+        if key not in required | optional:
+            near = difflib.get_close_matches(str(key), sorted(required | optional), 1)
+            raise UserError(f"{where}: unknown key {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
