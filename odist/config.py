@@ -34,7 +34,7 @@ class SyntheticConfig:
     zipf: float = 1.1  # exponent of the value frequencies
     missing: float = 0.15  # mean probability that a cell is missing
     interactions: int = 24  # pairs of columns whose joint value shifts the logit
-    signal: float = 1.0  # standard deviation of the logit around the base rate
+    signal: float = 1.5  # standard deviation of the logit around the base rate
 
 
 @dataclass

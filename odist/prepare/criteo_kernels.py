@@ -93,6 +93,19 @@ def special_ids(value: int, buckets: int) -> np.ndarray:
 
 
 @_compiled
+def drawn(first: int, count: int, seed: int, threshold: int) -> np.ndarray:
+    """Which of rows first, ..., first + count - 1 a random split takes, bool [count].
+
+    Row r is taken when the upper 53 bits of splitmix64(splitmix64(seed) + r) are below `threshold`.
+    """
+    key = splitmix64(np.uint64(seed))
+    result = np.empty(count, dtype=np.bool_)
+    for index in range(count):
+        result[index] = (splitmix64(key + np.uint64(first + index)) >> np.uint64(11)) < np.uint64(threshold)
+    return result
+
+
+@_compiled
 def _skip_zero_fraction(text: np.ndarray, position: int) -> int:
     # "1.0", as pandas writes integers of a column with gaps; any other fraction stops at the point.
     if text[position] == POINT and text[position + 1] == ZERO:
