@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from odist import checkpoint
 from odist.config import load
 from odist.errors import UserError
 from odist.run import Run
@@ -24,12 +23,13 @@ def evaluate(run: Run, *, split: str, data: Path | None = None, output: Path | N
 
     split: "validation" or "train"; data: another store, made with the same fitted parts (`--like`)
     output: write the predictions there (.csv or .parquet)
-    Returns the results with intervals. Raises UserError if the store is made otherwise.
+    Returns the results with intervals, for unlabelled rows only their number. Raises UserError if the
+    store is made otherwise.
     """
     config = load(run.config)
     set_up_torch(config)
     task = build_task(config)
-    models = load_models(run, config, task)
+    models, step = load_models(run, config, task)
     if data is not None:
         there = build_task(replace(config, data=replace(config.data, name="prepared", path=str(data), max_rows=None)))
         if there.fitted_fingerprint != task.fitted_fingerprint:
@@ -43,10 +43,15 @@ def evaluate(run: Run, *, split: str, data: Path | None = None, output: Path | N
     prediction = evaluate_split(
         task, models, split=split, batch_size=config.train.evaluate_batch, device=config.launch.device
     )
-    results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes)
+    labelled = bool((prediction.targets >= 0).all())
+    if not labelled and output is None:
+        raise UserError(f"--data {data}: these rows have no labels, so there is nothing to measure. Add --output FILE.csv "
+                        "to write the predictions.")  # fmt: skip
+    results: dict[str, Any] = {"rows": len(prediction.targets)}
+    if labelled:
+        results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes)
     if output is not None:
         write_predictions(output, prediction.probabilities, prediction.targets)
-    step = checkpoint.common_step(run, config.num_groups)
     return {"run": str(run.path), "split": split, "step": step, "predictor": predictor(config), **results}
 
 
@@ -54,7 +59,9 @@ def write_predictions(path: Path, probabilities: np.ndarray, targets: np.ndarray
     """Write predictions as a table that `odist churn` reads: columns row, label, prediction (or one per class)."""
     import pandas as pd
 
-    columns: dict[str, Any] = {"row": np.arange(len(targets)), "label": targets}
+    columns: dict[str, Any] = {"row": np.arange(len(targets))}
+    if (targets >= 0).all():
+        columns["label"] = targets
     if probabilities.ndim == 1:
         columns["prediction"] = probabilities
     else:

@@ -46,11 +46,18 @@ class _Job:
 
 
 def train_all(
-    plan: Sequence[PlannedRun], *, paths: Sequence[Path], jobs: int, echo: Echo, may_diverge: bool = False
+    plan: Sequence[PlannedRun],
+    *,
+    paths: Sequence[Path],
+    jobs: int,
+    echo: Echo,
+    may_diverge: bool = False,
+    ended: Callable[[Path], None] | None = None,
 ) -> None:
     """Train every planned run in its folder, `jobs` at a time.
 
     may_diverge: a run that diverged (its status says so) is no failure
+    ended: called with the folder of every run that ended as it may
     OdistError naming the runs that failed, when all have ended; Interrupted when stopped by a signal.
     """
     queue = [(run, path, train_command(run, path)) for run, path in zip(plan, paths, strict=True)]
@@ -70,6 +77,8 @@ def train_all(
                 running.remove(job)
                 if job.process.returncode not in ((0, Diverged.exit_code) if may_diverge else (0,)):
                     failed.append(_failure(job))
+                elif ended is not None:
+                    ended(job.path)
                 report.ended(job)
     if failed:
         raise OdistError(f"{len(failed)} of {len(plan)} runs failed; the same command tries them again.\n"

@@ -97,7 +97,7 @@ class BinaryMetrics(_Sums):
         loss = np.where(y > 0.5, _softplus(-z), _softplus(z))
         sums = [w.sum(), w @ loss, w @ ((p > 0.5) == (y > 0.5)), w @ (p - y) ** 2, w @ p, w @ y, 0.0, 0.0]
         if bayes is not None:
-            sums[6:] = [w.sum(), w @ (loss - _log_loss_rows(_array(bayes), y))]
+            sums[6:] = [w.sum(), w @ (loss - log_loss_rows(_array(bayes), y))]
         self.arrays["sums"] += np.array(sums)
         self.arrays["rows"] += len(z)
         calibration, scores = self.arrays["calibration"], self.arrays["scores"]
@@ -197,7 +197,7 @@ def _rank_of_target(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return ((scores > own) | ((scores == own) & earlier)).sum(axis=1) + np.isnan(own[:, 0])
 
 
-def _log_loss_rows(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def log_loss_rows(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Log loss of each row [n] in nats; probabilities of exactly 0 and 1 are moved by one float64 epsilon."""
     eps = np.finfo(np.float64).eps
     p = np.clip(probabilities, eps, 1 - eps)
@@ -244,7 +244,7 @@ def binary_results(
     p, y = _array(probabilities), _array(targets)
     if p.ndim != 1 or p.shape != y.shape or len(p) == 0:
         raise ValueError(f"expected two arrays of one shape [n], n > 0, got {p.shape} and {y.shape}")
-    loss = _log_loss_rows(p, y)
+    loss = log_loss_rows(p, y)
     correct = float(((p > 0.5) == (y > 0.5)).sum())
     auc, auc_interval = auc_delong(p, y, confidence=confidence)
     result: dict[str, Any] = {
@@ -261,7 +261,7 @@ def binary_results(
         "base_rate": float(y.mean()),
     }
     if bayes is not None:
-        excess = loss - _log_loss_rows(_array(bayes), y)
+        excess = loss - log_loss_rows(_array(bayes), y)
         result["excess_log_loss"] = float(excess.mean())
         result["excess_log_loss_interval"] = mean_over_rows_interval(excess, confidence=confidence)
     return result

@@ -18,7 +18,8 @@ import numpy as np
 from odist.config import Config, DataConfig
 from odist.data.order import ShuffledOrder
 from odist.errors import UserError
-from odist.metrics import binary_results
+from odist.intervals import mean_over_rows_interval
+from odist.metrics import binary_results, log_loss_rows
 
 if TYPE_CHECKING:
     from odist.tasks.criteo import Source
@@ -230,19 +231,18 @@ def logistic_reference(data: DataConfig, *, grid: LogisticGrid | None = None) ->
     return ReferenceResult(options, tuple(trials), tuple(at_edge), metrics, probabilities, targets, source.fingerprint)
 
 
-def paired_difference(
+def paired_differences(
     probabilities: Sequence[np.ndarray], reference: np.ndarray, *, targets: np.ndarray
-) -> list[dict[str, Any]]:
-    """Log loss of each prediction less the reference's, on the same rows, with its interval over rows.
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Log loss of each prediction less the reference's on the same rows, and the mean over predictions.
 
     probabilities: one array [rows] a run; reference, targets: [rows]
+    returns: {"difference", "interval" over rows} of each run, and of the runs' mean loss
     """
-    from odist.intervals import mean_over_rows_interval
+    of_reference = log_loss_rows(reference, targets)
+    rows = [log_loss_rows(p, targets) - of_reference for p in probabilities]
 
-    def loss(p: np.ndarray) -> np.ndarray:
-        p = np.clip(p.astype(np.float64), 1e-15, 1 - 1e-15)
-        return -np.where(targets > 0.5, np.log(p), np.log1p(-p))
+    def summary(difference: np.ndarray) -> dict[str, Any]:
+        return {"difference": float(difference.mean()), "interval": mean_over_rows_interval(difference)}
 
-    of_reference = loss(reference)
-    differences = [loss(p) - of_reference for p in probabilities]
-    return [{"difference": float(d.mean()), "interval": mean_over_rows_interval(d)} for d in differences]
+    return [summary(difference) for difference in rows], summary(np.mean(rows, axis=0))

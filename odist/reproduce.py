@@ -1,32 +1,24 @@
 """Reproduce a recipe: train the runs it lacks, record the finished ones, write the report.
 
-Every run is an `odist train` process of its own, so that a crash costs one run, a finished run is
-reused and an interrupted one continued. What the numbers mean is left to odist.report.
+Every run is an `odist train` process of its own (odist.jobs), at the settings that `odist tune` chose for its system.
+What the numbers mean is left to odist.report.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from odist.errors import Interrupted, OdistError, UserError
-from odist.report.recipe import PlannedRun, Recipe, load_recipe
+from odist.errors import UserError
+from odist.jobs import Echo, train_all, train_command
+from odist.report.recipe import PlannedRun, Recipe, Reference, load_recipe
+from odist.report.tuning import FILE as TUNING_FILE
+from odist.report.tuning import chosen_values, found_at, read_tuning
 from odist.run import Run, write_atomically
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-Echo = Callable[[str], None]
-SECONDS_TO_SAVE = 120.0  # how long an interrupted run may take to save before it is killed
 
 
 @dataclass(frozen=True)
@@ -66,6 +58,8 @@ def reproduce(
     data_path: prepared data for the variants that need it; without it they are left out
     dry_run: print the commands and do nothing
     only_report: make the report from the records that exist, train nothing
+    Systems are trained at the settings in `output`/NAME/tuning.json, or else in the one that comes with the project;
+    without any, at the preset's, which the report says.
     UserError for an unknown recipe or scale, OdistError naming the runs that failed, Interrupted.
     """
     recipe = load_recipe(name_or_path)
@@ -75,22 +69,54 @@ def reproduce(
     variables = {} if data_path is None else {"data_path": str(data_path.resolve())}
     plan, left_out = recipe.plan(scale, variables=variables)
     folder = output / (recipe.name if scale == recipe.scale else f"{recipe.name}-{scale}")
+    tuning = find_tuning(recipe, output=output)
+    plan = use_tuned(recipe, plan, tuning, scale=scale)
     paths = [runs_dir / recipe.name / scale / run.name for run in plan]
-    commands = [_command(run, path) for run, path in zip(plan, paths, strict=True)]
+    commands = [train_command(run, path) for run, path in zip(plan, paths, strict=True)]
     for variant, variable in left_out.items():
         echo(f"left out: variant {variant}, which needs --{variable.replace('_', '-')}")
+    for variant in dict.fromkeys(run.variant for run in plan):
+        if recipe.tuning is not None and found_at(tuning, scale=scale, variant=variant) is None:
+            echo(f"untuned: {variant or recipe.name} at scale {scale} uses the preset's {recipe.tuning.key} for every "
+                 f"system; `odist tune {recipe.name} --scale {scale}` tunes it")  # fmt: skip
     if dry_run:
         for command in commands:
             echo("odist " + " ".join(command[3:]))
         return ReproduceResult(folder, commands=commands, left_out=left_out)
     if not only_report:
-        _train(plan, paths=paths, commands=commands, jobs=jobs or os.cpu_count() or 1, echo=echo)
+        train_all(plan, paths=paths, jobs=jobs or os.cpu_count() or 1, echo=echo)
         _record(recipe, plan, paths=paths, folder=folder)
+        _record_references(recipe, plan, paths=paths, folder=folder, echo=echo)
+        if tuning is not None:
+            write_atomically(folder / TUNING_FILE, json.dumps(tuning, indent=1, allow_nan=False) + "\n")
     from odist.report.page import build_report
 
     files = build_report(folder, name=recipe.name)
     echo(f"report: {folder / recipe.name}.md")
     return ReproduceResult(folder, files=files, commands=commands, left_out=left_out)
+
+
+def find_tuning(recipe: Recipe, *, output: Path) -> dict[str, Any] | None:
+    """The newest of what was tuned: in `output`, else in ./reports, else beside the package; None if nowhere."""
+    if recipe.tuning is None:
+        return None
+    for folder in (output, Path("reports"), Path(__file__).resolve().parent.parent / "reports"):
+        found = read_tuning(folder / recipe.name / TUNING_FILE)
+        if found is not None:
+            return found
+    return None
+
+
+def use_tuned(
+    recipe: Recipe, plan: Sequence[PlannedRun], tuning: Mapping[str, Any] | None, *, scale: str
+) -> list[PlannedRun]:
+    """The plan with each system's tuned setting as its last override; untuned systems as they are."""
+    chosen = chosen_values(recipe, tuning, scale=scale)
+    tuned = []
+    for run in plan:
+        own = chosen.get((run.variant, run.system))
+        tuned.append(replace(run, overrides=run.override([f"{own[0]}={own[1]:g}"])) if own else run)
+    return tuned
 
 
 def _record(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path], folder: Path) -> None:
@@ -108,3 +134,40 @@ def _record(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path]
         if path not in written and variant in variants:
             path.unlink()
     write_atomically(folder / "recipe.yaml", recipe.text)
+
+
+def _record_references(
+    recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path], folder: Path, echo: Echo
+) -> None:
+    """Fit and record every reference of the variants that were run."""
+    for variant in dict.fromkeys(run.variant for run in plan):
+        for reference in recipe.variants[variant].references.values():
+            own = {run.seed: Run.open(path) for run, path in zip(plan, paths, strict=True)
+                   if (run.variant, run.system) == (variant, reference.system)}  # fmt: skip
+            echo(f"fitting the reference: {reference.label}")
+            _record_reference(recipe, reference, variant=variant, runs=own, folder=folder)
+
+
+def _record_reference(
+    recipe: Recipe, reference: Reference, *, variant: str, runs: Mapping[int, Run], folder: Path
+) -> None:
+    import numpy as np
+
+    from odist import provenance
+    from odist.config import load
+    from odist.reference import logistic_reference, paired_differences
+    from odist.report.references import write_reference
+
+    result = logistic_reference(load(next(iter(runs.values())).config).data)
+    predictions = [run.predictions() for run in runs.values()]
+    if any(not np.array_equal(p.targets, result.targets) for p in predictions):
+        raise UserError(f"the runs of {reference.system} and the reference {reference.name} were evaluated on different "
+                        "rows. Delete the older runs and start the recipe again.")  # fmt: skip
+    by_run, of_mean = paired_differences(
+        [p.probabilities for p in predictions], result.probabilities, targets=result.targets
+    )
+    against = {"by_seed": {str(seed): own for seed, own in zip(runs, by_run, strict=True)}, "mean": of_mean}
+    env = provenance.environment(config_hash="", data_fingerprint=result.fingerprint)
+    write_reference(
+        recipe, reference, variant=variant, fitted=result.to_dict(), against=against, env=env, folder=folder
+    )

@@ -211,21 +211,22 @@ def load_teachers(paths: Sequence[str], config: Config, task: Task) -> list[nn.M
         other_task = build_task(other)
         if other_task.fingerprint != task.fingerprint:
             raise UserError(f"{path}: this teacher was trained on other data than this run is (other fingerprint).")
-        models += [model.to(config.launch.device) for model in load_models(run, other, other_task)]
+        models += [model.to(config.launch.device) for model in load_models(run, other, other_task)[0]]
     return models
 
 
-def load_models(run: Run, config: Config, task: Task) -> list[nn.Module]:
-    """The models that predict for a run, from its newest checkpoint: one, or all of an ensemble."""
-    step = checkpoint.common_step(run, config.num_groups)
+def load_models(run: Run, config: Config, task: Task) -> tuple[list[nn.Module], int]:
+    """The models that predict for a run (one, or all of an ensemble) and the step of their newest checkpoint."""
+    num_models = config.num_groups if predictor(config) == "mean" else 1
+    step = checkpoint.common_step(run, num_models)
     if step is None:
         raise UserError(f"{run.path}: no checkpoint yet (state {run.status.get('state')}). `odist train` makes one.")
     models = []
-    for group in range(config.num_groups if predictor(config) == "mean" else 1):
+    for group in range(num_models):
         model = build_model(config, task, group=group)
         checkpoint.load_weights(run, group, step=step, model=model)
         models.append(model)
-    return models
+    return models, step
 
 
 def predictor(config: Config) -> str:

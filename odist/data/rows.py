@@ -45,7 +45,7 @@ class RowWriter:
         self.columns = columns
         self.rows = rows
         size = HEADER_BYTES + rows * columns * DTYPE.itemsize
-        self._file = open(path, "r+b" if rows else "wb", buffering=0)
+        self._file = open(path, "r+b" if rows else "wb", buffering=0)  # noqa: SIM115 - closed by finish or __exit__
         if rows == 0:
             self._write(npy_header(0, columns))
         elif os.fstat(self._file.fileno()).st_size < size:
@@ -67,7 +67,7 @@ class RowWriter:
         if rows.ndim != 2 or rows.shape[1] != self.columns or rows.dtype != DTYPE:
             raise ValueError(f"expected int32 [n, {self.columns}], got {rows.dtype} {list(rows.shape)}")
         if len(rows):
-            self._write(memoryview(np.ascontiguousarray(rows)).cast("B"))
+            self._write(np.ascontiguousarray(rows).data.cast("B"))
         self.rows += len(rows)
 
     def flush(self) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ class Split:
         return self.stop - self.start
 
 
-def in_order(items: Iterator[T], work: Callable[[T], U], *, threads: int) -> Iterator[tuple[T, U]]:
+def in_order(items: Iterator[T], work: Callable[[T], U], *, threads: int) -> Generator[tuple[T, U], None, None]:
     """Apply `work` in threads; (item, result) in the order of the items, a few at a time."""
     waiting: deque[tuple[T, Future[U]]] = deque()
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="prepare") as pool:
@@ -62,13 +62,13 @@ def in_order(items: Iterator[T], work: Callable[[T], U], *, threads: int) -> Ite
 
 
 def _sweep(folder: Path, split: Split, work: Callable[[int, np.ndarray], U], *, threads: int, poll: Callable[[], None]) -> Iterator[U]:  # fmt: skip
-    # work(descriptor offset in bytes, rows int32 [n, 40]) for each chunk of the split, in order.
+    # work(place in the file, rows int32 [n, 40]) for each chunk of the split, in order.
     descriptor = os.open(folder / split.file, os.O_RDONLY)
 
     def read(start: int) -> U:
         rows = np.empty((min(CHUNK_ROWS, split.stop - start), NUM_COLUMNS), dtype=DTYPE)
         place = HEADER_BYTES + start * ROW_BYTES
-        view, done = memoryview(rows).cast("B"), 0
+        view, done = rows.data.cast("B"), 0
         while done < len(view):
             count = os.preadv(descriptor, [view[done:]], place + done)
             if count == 0:
@@ -153,11 +153,11 @@ def seal(folder: Path, split: Split, *, rare: np.ndarray | None, threads: int, p
     def work(place: int, rows: np.ndarray) -> bytes:
         if rare is not None:
             kernels.replace_rare(rows, rare, rare_ids)
-            view = memoryview(rows).cast("B")
+            view = rows.data.cast("B")
             done = 0
             while done < len(view):
                 done += os.pwrite(descriptor, view[done:], place + done)
-        return hashlib.sha256(rows).digest()
+        return hashlib.sha256(rows.data).digest()
 
     whole = hashlib.sha256()
     try:
@@ -169,6 +169,6 @@ def seal(folder: Path, split: Split, *, rare: np.ndarray | None, threads: int, p
     return whole.hexdigest()
 
 
-def name(content: Any) -> str:
-    """Fingerprint of JSON-able content: SHA-256 of its one canonical text."""
+def fingerprint(content: Any) -> str:
+    """Name of JSON-able content: SHA-256 of its one canonical text."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -106,7 +106,7 @@ def drawn(first: int, count: int, seed: int, threshold: int) -> np.ndarray:
 
 
 @_compiled
-def _skip_zero_fraction(text: np.ndarray, position: int) -> int:
+def _skip_zero_fraction(text, position):  # type: ignore[no-untyped-def]
     # "1.0", as pandas writes integers of a column with gaps; any other fraction stops at the point.
     if text[position] == POINT and text[position + 1] == ZERO:
         position += 2
@@ -116,7 +116,7 @@ def _skip_zero_fraction(text: np.ndarray, position: int) -> int:
 
 
 @_compiled
-def _parse_label(text: np.ndarray, position: int, separator: int) -> tuple[int, int]:
+def _parse_label(text, position, separator):  # type: ignore[no-untyped-def]
     label = np.int64(text[position]) - ZERO
     if label != 0 and label != 1:
         return -1, position

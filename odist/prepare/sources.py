@@ -13,8 +13,8 @@ import queue
 import re
 import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -141,13 +141,13 @@ def _opened(source: Source) -> Iterator[tuple[BinaryIO, BinaryIO]]:
             yield unpacked, raw
 
 
-def _gzip_errors() -> tuple[type[BaseException], ...]:
-    errors: tuple[type[BaseException], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
-    try:
+def _gzip_errors() -> tuple[type[Exception], ...]:
+    errors: list[type[Exception]] = [EOFError, zlib.error, gzip.BadGzipFile]
+    with suppress(ImportError):
         from isal import isal_zlib
-    except ImportError:
-        return errors
-    return (*errors, isal_zlib.error)
+
+        errors.append(isal_zlib.error)  # type: ignore[arg-type]  # its stub says: an instance
+    return tuple(errors)
 
 
 def read_start(source: Source) -> bytes:
@@ -208,7 +208,7 @@ def _read(source: Source, stream: BinaryIO, raw: BinaryIO, count: int, done: int
         ) from None
 
 
-def read_ahead(items: Iterator[T], *, depth: int) -> Iterator[T]:
+def read_ahead(items: Iterator[T], *, depth: int) -> Generator[T, None, None]:
     """The same items, produced by a thread up to `depth` ahead; its errors are raised here."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()

@@ -21,8 +21,11 @@ from odist.report.plot import Curves, draw_curves, draw_tradeoff
 from odist.report.recipe import Recipe
 from odist.report.recipe_file import parse_recipe
 from odist.report.record import read_records
-from odist.report.summary import COSTS, SystemSummary, Verdict, judge, retrains_by_system, summarise
+from odist.report.references import read_reference, reference_parts, reference_row, values_of
+from odist.report.summary import COSTS, SystemSummary, Verdict, judge_all, retrains_by_system, summarise
 from odist.report.table import ABSENT, count, csv_table, estimate, markdown_table
+from odist.report.tuning import FILE as TUNING_FILE
+from odist.report.tuning import read_tuning, tuning_notes, tuning_parts
 from odist.run import write_atomically
 
 if TYPE_CHECKING:
@@ -65,10 +68,14 @@ def build_report(folder: Path, *, name: str) -> list[Path]:
     summaries = summarise(list(records.values()), recipe)
     retrains = retrains_by_system(list(records.values()), recipe)
     verdicts = {
-        variant: [judge(claim, left=retrains.get((variant, claim.left)), right=retrains.get((variant, claim.right)))
-                  for claim in recipe.claims]
-        for variant in recipe.variants
-    }  # fmt: skip
+        variant: judge_all(_claims_of(recipe, variant), retrains, variant=variant) for variant in recipe.variants
+    }
+    tuning = read_tuning(folder / TUNING_FILE)
+    references = {
+        (variant, name): read_reference(folder, variant=variant, name=name)
+        for variant, layer in recipe.variants.items()
+        for name in layer.references
+    }
     written = _draw(folder / name, recipe=recipe, summaries=summaries, records=list(records.values()))
     texts = {
         f"{name}.md": _page(recipe, summaries=summaries, verdicts=verdicts, records=records),

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from odist.churn import pair_metrics
+from odist.config import flatten
 from odist.errors import UserError
 from odist.report.recipe import PlannedRun
 from odist.run import Run, write_atomically
 
 FORMAT = "odist-record-1"
+TRIAL_FORMAT = "odist-trial-1"
 LARGEST_NUMBER_OF_EVALUATIONS = 200  # rows of each group that are kept, evenly chosen, the last always
 ENVIRONMENT = ("commit", "source_hash", "versions", "hardware", "data_fingerprint", "config_hash")
 NOT_RECORDED = ("kind", "time")
@@ -69,6 +71,29 @@ def make_record(recipe: str, plan: PlannedRun, *, run: Run, churn: dict[str, Any
             "churn": churn,
             "predicted_rows": rows,
             "env": {key: run.env.get(key) for key in ENVIRONMENT},
+        }
+    )
+
+
+def make_trial(recipe: str, plan: PlannedRun, *, run: Run, key: str) -> dict[str, Any]:
+    """The record of one trial of a tuning: settings, metrics (None when it diverged) and environment."""
+    config = {name: value for name, value in run.config.items() if name != "run"}
+    config["data"] = {**config.get("data", {}), "path": None}
+    flat = dict(flatten(config))
+    return _finite(
+        {
+            "format": TRIAL_FORMAT,
+            "recipe": recipe,
+            "variant": plan.variant,
+            "system": plan.system,
+            "seed": plan.seed,
+            "scale": config.get("scale"),
+            "key": key,
+            "value": flat.get(key),
+            "config": flat,
+            "state": run.status.get("state"),
+            "metrics": run.results["metrics"] if run.finished else None,
+            "env": {name: run.env.get(name) for name in ENVIRONMENT},
         }
     )
 

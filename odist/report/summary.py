@@ -6,7 +6,7 @@ seeds (a pair shares its runs with other pairs). Writing it down is left to page
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -43,13 +43,18 @@ class SystemSummary:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim decided: left - factor * right with its interval, over so many common seeds."""
+    """A claim decided: left - factor * right with its interval, over so many common seeds.
+
+    ratios: of a claim with `versus`, left / right and versus[0] / versus[1], each with its interval; the
+        difference is theirs
+    """
 
     claim: Claim
     verdict: str
     difference: float | None
     interval: Interval | None
     num_seeds: int
+    ratios: tuple[Estimate, Estimate] | None = None
 
 
 class Retrains:
@@ -119,8 +124,8 @@ def _mean_cost(retrains: Retrains, name: str) -> float | None:
     return None if None in values else float(np.mean(values))
 
 
-def _common_seeds(left: Retrains, right: Retrains) -> tuple[int, ...]:
-    return tuple(seed for seed in left.seeds if seed in right.seeds)
+def _common_seeds(first: Retrains, *others: Retrains) -> tuple[int, ...]:
+    return tuple(seed for seed in first.seeds if all(seed in other.seeds for other in others))
 
 
 def _ratio(own: Retrains, reference: Retrains) -> Estimate:
@@ -155,6 +160,47 @@ def judge(claim: Claim, *, left: Retrains | None, right: Retrains | None) -> Ver
     else:
         value, interval = difference(everyone), mean_interval([difference([place]) for place in everyone])
     return Verdict(claim, verdict_of(claim, interval), value, interval, len(seeds))
+
+
+def judge_ratios(claim: Claim, *, sides: Sequence[Retrains | None]) -> Verdict:
+    """Decide a claim with `versus` by the 95 % interval of the difference of its two ratios.
+
+    sides: left, right, versus[0], versus[1]. Each seed is left out of all four at once (jackknife).
+    """
+    present = [side for side in sides if side is not None]
+    seeds = _common_seeds(present[0], *present[1:]) if len(present) == 4 else ()
+    enough = 2 if claim.metric in PAIR_METRICS else 1
+    if len(seeds) < enough or not all(side.has(claim.metric, seeds) for side in present):
+        return Verdict(claim, OPEN, None, None, len(seeds))
+    left, right, other_left, other_right = (side.statistic(claim.metric, seeds) for side in present)
+    everyone = list(range(len(seeds)))
+    smallest = [list(pair) for pair in combinations(everyone, 2)] or [everyone]
+    if any(below(places) == 0 for below in (right, other_right) for places in smallest):  # equal bits: no ratio
+        return Verdict(claim, OPEN, None, None, len(seeds))
+
+    def first(places: list[int]) -> float:
+        return left(places) / right(places)
+
+    def second(places: list[int]) -> float:
+        return other_left(places) / other_right(places)
+
+    value, interval = jackknife(lambda places: first(places) - claim.factor * second(places), len(seeds))
+    ratios = (jackknife(first, len(seeds)), jackknife(second, len(seeds)))
+    return Verdict(claim, verdict_of(claim, interval), value, interval, len(seeds), ratios)
+
+
+def judge_all(claims: Sequence[Claim], retrains: Mapping[tuple[str, str], Retrains], *, variant: str) -> list[Verdict]:
+    """The verdict on every claim, in one variant."""
+    verdicts = []
+    for claim in claims:
+        left, right, *versus = (
+            retrains.get((variant, name)) for name in (claim.left, claim.right, *(claim.versus or ()))
+        )
+        if claim.versus is None:
+            verdicts.append(judge(claim, left=left, right=right))
+        else:
+            verdicts.append(judge_ratios(claim, sides=[left, right, *versus]))
+    return verdicts
 
 
 def verdict_of(claim: Claim, interval: Interval | None) -> str:
