@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,26 @@ def save(run: Run, group: int, *, step: int, model: nn.Module, state: dict[str, 
         for name in (WEIGHTS, STATE):
             with open(temporary / name, "rb") as file:
                 os.fsync(file.fileno())
+        replaced = root / f".{step_name(step)}.replaced"
         if final.exists():
-            shutil.rmtree(final)
-        os.replace(temporary, final)
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.rename(final, replaced)  # `recover` brings it back if this process is killed here
+        os.rename(temporary, final)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
+
+
+def recover(run: Run, group: int) -> None:
+    """Repair what a killed process of the group left: half a checkpoint goes, a replaced one comes back."""
+    root = run.checkpoint_root(group)
+    for folder in list(root.iterdir()) if root.is_dir() else []:
+        final = root / folder.name.removeprefix(".").removesuffix(".replaced")
+        if folder.name.endswith(".replaced") and not final.exists():
+            os.rename(folder, final)
+        elif folder.name.startswith("."):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def prune(run: Run, num_groups: int, *, keep: int) -> None:
@@ -65,6 +80,13 @@ def prune_group(run: Run, group: int, *, keep: int) -> None:
         shutil.rmtree(run.checkpoint_root(group) / step_name(step), ignore_errors=True)
 
 
+def drop_newer(run: Run, group: int, *, than: int) -> None:
+    """Delete a group's checkpoints of later steps: the run goes back to where all groups can go on."""
+    for step in run.checkpoint_steps(group):
+        if step > than:
+            shutil.rmtree(run.checkpoint_root(group) / step_name(step), ignore_errors=True)
+
+
 def common_step(run: Run, num_groups: int) -> int | None:
     """The newest step that every group has saved; None if there is none."""
     steps = [set(run.checkpoint_steps(group)) for group in range(num_groups)]
@@ -76,7 +98,10 @@ def load(run: Run, group: int, *, step: int, model: nn.Module) -> dict[str, Any]
     """Load a group's weights into `model` and return the rest of its state."""
     folder = run.checkpoint_root(group) / step_name(step)
     load_weights(run, group, step=step, model=model)
-    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{folder / STATE}: cannot be loaded: {str(error).splitlines()[0]}") from error
     return state
 
 

@@ -1,4 +1,4 @@
-"""The command line: `odist train|eval|churn|plot|prepare|reproduce|runs`.
+"""The command line: `odist train|eval|churn|plot|prepare|reproduce|bench|runs`.
 
 Parses words and prints; everything else is imported by the verb that needs it, so that `odist --help` and tab
 completion load neither torch nor Hydra.
@@ -51,6 +51,12 @@ class Scale(StrEnum):
     smoke = "smoke"
     small = "small"
     paper = "paper"
+
+
+class Suite(StrEnum):
+    """Measurements of `odist bench`."""
+
+    quick = "quick"
 
 
 def _version(wanted: bool) -> None:
@@ -197,6 +203,52 @@ def reproduce(
         dry_run=dry_run,
         only_report=report_only,
     )
+
+
+@app.command()
+def bench(
+    suite: Annotated[Suite, typer.Argument(help="quick: training speed of the Criteo model, about a minute.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Paired measurements of everything.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write SUITE.json and SUITE.md into this folder.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure training speed as ratios with their goals; a missed goal is shown and is no error."""
+    from odist import bench
+    from odist.cli_show import as_json
+
+    result = bench.run(suite.value, rounds=rounds, output=output)
+    if json:
+        print(as_json(result.to_dict()))
+    else:
+        bench.show(result)
+
+
+@app.command()
+def tune(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe, or its file.", autocompletion=_recipes)],
+    scale: Annotated[Scale | None, typer.Option(help="Size of the experiment [default: the recipe's].")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time [default: one per core].")] = None,
+    data_path: Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared folder for real data.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first commands and do nothing.")] = False,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the reports are.")] = Path("reports"),
+    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the trials go.")] = Path("runs"),
+) -> None:
+    """Choose the learning rate of every system of a recipe, on rows and seeds that are not reported."""
+    from odist.tune import tune
+
+    result = tune(
+        name,
+        scale=None if scale is None else scale.value,
+        output=output,
+        runs_dir=runs_dir,
+        jobs=jobs or _cores(),
+        data_path=data_path,
+        dry_run=dry_run,
+    )
+    if not dry_run:
+        print(f"written: {result.path}; `odist reproduce {name}` uses it")
 
 
 @app.command("runs")

@@ -109,7 +109,9 @@ class Job:
         elif not isinstance(error, Interrupted):
             print(f"error: {overrides}: {error}", file=sys.stderr)
         self.sweep.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"code": code, "overrides": overrides, "message": str(error) or type(error).__name__})
+        message = str(error) if isinstance(error, OdistError) else f"{type(error).__name__}: {error}"
+        where = "".join(f"{note}: " for note in getattr(error, "__notes__", [])[:1])
+        line = json.dumps({"code": code, "overrides": overrides, "message": where + message})
         with open(self.sweep / FAILURES, "a", encoding="utf-8") as file:  # one short write: whole lines
             file.write(line + "\n")
 
@@ -120,7 +122,7 @@ def train(arguments: list[str]) -> None:
     Raises UserError for anything wrong in the arguments, Interrupted, Diverged, and OdistError when
     jobs of a multirun failed.
     """
-    arguments = _flags_first(arguments)
+    arguments = _flags_first([*arguments, *_sweeper_settings(arguments)])
     _refuse(arguments)
     sweep = _sweep_folder(arguments)
     stop = launch.Stop(sweep / STOP_FILE if _is_multirun(arguments) else None)
@@ -194,6 +196,14 @@ def _flags_first(arguments: list[str]) -> list[str]:
             elif following is not None:
                 rest = itertools.chain([following], rest)
     return [*flags, *(["--"] if flags and overrides else []), *overrides]
+
+
+def _sweeper_settings(arguments: list[str]) -> list[str]:
+    """With every sweeper a failed job stops no other; Optuna's gives up at the first unless told."""
+    key = "hydra.sweeper.max_failure_rate"
+    if "hydra/sweeper=optuna" not in arguments or any(argument.startswith(f"{key}=") for argument in arguments):
+        return []
+    return [f"{key}=1.0"]
 
 
 def _is_multirun(arguments: list[str]) -> bool:

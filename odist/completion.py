@@ -73,6 +73,10 @@ def choices(key: str, *, conf: Path) -> list[str]:
         from odist import registry
 
         return list(registry.names(REGISTERED[key]))
+    if key == "run.sinks":
+        from odist import registry
+
+        return [f"[{name}]" for name in registry.names("sinks")]
     return ["true", "false"] if _kind(key) is bool else []
 
 

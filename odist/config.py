@@ -64,6 +64,7 @@ class ModelConfig:
 class MLPConfig(ModelConfig):
     name: str = "mlp"
     embedding_dim: int = 16
+    embedding_std: float = 0.05  # standard deviation of the embeddings' start
     hidden: list[int] = field(default_factory=lambda: [2560, 1024, 256])
 
 
@@ -143,6 +144,7 @@ class TrainConfig:
 class RunConfig:
     dir: str | None = None  # null: runs/<task>-<algorithm>-s<seed>-<hash>; with -m the parent folder
     progress: bool = True
+    sinks: list[str] = field(default_factory=list)  # trackers that follow the run: tensorboard, wandb, mlflow
 
 
 @dataclass

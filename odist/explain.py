@@ -25,6 +25,9 @@ def explain(error: BaseException) -> str | None:
         return _missing_choice(error)
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
+    if isinstance(error, AttributeError) and getattr(error, "full_key", None) == "hydra.sweeper.params":
+        return ("hydra.sweeper.params: on the command line the search space is written as overrides, such as "
+                "'optim.lr=tag(log,interval(0.001,0.1))'.")  # fmt: skip
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return str(error) if isinstance(error, ValueError) and _raised_in_hydra(error) else None
     text, cause = str(error), str(error.__cause__ or "")
@@ -53,7 +56,7 @@ def _missing_choice(error: BaseException) -> str:
     if group == "size":
         return f"There are no layer sizes for model-data-scale = {name}. {choose(name, options)}"
     if group.startswith("hydra/"):
-        return f"{group}={name}: {choose(name, options)} More come with plug-ins, such as hydra-joblib-launcher."
+        return f"{group}={name}: {choose(name, options)} More come with plug-ins: pip install 'odist[sweeps]'"
     if group and options:
         return f"{group}={name}: {choose(name, options)}"
     return _first_lines(str(error))

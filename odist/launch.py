@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from odist import provenance
+from odist import provenance, sinks
 from odist.config import Config, config_hash, differences, load, to_dict
 from odist.errors import Diverged, Interrupted, LostWorkers, UserError
 from odist.run import Run, write_atomically
@@ -142,8 +142,8 @@ def _check_same(run: Run, config: Config, *, content: dict[str, Any], digest: st
     changed = differences(known, config)
     if "algorithm.teachers" in content:
         changed = changed or ["algorithm.teachers: other runs lie at the same paths"]
-    if run.env.get("data_fingerprint") != content.get("data.path"):
-        changed.append(f"data: fingerprint {run.env.get('data_fingerprint')} -> {content.get('data.path')}")
+    if "data.path" in content and run.env.get("data_fingerprint") != content["data.path"]:
+        changed.append(f"data: fingerprint {run.env.get('data_fingerprint')} -> {content['data.path']}")
     if changed:
         shown = "\n".join(f"  {line}" for line in changed[:20])
         more = f"\n  and {len(changed) - 20} more" if len(changed) > 20 else ""
@@ -209,7 +209,8 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
         pid = os.getpid()
         run.set_status(pid=pid, pid_started=provenance.process_start(pid), host=platform.node())
         try:
-            _start(run, config, stop)
+            with sinks.forwarding(run, config.run.sinks):
+                _start(run, config, stop)
         except UserError:
             if created and not any(run.checkpoint_root(group).exists() for group in range(config.num_groups)):
                 shutil.rmtree(run.path)  # refused before the first step: as if never started
@@ -219,6 +220,7 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
             raise type(error)(f"{run.path}: {error}") from error
         except BaseException as error:
             _record_end(run, error)
+            error.add_note(str(run.path))  # for the list of failed jobs of a multirun
             raise
     return run
 

@@ -76,6 +76,22 @@ class Mesh:
         """The writer's whole numbers, in every process of the group."""
         return self.gather(torch.tensor(list(numbers), dtype=torch.int64))[0].tolist() if numbers else []
 
+    def state_from_writer(self, state: Any) -> Any:
+        """The writer's nested dicts and lists of tensors, numbers and strings, in every process of the group."""
+        if self.replica.size == 1:
+            return state
+        buffer = io.BytesIO()
+        if self.is_writer:
+            torch.save(state, buffer)
+        size = self.from_writer([buffer.tell()])[0]
+        content = torch.frombuffer(bytearray(buffer.getvalue() or size), dtype=torch.uint8)
+        dist.broadcast(content, src=0)
+        return state if self.is_writer else torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
+
+    def any(self, answer: bool) -> bool:
+        """Whether any process of the group says yes."""
+        return any(int(said) for said in self.gather(torch.tensor(int(answer))))
+
     def tree_total(self, tree: TreeSum) -> list[Tensor | None]:
         """The sum over all virtual workers of the group from each process's own part of the tree.
 
@@ -85,25 +101,30 @@ class Mesh:
         own = tree.total()
         if self.replica.size == 1:
             return own
-        dense = [tensor for tensor in own if tensor is not None and not tensor.is_sparse]
-        flat = torch.cat([tensor.flatten() for tensor in dense]) if dense else torch.empty(0)
-        parts: list[list[Tensor | None]] = [[] for _ in range(self.replica.size)]
-        pieces = [whole.split([t.numel() for t in dense]) for whole in self.gather(flat)] if dense else []
-        number = 0
-        for tensor in own:
-            if tensor is not None and tensor.is_sparse:
-                everywhere: Sequence[Tensor | None] = self._gather_sparse(tensor)
-            elif tensor is not None:
-                everywhere = [piece[number].view_as(tensor) for piece in pieces]
-                number += 1
-            else:
-                everywhere = [None] * self.replica.size
-            for part, entry in zip(parts, everywhere, strict=True):
-                part.append(entry)
         joined = TreeSum()
-        for part in parts:
+        for part in self._gather_parts(own):
             joined.add(part)
         return joined.total()
+
+    def _gather_parts(self, own: list[Tensor | None]) -> list[list[Tensor | None]]:
+        """Every process's list; all dense tensors of one type travel as one."""
+        kinds = [0 if tensor is None else 2 if tensor.is_sparse else 1 for tensor in own]
+        if len({tuple(said.tolist()) for said in self.gather(torch.tensor(kinds, dtype=torch.uint8))}) > 1:
+            return self.gather_state(own)  # a parameter that only some processes' workers used
+        everywhere: list[Sequence[Tensor | None]] = [[None] * self.replica.size for _ in own]
+        dense: dict[torch.dtype, dict[int, Tensor]] = {}  # by type and place in the list
+        for place, tensor in enumerate(own):
+            if tensor is not None and tensor.is_sparse:
+                everywhere[place] = self._gather_sparse(tensor)
+            elif tensor is not None:
+                dense.setdefault(tensor.dtype, {})[place] = tensor
+        for alike in dense.values():
+            sizes = [tensor.numel() for tensor in alike.values()]
+            flat = torch.cat([tensor.flatten() for tensor in alike.values()])
+            pieces = [whole.split(sizes) for whole in self.gather(flat)]
+            for number, (place, tensor) in enumerate(alike.items()):
+                everywhere[place] = [piece[number].view_as(tensor) for piece in pieces]
+        return [[entries[process] for entries in everywhere] for process in range(self.replica.size)]
 
     def _gather_sparse(self, tensor: Tensor) -> list[Tensor]:
         whole = tensor.coalesce()

@@ -36,8 +36,8 @@ class LogisticOptions:
     """
 
     lr: float = 0.04
-    l2: float = 1e-5
-    passes: int = 2
+    l2: float = 1e-4
+    passes: int = 3
     batch: int = 100
     seed: int = 0
 
@@ -50,8 +50,8 @@ class LogisticGrid:
     """
 
     lr: tuple[float, ...] = (0.02, 0.04, 0.08)
-    l2: tuple[float, ...] = (3e-6, 1e-5, 3e-5)
-    passes: int = 3
+    l2: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    passes: int = 4
     extensions: int = 3
 
 

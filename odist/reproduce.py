@@ -70,8 +70,9 @@ def reproduce(
     plan, left_out = recipe.plan(scale, variables=variables)
     folder = output / (recipe.name if scale == recipe.scale else f"{recipe.name}-{scale}")
     tuning = find_tuning(recipe, output=output)
-    plan = use_tuned(recipe, plan, tuning, scale=scale)
-    paths = [runs_dir / recipe.name / scale / run.name for run in plan]
+    chosen = chosen_values(recipe, tuning, scale=scale)
+    plan = [use_tuned(run, chosen.get((run.variant, run.system))) for run in plan]
+    paths = [runs_dir / recipe.name / scale / _folder_name(run, chosen.get((run.variant, run.system))) for run in plan]
     commands = [train_command(run, path) for run, path in zip(plan, paths, strict=True)]
     for variant, variable in left_out.items():
         echo(f"left out: variant {variant}, which needs --{variable.replace('_', '-')}")
@@ -107,16 +108,14 @@ def find_tuning(recipe: Recipe, *, output: Path) -> dict[str, Any] | None:
     return None
 
 
-def use_tuned(
-    recipe: Recipe, plan: Sequence[PlannedRun], tuning: Mapping[str, Any] | None, *, scale: str
-) -> list[PlannedRun]:
-    """The plan with each system's tuned setting as its last override; untuned systems as they are."""
-    chosen = chosen_values(recipe, tuning, scale=scale)
-    tuned = []
-    for run in plan:
-        own = chosen.get((run.variant, run.system))
-        tuned.append(replace(run, overrides=run.override([f"{own[0]}={own[1]:g}"])) if own else run)
-    return tuned
+def use_tuned(run: PlannedRun, chosen: tuple[str, float] | None) -> PlannedRun:
+    """The run with its system's tuned key and value as its last override; unchanged if nothing was tuned."""
+    return run if chosen is None else replace(run, overrides=run.override([f"{chosen[0]}={chosen[1]:g}"]))
+
+
+def _folder_name(run: PlannedRun, chosen: tuple[str, float] | None) -> str:
+    """A folder of its own for every tuned value, so that runs made before tuning stay and get in nobody's way."""
+    return run.name if chosen is None else f"{run.name}-{chosen[0].rsplit('.', 1)[-1]}{chosen[1]:g}"
 
 
 def _record(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path], folder: Path) -> None:

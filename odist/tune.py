@@ -82,7 +82,7 @@ def tune(
         own = [run for run in systems if run.variant == variant]
         found, trials = _tune_variant(own, rules, place=place, jobs=jobs or os.cpu_count() or 1, echo=echo)
         _write(recipe, found, trials, scale=scale, variant=variant, folder=folder, place=place)
-        result.commands += [train_command(trial, place / trial.name) for trial in trials]
+        result.commands.extend([train_command(trial, place / trial.name) for trial in trials])
         for system, entry in found["systems"].items():
             result.chosen[variant, system] = entry["chosen"]
             if entry["at_edge"]:
@@ -119,10 +119,13 @@ def _tune_variant(
     """Train the grid of one variant, extended where needed; what was found, and all trials."""
     grid = list(rules.grid)
     added = {"low": 0, "high": 0}
+    done: set[str] = set()
     while True:
         trials = _trials(systems, rules, grid)
-        paths = [place / trial.name for trial in trials]
-        train_all(trials, paths=paths, jobs=jobs, echo=echo, may_diverge=True, ended=_drop_weights)
+        new_trials = [trial for trial in trials if trial.name not in done]
+        paths = [place / trial.name for trial in new_trials]
+        train_all(new_trials, paths=paths, jobs=jobs, echo=echo, may_diverge=True, ended=_drop_weights)
+        done |= {trial.name for trial in new_trials}
         entries = {run.system: _entry(run.system, trials, rules, grid=grid, place=place) for run in systems}
         edges = {entry["at_edge"] for entry in entries.values()} - {None}
         new = [edge for edge in ("low", "high") if edge in edges and added[edge] < rules.extensions]

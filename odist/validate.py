@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from odist import registry
+from odist import registry, sinks
 from odist.config import Config, flatten, to_dict
 from odist.errors import UserError
 from odist.run import Run
@@ -26,7 +26,6 @@ CHOICES = {
     "algorithm.distill_loss": ("cross_entropy", "kl", "squared_logits"),
     "algorithm.average": ("probabilities", "logits"),
     "algorithm.distribution": ("uniform", "unigram"),
-    "data.holdout": ("validation", "tuning"),
     "exchange.timing": ("lockstep", "freshest"),
     "launch.name": ("inline", "local"),
     "launch.device": ("cpu", "cuda"),
@@ -115,6 +114,7 @@ def validate(config: Config) -> None:
     _check_algorithm(config)
     _check_launch(config)
     _check_data(config)
+    sinks.check(config.run.sinks)
 
 
 def _in(values: dict[str, Any], key: str, choices: tuple[str, ...]) -> None:

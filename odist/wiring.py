@@ -18,6 +18,7 @@ from odist.config import Config, load
 from odist.data.loader import Loader
 from odist.errors import UserError
 from odist.exchange.base import Exchange, Snapshot
+from odist.exchange.shelf import fingerprint
 from odist.log import MetricsLog
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
@@ -165,7 +166,7 @@ def build_teacher(parts: Parts, mesh: Mesh, *, model: nn.Module, loader: Loader[
     return make(
         task.forward,
         student=model,
-        exchange=build_exchange(parts, mesh, peers=peers, interval=interval),
+        exchange=build_exchange(parts, mesh, model=model, peers=peers, interval=interval),
         group=mesh.group.index,
         peers=peers,
         interval=interval,
@@ -177,8 +178,8 @@ def build_teacher(parts: Parts, mesh: Mesh, *, model: nn.Module, loader: Loader[
     )
 
 
-def build_exchange(parts: Parts, mesh: Mesh, *, peers: list[int], interval: int) -> Exchange:
-    """One group's end of the exchange; only the writer of a group publishes."""
+def build_exchange(parts: Parts, mesh: Mesh, *, model: nn.Module, peers: list[int], interval: int) -> Exchange:
+    """One group's end of the exchange; only the writer of a group publishes and looks for fresh snapshots."""
     options, run, group = parts.config.exchange, parts.run, mesh.group.index
     make: Callable[..., Exchange] = registry.find("exchange", options.name)
     if options.name == "memory":
@@ -190,9 +191,10 @@ def build_exchange(parts: Parts, mesh: Mesh, *, peers: list[int], interval: int)
             peers=peers,
             url=options.url or str(run.path / "exchange"),
             run=run.env.get("run_id") or run.name,
+            model=fingerprint(model.state_dict()),
             keep=options.keep,
             history=0 if freshest else (options.lag + 2) * interval,
-            poll=options.poll if freshest else None,
+            poll=options.poll if freshest and mesh.is_writer else None,
             last_checkpoint=lambda: max(run.checkpoint_steps(group), default=-1),
             read_only=not mesh.is_writer,
         )

@@ -6,13 +6,15 @@ handling signals is launch.py's.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from torch import nn
 
 from odist import checkpoint
 from odist.config import Config, load
-from odist.errors import Interrupted, OdistError
+from odist.errors import Interrupted, OdistError, UserError
 from odist.log import MetricsLog, make_progress
 from odist.mesh import Axis, Mesh
 from odist.optim import Clock
@@ -30,6 +32,8 @@ from odist.run import Run, write_atomically
 from odist.tasks.base import Task
 from odist.trainer import Trainer, evaluate_split
 from odist.wiring import Parts, Shelf, build_task, build_trainer, make_clock, predictor, set_up_torch
+
+SECONDS_TO_LEAVE = 120.0  # for the workers of a killed command to save and end
 
 
 def main(run: Run, *, stop: Callable[[], bool] = lambda: False) -> None:
@@ -42,7 +46,12 @@ def main(run: Run, *, stop: Callable[[], bool] = lambda: False) -> None:
     set_up_torch(config)
     task = build_task(config)
     clock = make_clock(config, task)
-    start = checkpoint.common_step(run, config.num_groups) or 0
+    with held(run, range(config.num_groups), stop=stop):
+        _train_in_turns(run, config, task, clock=clock, stop=stop)
+
+
+def _train_in_turns(run: Run, config: Config, task: Task, *, clock: Clock, stop: Callable[[], bool]) -> None:
+    start = _common_start(run, config)
     progress = make_progress(show=config.run.progress, num_groups=config.num_groups, num_steps=clock.num_steps)
     log = MetricsLog(run, progress=progress)
     shelf: Shelf = {}
@@ -55,7 +64,7 @@ def main(run: Run, *, stop: Callable[[], bool] = lambda: False) -> None:
             trainers.append(build_trainer(parts, mesh, stop=agreed))
             if start:
                 trainers[-1].load(start)
-        write_horizon(run, clock)
+        open_run(run, task, clock)
         run.set_status(state="running", step=start, num_steps=clock.num_steps, started=time.time())
         _take_turns(run, config, trainers, start=start)
         progress.say(f"trained {clock.num_steps} steps; predicting the validation part")
@@ -70,6 +79,54 @@ def main(run: Run, *, stop: Callable[[], bool] = lambda: False) -> None:
         log.close()
 
 
+@contextlib.contextmanager
+def held(run: Run, groups: Iterable[int], *, stop: Callable[[], bool]) -> Iterator[None]:
+    """Be the only process that writes these groups' files, and repair what a killed one left.
+
+    When the process that started them dies, workers save and leave by themselves; whoever continues the run
+    at once waits for that, up to SECONDS_TO_LEAVE. Raises UserError if they stay, Interrupted if `stop` says so.
+    """
+    (run.path / "logs").mkdir(exist_ok=True)
+    deadline = time.monotonic() + SECONDS_TO_LEAVE
+    with contextlib.ExitStack() as locks:
+        for group in groups:
+            lock = os.open(run.path / "logs" / f".group-{group}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            locks.callback(os.close, lock)
+            while not _locked(lock):
+                if time.monotonic() > deadline:
+                    raise UserError(f"{run.path}: another process still trains group {group}. Stop it first.")
+                if stop():
+                    raise Interrupted("stopped before it began; the same command continues it.")
+                time.sleep(0.05)
+            checkpoint.recover(run, group)
+        yield
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # no locks on this file system
+    return True
+
+
+def _common_start(run: Run, config: Config) -> int:
+    """The step from which groups that take turns go on; UserError if each was saved at a step of its own."""
+    steps = [run.checkpoint_steps(group) for group in range(config.num_groups)]
+    common = checkpoint.common_step(run, config.num_groups)
+    if common is None and all(steps):
+        newest = ", ".join(str(group[-1]) for group in steps)
+        raise UserError(
+            f"{run.path}: its groups were saved after steps {newest}, as processes of their own, and cannot take turns "
+            "from there: continue with launch=local."
+        )
+    for group in range(config.num_groups):
+        checkpoint.drop_newer(run, group, than=common or 0)
+    return common or 0
+
+
 class AgreedStop:
     """One answer per step for all groups of a process and all processes of a group, whenever the signal comes."""
 
@@ -81,7 +138,7 @@ class AgreedStop:
 
     def __call__(self, step: int) -> bool:
         if step != self._step:
-            self._step, self._answer = step, bool(self._mesh.from_writer([int(self._stop())])[0])
+            self._step, self._answer = step, self._mesh.any(self._stop())
         return self._answer
 
 
@@ -111,20 +168,25 @@ def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable
     if (run.prediction_root("validation") / f"group-{group}.json").is_file():
         return
     mesh = Mesh(Axis(group, config.num_groups), Axis(replica, config.launch.processes), config.workers)
-    if mesh.replica.size > 1:
-        store = dist.FileStore(str(rendezvous), mesh.replica.size)  # type: ignore[attr-defined]
-        patience = timedelta(seconds=config.exchange.timeout + 600)
-        dist.init_process_group("gloo", store=store, rank=replica, world_size=mesh.replica.size, timeout=patience)
+    with held(run, [group] if mesh.is_writer else [], stop=stop):
+        if mesh.replica.size > 1:
+            store = dist.FileStore(str(rendezvous), mesh.replica.size)  # type: ignore[attr-defined]
+            patience = timedelta(seconds=config.exchange.timeout + 600)
+            dist.init_process_group("gloo", store=store, rank=replica, world_size=mesh.replica.size, timeout=patience)
+        _train_group(run, config, mesh, stop=stop)
+
+
+def _train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], bool]) -> None:
+    group = mesh.group.index
     task = build_task(config)
-    log = MetricsLog(run, progress=make_progress(show=False, num_groups=config.num_groups, num_steps=0))
     clock = make_clock(config, task)
     if mesh.is_writer and group == 0:
-        write_horizon(run, clock)
+        open_run(run, task, clock)
+    log = MetricsLog(run, progress=make_progress(show=False, num_groups=config.num_groups, num_steps=0))
     parts = Parts(config, run, task, clock=clock, log=log, stop=stop, shelf={})
     trainer = build_trainer(parts, mesh, stop=AgreedStop(stop, mesh))
     try:
-        start = max(run.checkpoint_steps(group), default=0)
-        start = mesh.from_writer([start])[0]
+        start = mesh.from_writer([max(run.checkpoint_steps(group), default=0)])[0]
         if start:
             trainer.load(start)
         for done in trainer.fit(start):
@@ -142,8 +204,10 @@ def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable
         log.close()
 
 
-def write_horizon(run: Run, clock: Clock) -> None:
-    """Tell readers of the run folder how long the run is."""
+def open_run(run: Run, task: Task, clock: Clock) -> None:
+    """Tell readers of the run folder which data the run reads and how long it is."""
+    if run.env.get("data_fingerprint") is None:  # known before only for prepared data
+        run.write_json("env.json", {**run.env, "data_fingerprint": task.fingerprint})
     run.write_json("horizon.json", {"num_steps": clock.num_steps, "examples_per_step": clock.examples_per_step})
 
 
@@ -206,12 +270,11 @@ def training_flops(config: Config, task: Task, model: nn.Module, *, clock: Clock
 
 
 def entry(arguments: list[str]) -> int:
-    """Run one process of one group (`python -m odist.worker RUN GROUP REPLICA RENDEZVOUS`); its exit code.
+    """Run one process of one group (`python -m odist.worker RUN GROUP REPLICA RENDEZVOUS PARENT`); its exit code.
 
-    SIGTERM and SIGINT save and end; so does the death of the process that started this one.
+    SIGTERM and SIGINT save and end; so does the death of PARENT, the id of the process that started this one.
     """
-    path, group, replica, rendezvous = arguments
-    parent = os.getppid()
+    path, group, replica, rendezvous, parent = arguments
     signalled = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: signalled.append(True))
@@ -221,7 +284,7 @@ def entry(arguments: list[str]) -> int:
             group=int(group),
             replica=int(replica),
             rendezvous=Path(rendezvous),
-            stop=lambda: bool(signalled) or os.getppid() != parent,
+            stop=lambda: bool(signalled) or os.getppid() != int(parent),
         )
     except OdistError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -28,15 +28,18 @@ ALLOWED = {
     "provenance": set(),
     "conf_folder": set(),
     "run": set(),
-    "validate": {"registry", "run"},
-    "launch": {"run", "validate", "provenance", "processes", "worker"},
+    "sinks": {"registry", "run"},
+    "validate": {"registry", "run", "sinks"},
+    "launch": {"run", "validate", "provenance", "processes", "sinks", "worker"},
     "processes": {"log", "run"},
     "completion": {"conf_folder", "registry", "validate"},
     "explain": set(),
     "cli_show": {"launch", "run", "churn"},
     "cli_train": START,
     "cli_prepare": {"launch", "prepare", "cli_show"},
-    "cli": {*START, "cli_train", "cli_prepare", "report", "reproduce", "retrains", "evaluation"},
+    "cli": {*START, "cli_train", "cli_prepare", "report", "reproduce", "retrains", "evaluation", "bench"},
+    "bench": {"benchmarks", "provenance", "report", "run"},
+    "benchmarks": {*ENGINE, "wiring", "worker"},
     "wiring": {*ENGINE, "registry", "trainer"},
     "worker": {*ENGINE, "trainer", "wiring"},
     "evaluation": {"checkpoint", "run", "trainer", "wiring"},
@@ -60,7 +63,9 @@ ALLOWED = {
     "churn": {"metrics", "intervals"},
     "retrains": {"churn", "run"},
     "report": {"run", "churn", "retrains", "intervals"},
-    "reproduce": {"report", "run"},
+    "jobs": {"report", "run"},
+    "tune": {"jobs", "report", "run"},
+    "reproduce": {"jobs", "provenance", "reference", "report", "run"},
 }
 
 # Packages of others, and the only parts that may import them.
@@ -73,7 +78,7 @@ RESERVED = {
     "numba": {"prepare", "data", "tasks"},
     "torch": {
         *("worker", "wiring", "evaluation", "trainer", "tasks", "strategies", "teachers", "exchange", "models", "data"),
-        *("mesh", "losses", "optim", "rng", "checkpoint"),
+        *("mesh", "losses", "optim", "rng", "checkpoint", "sinks", "benchmarks"),
     },
     "pickle": set(),
 }

@@ -28,6 +28,11 @@ class Snapshot:
     incarnation: int = 0
     sha256: str = ""
 
+    @property
+    def age(self) -> tuple[int, int]:
+        """Sorts a group's snapshots: what a restarted group publishes is newer, whatever its step."""
+        return self.incarnation, self.step
+
 
 class Exchange(Protocol):
     """Weights between groups; every instance belongs to one group.
@@ -41,8 +46,17 @@ class Exchange(Protocol):
         """Offer this group's weights after `step` completed steps."""
         ...
 
-    def fetch(self, peer: int, *, step: int | None = None, newer_than: int | None = None) -> Snapshot | None:
-        """The peer's snapshot of exactly `step`, or its freshest one newer than `newer_than`; None if there is none."""
+    def flush(self) -> None:
+        """Return when peers that wait can read all that was published; OdistError if they never can."""
+        ...
+
+    def fetch(
+        self, peer: int, *, step: int | None = None, newer_than: tuple[int, int] | None = None
+    ) -> Snapshot | None:
+        """The peer's snapshot of exactly `step`, or its freshest one; None if there is none.
+
+        newer_than: age (incarnation, step) that the freshest must exceed
+        """
         ...
 
     def log(self) -> dict[str, Any]:

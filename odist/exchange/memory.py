@@ -29,12 +29,17 @@ class MemoryExchange:
         for old in sorted(own)[: -self.keep]:
             del own[old]
 
-    def fetch(self, peer: int, *, step: int | None = None, newer_than: int | None = None) -> Snapshot | None:
+    def flush(self) -> None:
+        pass
+
+    def fetch(
+        self, peer: int, *, step: int | None = None, newer_than: tuple[int, int] | None = None
+    ) -> Snapshot | None:
         there = self.shelf.get(peer, {})
         if step is not None:
             return there.get(step)
-        fresh = [at for at in there if newer_than is None or at > newer_than]
-        return there[max(fresh)] if fresh else None
+        fresh = there[max(there)] if there else None
+        return fresh if fresh is not None and (newer_than is None or fresh.age > newer_than) else None
 
     def log(self) -> dict[str, Any]:
         return {}

@@ -13,10 +13,11 @@ class EmbeddingMLP(nn.Module):
     """Click model: one embedding table for all categorical columns, then a ReLU tower and one logit.
 
     num_numeric: width of the numeric input; num_categorical: categorical columns
-    buckets: rows of the table; embedding_dim: its width; hidden: widths of the ReLU layers
+    buckets: rows of the table; embedding_dim: its width; embedding_std: of its normal start
+    hidden: widths of the ReLU layers
     dropout: probability after each hidden layer
     Source: Anil et al. 2018, section 3.1 (hidden 2560-1024-256, ReLU, logistic output); embedding
-    width and initialisation are our choice: table N(0, 0.05), layers Kaiming, last layer and biases zero.
+    width and initialisation are our choice: layers Kaiming, last layer and biases zero.
     """
 
     def __init__(
@@ -27,11 +28,12 @@ class EmbeddingMLP(nn.Module):
         buckets: int,
         embedding_dim: int,
         hidden: list[int],
+        embedding_std: float = 0.05,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(buckets, embedding_dim)
-        nn.init.normal_(self.embedding.weight, std=0.05)
+        nn.init.normal_(self.embedding.weight, std=embedding_std)
         layers: list[nn.Module] = []
         width = num_numeric + num_categorical * embedding_dim
         for size in hidden:

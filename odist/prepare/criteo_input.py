@@ -23,7 +23,7 @@ CATEGORICAL = tuple(f"C{number}" for number in range(1, 27))
 FEATURES = NUMERIC + CATEGORICAL
 SEPARATORS = {"tsv": b"\t", "csv": b","}
 BOM = b"\xef\xbb\xbf"
-PARQUET_BATCH = 16_384  # rows turned into text at once
+PARQUET_ROW_BYTES = 64  # of block_bytes for each row: a batch of 16,384 rows at the default
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def find_layout(source: Source, *, format_name: str) -> Layout:
 def read_rows(source: Source, layout: Layout, *, offset: int, block_bytes: int) -> Iterator[Block]:
     """Blocks of text rows, from `offset` (see Block.offset); 0 is the first row."""
     if source.kind == "parquet":
-        return _parquet_blocks(source, first=offset)
+        return _parquet_blocks(source, first=offset, batch=max(1, block_bytes // PARQUET_ROW_BYTES))
     return read_blocks(source, offset=max(offset, layout.start), block_bytes=block_bytes)
 
 
@@ -102,7 +102,7 @@ def _parquet_columns(source: Source) -> list[str]:
     return [present[name.lower()] for name in wanted]
 
 
-def _parquet_blocks(source: Source, *, first: int) -> Iterator[Block]:
+def _parquet_blocks(source: Source, *, first: int, batch: int) -> Iterator[Block]:
     import datasets
     import pyarrow
     import pyarrow.parquet
@@ -113,7 +113,7 @@ def _parquet_blocks(source: Source, *, first: int) -> Iterator[Block]:
         # Not load_dataset, which counts its calls at the hub.
         rows = datasets.Dataset.from_parquet(str(source.path), columns=columns, streaming=True)
         position = 0
-        for table in rows.with_format("arrow").iter(batch_size=PARQUET_BATCH):
+        for table in rows.with_format("arrow").iter(batch_size=batch):
             position += table.num_rows
             if position > first:
                 wanted = table.slice(max(0, first - (position - table.num_rows)))

@@ -145,7 +145,7 @@ def _parse_row(text, position, separator, labelled, buckets, missing_ids, table,
         negative = text[position] == MINUS
         if negative:
             position += 1
-        first, value = position, 0
+        first, value = position, np.int64(0)
         while ZERO <= text[position] <= NINE:
             value = value * 10 + (np.int64(text[position]) - ZERO)
             position += 1

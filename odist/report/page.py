@@ -1,7 +1,8 @@
 """A recipe's report: page, table, figure and manifest, made from its folder alone.
 
     reports/NAME/recipe.yaml     the recipe as it was           runs/*.json   one record a run
-                 NAME.md NAME.csv NAME.png NAME.svg manifest.json         made from those two
+                 NAME.md NAME.csv NAME.png NAME.svg manifest.json         made from those
+    references/*.json, tuning.json  other methods on the same rows; how the settings were chosen
 
 The same folder gives the same bytes, wherever it lies and whenever it is built.
 """
@@ -14,43 +15,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from odist.churn import PAIR_METRICS
 from odist.errors import UserError
 from odist.report import style
 from odist.report.plot import Curves, draw_curves, draw_tradeoff
-from odist.report.recipe import Recipe
+from odist.report.recipe import Claim, Recipe
 from odist.report.recipe_file import parse_recipe
 from odist.report.record import read_records
-from odist.report.references import read_reference, reference_parts, reference_row, values_of
-from odist.report.summary import COSTS, SystemSummary, Verdict, judge_all, retrains_by_system, summarise
-from odist.report.table import ABSENT, count, csv_table, estimate, markdown_table
+from odist.report.references import read_reference
+from odist.report.section import NAMES, variant_parts
+from odist.report.summary import SystemSummary, Verdict, judge_all, retrains_by_system, summarise
+from odist.report.table import csv_table
 from odist.report.tuning import FILE as TUNING_FILE
-from odist.report.tuning import read_tuning, tuning_notes, tuning_parts
+from odist.report.tuning import read_tuning, tuning_parts
 from odist.run import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-NAMES = {
-    "log_loss": "log loss",
-    "excess_log_loss": "excess log loss",
-    "cross_entropy": "cross-entropy",
-    "auc": "AUC",
-    "calibration_error": "calibration error",
-    "brier": "Brier score",
-    "mean_abs_difference": "churn",
-    "root_mean_square": "churn (root mean square)",
-    "relative_difference": "relative difference",
-    "rank_correlation": "rank correlation",
-}
-COST_NAMES = {
-    "examples_per_model": "examples per model",
-    "total_examples": "examples in all",
-    "distinct_examples": "distinct examples",
-    "flops": "FLOPs",
-    "seconds": "seconds",
-}
-PAPER_METRICS = ("log_loss", "mean_abs_difference")
 
 
 def build_report(folder: Path, *, name: str) -> list[Path]:
@@ -78,7 +58,9 @@ def build_report(folder: Path, *, name: str) -> list[Path]:
     }
     written = _draw(folder / name, recipe=recipe, summaries=summaries, records=list(records.values()))
     texts = {
-        f"{name}.md": _page(recipe, summaries=summaries, verdicts=verdicts, records=records),
+        f"{name}.md": _page(
+            recipe, summaries=summaries, verdicts=verdicts, records=records, references=references, tuning=tuning
+        ),
         f"{name}.csv": csv_table([_csv_row(recipe, summary) for summary in summaries]),
     }
     for file, text in texts.items():
@@ -87,6 +69,13 @@ def build_report(folder: Path, *, name: str) -> list[Path]:
     manifest = _manifest(recipe, records=records, files=sorted(written), verdicts=verdicts)
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return [*written, folder / "manifest.json"]
+
+
+def _claims_of(recipe: Recipe, variant: str) -> list[Claim]:
+    """The claims whose systems all are in the variant."""
+    known = recipe.systems_in(variant)
+    return [claim for claim in recipe.claims
+            if all(name in known for name in (claim.left, claim.right, *(claim.versus or ())))]  # fmt: skip
 
 
 def command_of(recipe: Recipe, records: Mapping[str, Mapping[str, Any]]) -> str:
@@ -105,6 +94,8 @@ def _page(
     summaries: Sequence[SystemSummary],
     verdicts: Mapping[str, Sequence[Verdict]],
     records: Mapping[str, Mapping[str, Any]],
+    references: Mapping[tuple[str, str], Mapping[str, Any] | None],
+    tuning: Mapping[str, Any] | None,
 ) -> str:
     parts = [f"# {recipe.title}\n", *([recipe.description + "\n"] if recipe.description else [])]
     parts.append(f"Made from the records in `runs/` by\n\n    {command_of(recipe, records)}\n")
@@ -117,9 +108,15 @@ def _page(
             needed = f" It needs `--{layer.needs.replace('_', '-')}`." if layer.needs else ""
             parts.append(f"Not run.{needed}\n")
             continue
-        parts += _variant_parts(recipe, own, verdicts[variant], scale=next(iter(records.values()))["scale"])
-        notes = _notes(recipe, [record for record in records.values() if record["variant"] == variant])
-        parts += [f"Note: {note}\n" for note in notes]
+        parts += variant_parts(
+            recipe,
+            variant=variant,
+            summaries=own,
+            verdicts=verdicts[variant],
+            records=[record for record in records.values() if record["variant"] == variant],
+            references={name: references[variant, name] for name in layer.references},
+            tuning=tuning,
+        )
     parts.append("## How to read it\n")
     parts.append(
         "Metrics are means over seeds with Student's 95 % interval. Churn is the mean of |p1 - p2| over validation rows "
@@ -127,87 +124,10 @@ def _page(
         "A claim holds, or does not, when the interval of the difference over common seeds lies wholly on one side; "
         "otherwise it is not resolved. The paper gives the mean of five repeats and half their range.\n"
     )
+    parts += tuning_parts(recipe, tuning, scale=next(iter(records.values()))["scale"], names=NAMES)
     parts.append("## Where it ran\n")
     parts += [f"- {line}" for line in _surroundings(records)]
     return "\n".join(parts).rstrip() + "\n"
-
-
-def _variant_parts(
-    recipe: Recipe, summaries: Sequence[SystemSummary], verdicts: Sequence[Verdict], *, scale: str
-) -> list[str]:
-    metrics = [name for name in recipe.metrics if any(name in s.metrics or name in s.churn for s in summaries)]
-    columns = {"label": "system", "seeds": "retrains"}
-    columns |= {name: NAMES.get(name, name.replace("_", " ")) for name in metrics}
-    columns["ratio"] = f"churn / {recipe.systems[recipe.reference].label}"
-    rows = []
-    for summary in summaries:
-        row = {"label": recipe.systems[summary.system].label, "seeds": str(len(summary.seeds))}
-        row |= {name: estimate(*(summary.metrics | summary.churn).get(name, (None, None))) for name in metrics}
-        row["ratio"] = "1" if summary.system == recipe.reference else estimate(*summary.ratio)
-        rows.append(row)
-    parts = [markdown_table(columns, rows)]
-    if any(recipe.systems[summary.system].paper for summary in summaries):
-        parts.append("Beside the paper's:\n")
-        parts.append(_paper_table(recipe, summaries))
-    parts.append("Cost of one run (mean over retrains):\n")
-    costs = [{"label": recipe.systems[s.system].label} | {name: count(s.costs[name]) for name in COSTS}
-             for s in summaries]  # fmt: skip
-    parts.append(markdown_table({"label": "system"} | COST_NAMES, costs))
-    if verdicts:
-        parts.append("Claims:\n")
-        parts += [_verdict_line(recipe, verdict) for verdict in verdicts]
-        parts.append("")
-    planned = recipe.seeds_at(scale) if scale in recipe.scales else recipe.seeds
-    missing = [f"{name}-s{seed}" for name in recipe.systems for seed in planned
-               if not any(s.system == name and seed in s.seeds for s in summaries)]  # fmt: skip
-    if missing:
-        parts.append(f"Missing runs: {', '.join(missing)}.\n")
-    return parts
-
-
-def _paper_table(recipe: Recipe, summaries: Sequence[SystemSummary]) -> str:
-    names = [name for name in (*recipe.metrics, *PAIR_METRICS) if any(name in s.paper for s in recipe.systems.values())]
-    columns, rows = {"label": "system"}, []
-    for name in dict.fromkeys(names):
-        columns |= {name: f"{NAMES.get(name, name)}, here", f"{name}_paper": f"{NAMES.get(name, name)}, paper"}
-    for summary in summaries:
-        system, ours = recipe.systems[summary.system], summary.metrics | summary.churn
-        row = {"label": system.label}
-        for name in dict.fromkeys(names):
-            row[name] = estimate(*ours.get(name, (None, None)))
-            row[f"{name}_paper"] = _paper_text(system.paper.get(name))
-        rows.append(row)
-    return markdown_table(columns, rows)
-
-
-def _paper_text(value: Any) -> str:
-    if value is None:
-        return ABSENT
-    return f"{value[0]} ± {value[1]}" if isinstance(value, list) else str(value)
-
-
-def _verdict_line(recipe: Recipe, verdict: Verdict) -> str:
-    claim = verdict.claim
-    left, right = (recipe.systems[side].label for side in (claim.left, claim.right))
-    factor = "" if claim.factor == 1 else f"{claim.factor:g} × "
-    relation = f"within {claim.margin:g} of" if claim.relation == "within" else claim.relation
-    name = NAMES.get(claim.metric, claim.metric.replace("_", " "))
-    if verdict.difference is None:
-        why = "a run or the metric is missing"
-    else:
-        why = (
-            f"difference {estimate(verdict.difference, verdict.interval, sign=True)}, {verdict.num_seeds} common seeds"
-        )
-    return f"- **{verdict.verdict}**: {claim.text} ({name} of {left} {relation} {factor}{right}: {why}.)"
-
-
-def _notes(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[str]:
-    notes = []
-    if len({record["predicted_rows"] for record in records}) > 1:
-        notes.append("the systems were not evaluated on the same rows, so their losses are not comparable.")
-    if len({record["env"].get("source_hash") for record in records}) > 1:
-        notes.append("the runs were made by different versions of the source (see manifest.json).")
-    return notes
 
 
 def _surroundings(records: Mapping[str, Mapping[str, Any]]) -> list[str]:

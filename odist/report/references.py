@@ -107,7 +107,12 @@ def check_reference(
 
 
 def reference_parts(
-    recipe: Recipe, reference: Reference, record: Mapping[str, Any] | None, *, values: Mapping[int, float], metric_name: str
+    recipe: Recipe,
+    reference: Reference,
+    record: Mapping[str, Any] | None,
+    *,
+    values: Mapping[int, float],
+    metric_name: str,
 ) -> list[str]:
     """Lines of the page that hold a system against a reference."""
     if record is None:

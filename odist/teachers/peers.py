@@ -58,6 +58,7 @@ class Peers:
         self.timeout = timeout
         self.stop = stop
         self.swaps: list[tuple[int, int, int, int, str]] = []  # since the last row of the log
+        self.ignored = 0  # predictions of a peer that were no finite numbers
         self.lookahead = lookahead
         self.student = student
         self.exchange = exchange
@@ -82,57 +83,57 @@ class Peers:
         self._now = step
         if step % self.interval or step + self.interval <= self.burn_in or step >= self.num_steps:
             return
-        if self.timing == "freshest":
-            snapshots = self._freshest()
-        else:
-            wanted = step - self.lag * self.interval
-            snapshots = self._agreed(wanted) if wanted > 0 else []
-        for snapshot in snapshots:
+        wanted = step - self.lag * self.interval
+        if self.timing == "lockstep" and wanted <= 0:
+            return
+        for snapshot in self._same_everywhere(wanted):
             self._use(snapshot, step=step)
             self.swaps.append((step, snapshot.group, snapshot.incarnation, snapshot.step, snapshot.sha256))
 
-    def _agreed(self, step: int) -> list[Snapshot]:
-        """Every peer's snapshot of `step`; one process of the group waits, so that all leave the wait alike."""
-        snapshots: list[Snapshot] = []
+    def _same_everywhere(self, wanted: int) -> list[Snapshot]:
+        """The snapshots to take; one process of the group looks and waits, and hands them to the others.
+
+        So all processes leave the wait alike and use the same weights, whatever the store shows to each.
+        """
+        found: list[Snapshot] = []
         outcome, text = 0, ""
         if self.mesh.is_writer:
             try:
-                snapshots = [self._wait(peer, step) for peer in self.peers]
+                found = self._freshest() if self.timing == "freshest" else self._agreed(wanted)
             except (Interrupted, LostWorkers) as error:
                 outcome, text = error.exit_code, str(error)
-        outcome = self.mesh.from_writer([outcome])[0]
+        outcome, text, taken = self.mesh.state_from_writer((outcome, text, [_as_dict(snapshot) for snapshot in found]))
         if outcome:
             raise (Interrupted if outcome == Interrupted.exit_code else LostWorkers)(text)
-        return snapshots if self.mesh.is_writer else [self._wait(peer, step) for peer in self.peers]
+        return [Snapshot(**one) for one in taken]
 
-    def _wait(self, peer: int, step: int) -> Snapshot:
+    def _agreed(self, step: int) -> list[Snapshot]:
+        """Every peer's snapshot of `step`, waited for."""
         deadline, pause = time.monotonic() + self.timeout, 0.001
+        found: dict[int, Snapshot] = {}
         while True:
-            snapshot = self.exchange.fetch(peer, step=step)
-            if snapshot is not None:
-                return snapshot
+            for peer in self.peers:
+                snapshot = None if peer in found else self.exchange.fetch(peer, step=step)
+                if snapshot is not None:
+                    found[peer] = snapshot
+            missing = [peer for peer in self.peers if peer not in found]
+            if not missing:
+                return [found[peer] for peer in self.peers]
             if self.stop():
-                raise Interrupted(f"stopped while waiting for group {peer}'s weights of step {step}.")
+                raise Interrupted(f"stopped while waiting for group {missing[0]}'s weights of step {step}.")
             if not self.exchange.durable or time.monotonic() > deadline:
                 raise LostWorkers(
-                    f"group {peer} has not published its weights of step {step} within {self.timeout:.0f} s "
+                    f"group {missing[0]} has not published its weights of step {step} within {self.timeout:g} s "
                     "(exchange.timeout). The state is saved; the same command continues."
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
 
     def _freshest(self) -> list[Snapshot]:
-        """Whatever is newer than what is in use; the writer's choice holds for the whole group."""
-        held = {peer: self.snapshots[peer].step if peer in self.snapshots else None for peer in self.peers}
+        """Whatever is newer than what is in use."""
+        held = {peer: self.snapshots[peer].age if peer in self.snapshots else None for peer in self.peers}
         found = [self.exchange.fetch(peer, newer_than=held[peer]) for peer in self.peers]
-        if self.mesh.replica.size == 1:
-            return [snapshot for snapshot in found if snapshot is not None]
-        steps = self.mesh.from_writer([-1 if snapshot is None else snapshot.step for snapshot in found])
-        chosen = []
-        for peer, step, own in zip(self.peers, steps, found, strict=True):
-            if step >= 0:
-                chosen.append(own if own is not None and own.step == step else self._wait(peer, step))
-        return chosen
+        return [snapshot for snapshot in found if snapshot is not None]
 
     def _use(self, snapshot: Snapshot, *, step: int) -> None:
         teacher = self.panel.models.get(snapshot.group)
@@ -145,21 +146,35 @@ class Peers:
 
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
         self._heard_at = step
-        return None if step < self.burn_in else self.panel.predict(step, worker, batch)
+        soft = None if step < self.burn_in else self.panel.predict(step, worker, batch)
+        if soft is None or self.timing == "lockstep":
+            return soft
+        # A peer on its way to divergence must not take this group along.
+        finite = tuple(values for values in soft.values if bool(values.isfinite().all()))
+        self.ignored += len(soft.values) - len(finite)
+        return Soft(finite) if finite else None
 
     def log(self) -> dict[str, Any]:
-        if not self.snapshots:
-            return {"teacher_age_steps": None, "teacher_age_seconds": None}
         swaps, self.swaps = self.swaps, []
-        return {
+        found = {
             **({"swaps": swaps} if swaps else {}),
+            **({"teacher_ignored": self.ignored} if self.ignored else {}),
             **self.exchange.log(),
+        }
+        if not self.snapshots:
+            return {**found, "teacher_age_steps": None, "teacher_age_seconds": None}
+        return {
+            **found,
             "teacher_age_steps": self._heard_at - min(snapshot.step for snapshot in self.snapshots.values()),
             "teacher_age_seconds": round(time.time() - min(s.time for s in self.snapshots.values()), 3),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The panel's carry, the snapshots in use and this group's own that peers may still ask for."""
+        """The panel's carry, the snapshots in use and this group's own that peers may still ask for.
+
+        OdistError if an exchange that outlives this process cannot take what was published.
+        """
+        self.exchange.flush()
         newest = self._now // self.interval * self.interval
         steps = [] if self.exchange.durable else [newest - back * self.interval for back in range(self.lag, -1, -1)]
         published = [self.exchange.fetch(self.group, step=step) for step in steps]

@@ -1,0 +1,323 @@
+"""Memory-mapped token stores: the documents of a split one after the other, with an index of where each begins.
+
+A store is a folder: arrays, the tokenizer's own file, and `store.json`, the commit record, which is written
+last. Text, tokenizers and how documents become batches are left to others; this module knows folders and ids.
+
+    store.json           format, task, fingerprint, fitted_fingerprint, dtype, vocabulary, special, splits, ...
+    splits               name -> {"tokens": n, "documents": m, "bytes": b, "sha256": of both files}
+    NAME.bin             token ids, little-endian uint16 or uint32, nothing else; NAME is train or validation
+    NAME.index.npy       int64 [m + 1]: document i is tokens [index[i], index[i + 1])
+    unigram.npy          int64 [V]: how often each id occurs in the training part
+    tokenizer.model | vocab.txt | neither (ids made without a tokenizer)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from odist.data.rows import read_record
+from odist.errors import UserError
+from odist.run import write_atomically
+
+FORMAT = "odist-tokens-1"
+SPLITS = ("train", "validation")
+SPECIAL = ("unknown", "sentence_end", "paragraph_end", "document_end")
+UNIGRAM = "unigram.npy"
+
+
+def token_dtype(vocabulary: int) -> np.dtype[Any]:
+    """The narrowest of uint16 and uint32 that holds ids below `vocabulary`."""
+    return np.dtype("<u2") if vocabulary <= 1 << 16 else np.dtype("<u4")
+
+
+def digest(value: Any) -> str:
+    """Fingerprint of JSON-able content, 16 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class SplitWriter:
+    """Writes one split of a store; memory grows by 8 bytes a document.
+
+    folder: existing folder of the store to be
+    split: "train" or "validation"
+    vocabulary: number of ids; decides the dtype
+    """
+
+    def __init__(self, folder: Path, *, split: str, vocabulary: int) -> None:
+        self.folder, self.split, self.vocabulary = folder, split, vocabulary
+        self.dtype = token_dtype(vocabulary)
+        self.tokens = self.bytes = self.documents = 0
+        self._lengths: list[np.ndarray] = []
+        self._sha = hashlib.sha256()
+        self._file = open(folder / f"{split}.bin", "wb")  # noqa: SIM115 - closed by finish or __exit__
+
+    def __enter__(self) -> SplitWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def append(self, ids: np.ndarray, *, lengths: np.ndarray, num_bytes: int) -> None:
+        """Add documents.
+
+        ids: integers [n], the tokens of all of them, each below the vocabulary
+        lengths: integers [m], tokens of each; they sum to n
+        num_bytes: UTF-8 bytes of the text that the tokens stand for
+        """
+        if int(lengths.sum()) != len(ids):
+            raise ValueError(f"{len(ids)} tokens, but document lengths that sum to {int(lengths.sum())}")
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary:
+            raise ValueError(f"token id {int(ids.max())} in a vocabulary of {self.vocabulary}")
+        data = np.ascontiguousarray(ids, dtype=self.dtype).data.cast("B") if len(ids) else b""
+        self._file.write(data)
+        self._sha.update(data)
+        self._lengths.append(np.asarray(lengths, dtype=np.int64))
+        self.tokens += len(ids)
+        self.documents += len(lengths)
+        self.bytes += num_bytes
+
+    def finish(self) -> dict[str, Any]:
+        """Bring everything to the disk; returns the entry of store.json."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        starts = np.zeros(self.documents + 1, dtype=np.int64)
+        if self._lengths:
+            np.cumsum(np.concatenate(self._lengths), out=starts[1:])
+        save_array(self.folder / f"{self.split}.index.npy", starts)
+        self._sha.update(starts.data.cast("B"))
+        return {
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "sha256": self._sha.hexdigest(),
+        }
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file and bring it to the disk."""
+    with open(path, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def store_record(
+    *,
+    vocabulary: int,
+    special: Mapping[str, int],
+    splits: Mapping[str, Mapping[str, Any]],
+    unigram: np.ndarray,
+    tokenizer: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Content of store.json with its fingerprints; callers may add keys such as "report".
+
+    special: name -> id; "unknown", "sentence_end", "paragraph_end", "document_end"
+    splits: what SplitWriter.finish returned
+    unigram: int64 [V], counts of the training part
+    tokenizer: {"kind": ..., "file": name or None, "sha256": ..., ...}; everything that gives ids their meaning
+    """
+    fitted = {
+        "tokenizer": dict(tokenizer),
+        "special": dict(special),
+        "vocabulary": vocabulary,
+        "unigram": hashlib.sha256(np.ascontiguousarray(unigram, dtype="<i8").tobytes()).hexdigest(),
+    }
+    content = {"format": FORMAT, "splits": {name: dict(entry) for name, entry in splits.items()}, "fitted": fitted}
+    return {
+        "format": FORMAT,
+        "task": "lm",
+        "fingerprint": digest(content),
+        "fitted_fingerprint": digest(fitted),
+        "dtype": token_dtype(vocabulary).str,
+        "vocabulary": vocabulary,
+        "special": dict(special),
+        "splits": content["splits"],
+        "tokenizer": dict(tokenizer),
+        "options": dict(options or {}),
+    }
+
+
+def write_token_store(
+    path: Path | str,
+    *,
+    documents: Mapping[str, Iterable[np.ndarray]],
+    vocabulary: int,
+    special: Mapping[str, int],
+    num_bytes: Mapping[str, int] | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> TokenStore:
+    """Write ids that come from no text file (a generator, a test) as a store, and open it.
+
+    path: folder to make; UserError when there is one with anything in it
+    documents: split -> its documents, integers [length] each, taken one at a time; "train" is needed,
+        "validation" may be missing (empty then)
+    vocabulary: number of ids V; special: as in store_record, names may be missing where a source has none
+    num_bytes: split -> UTF-8 bytes the tokens stand for; one a token where it is not given
+    meta: further keys of store.json
+    """
+    path = Path(path).absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: exists already. Name a new or empty folder.")
+    wrong = {name: id for name, id in special.items() if name not in SPECIAL or not 0 <= id < vocabulary}
+    if wrong:
+        raise ValueError(f"special ids {wrong}: expected names of {SPECIAL} and ids below {vocabulary}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        counts = np.zeros(vocabulary, dtype=np.int64)
+        splits = {}
+        for split in SPLITS:
+            with SplitWriter(temporary, split=split, vocabulary=vocabulary) as writer:
+                for document in documents.get(split, ()):
+                    ids = np.asarray(document)
+                    writer.append(ids, lengths=np.array([len(ids)]), num_bytes=0)
+                    if split == "train" and len(ids):
+                        counts += np.bincount(ids, minlength=vocabulary)
+                writer.bytes = writer.tokens if num_bytes is None else num_bytes.get(split, 0)
+                splits[split] = writer.finish()
+        save_array(temporary / UNIGRAM, counts)
+        tokenizer = {"kind": "none", "file": None, "sha256": None}
+        record = store_record(vocabulary=vocabulary, special=special, splits=splits, unigram=counts, tokenizer=tokenizer)  # fmt: skip
+        write_atomically(temporary / "store.json", json.dumps({**record, **(meta or {})}, indent=1) + "\n")
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return TokenStore.open(path)
+
+
+class TokenStore:
+    """A finished store, opened by `TokenStore.open`; reads tokens, writes nothing."""
+
+    def __init__(self, path: Path, meta: dict[str, Any], arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        self.path = path
+        self.meta = meta
+        self._arrays = arrays
+
+    @classmethod
+    def open(cls, path: Path | str) -> TokenStore:
+        """Open the store in folder `path`; UserError when it is missing, no token store, or damaged."""
+        path = Path(path)
+        meta = read_record(path)
+        if meta is None:
+            if not path.exists():
+                raise UserError(f"{path}: no such folder. Make it with `odist prepare commoncrawl --output {path}`.")
+            partial = path.name.endswith(".partial")
+            why = "an unfinished preparation; the same `odist prepare` command completes it" if partial else (
+                "not a prepared store (it has no store.json); name a folder made by `odist prepare commoncrawl`")  # fmt: skip
+            raise UserError(f"{path}: {why}.")
+        if meta["format"] != FORMAT:
+            raise UserError(f"{path}: its format is {meta['format']!r}, a language model reads {FORMAT!r}. "
+                            "Name a folder made by `odist prepare commoncrawl`.")  # fmt: skip
+        dtype = np.dtype(meta["dtype"])
+        return cls(path, meta, {name: _map_split(path, name, entry, dtype) for name, entry in meta["splits"].items()})
+
+    @property
+    def task(self) -> str:
+        return str(self.meta["task"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Names tokens, documents, their order and what the ids mean."""
+        return str(self.meta["fingerprint"])
+
+    @property
+    def fitted_fingerprint(self) -> str:
+        """Names what gives ids their meaning; a model may be used on every store with the same."""
+        return str(self.meta["fitted_fingerprint"])
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids, the special ones included."""
+        return int(self.meta["vocabulary"])
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Name -> id of "unknown", "sentence_end", "paragraph_end", "document_end"."""
+        return {name: int(id) for name, id in self.meta["special"].items()}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._arrays)
+
+    def tokens(self, split: str) -> np.ndarray:
+        """All tokens of a split, uint16 or uint32 [n], mapped from the disk and read-only."""
+        return self._split(split)[0]
+
+    def document_starts(self, split: str) -> np.ndarray:
+        """int64 [m + 1], mapped: document i is tokens [starts[i], starts[i + 1]), its end token included."""
+        return self._split(split)[1]
+
+    def num_tokens(self, split: str) -> int:
+        return len(self.tokens(split))
+
+    def num_documents(self, split: str) -> int:
+        return len(self.document_starts(split)) - 1
+
+    def num_bytes(self, split: str) -> int:
+        """UTF-8 bytes of the text that the split's tokens stand for; an end token stands for one byte."""
+        self._split(split)
+        return int(self.meta["splits"][split]["bytes"])
+
+    def unigram_counts(self) -> np.ndarray:
+        """How often each id occurs in the training part, int64 [V] (with `--like`: of the other store)."""
+        path = self.path / UNIGRAM
+        counts = _load(path)
+        if counts.shape != (self.vocabulary,) or counts.dtype != np.int64:
+            raise _damaged(path, f"expected int64 [{self.vocabulary}], found {counts.dtype} {list(counts.shape)}")
+        return counts
+
+    def unigram(self) -> np.ndarray:
+        """Frequencies of the ids in the training part, float64 [V], each count plus one so that none is zero."""
+        counts = self.unigram_counts() + 1.0
+        return counts / counts.sum()
+
+    def _split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        if split not in self._arrays:
+            raise UserError(f"{self.path}: no split {split!r}; it has {', '.join(self._arrays)}.")
+        return self._arrays[split]
+
+
+def _map_split(path: Path, name: str, entry: dict[str, Any], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
+    tokens, file = int(entry["tokens"]), path / f"{name}.bin"
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError:
+        raise _damaged(file, "the file is missing") from None
+    if size != tokens * dtype.itemsize:
+        raise _damaged(file, f"{size:,} bytes instead of {tokens * dtype.itemsize:,}")
+    # nothing to map in an empty file
+    ids = np.memmap(file, dtype=dtype, mode="r", shape=(tokens,)) if tokens else np.empty(0, dtype=dtype)
+    index = path / f"{name}.index.npy"
+    starts = _load(index, mapped=True)
+    documents = int(entry["documents"])
+    if starts.dtype != np.int64 or starts.shape != (documents + 1,) or starts[0] != 0 or starts[-1] != tokens:
+        raise _damaged(index, f"expected int64 [{documents + 1}] from 0 to {tokens}")
+    return ids, starts
+
+
+def _load(path: Path, *, mapped: bool = False) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise _damaged(path, "the file is missing") from None
+    except (ValueError, EOFError) as error:
+        raise _damaged(path, f"no array file ({error})") from None
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path}: damaged: {why}. Remove the folder {path.parent} and run `odist prepare` again.")

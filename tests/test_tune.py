@@ -1,0 +1,157 @@
+"""Tuning a recipe with real training processes, and what reproducing it does with the result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from odist.config import flatten
+from odist.errors import UserError
+from odist.report.recipe_file import parse_recipe
+from odist.report.tuning import choose, read_tuning
+from odist.reproduce import reproduce
+from odist.run import Run
+from odist.tune import TuneResult, tune
+
+RECIPE = """
+title: Tiny
+reference: dnn
+seeds: [1]
+metrics: [log_loss, mean_abs_difference]
+overrides: [task=criteo, data=synthetic, optim=sgd, train.max_examples=200, task.synthetic.validation_rows=200]
+systems:
+  dnn: {label: One network, overrides: [algorithm=sync]}
+  wide: {label: Wide batch, overrides: [algorithm=sync, train.batch=100]}
+scales: {smoke: {}}
+variants: {made: {label: Synthetic}, real: {overrides: [data=prepared, "data.path=${data_path}"], needs: data_path}}
+tuning: {key: optim.lr, grid: [0.5, 1.0, 2.0], seeds: [101], metric: log_loss, overrides: [data.holdout=tuning], extensions: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TuneResult, list[str]]:
+    """The recipe tuned once: its folder, the result, and the lines printed."""
+    root = tmp_path_factory.mktemp("tiny")
+    (root / "tiny.yaml").write_text(RECIPE)
+    lines: list[str] = []
+    result = tune(root / "tiny.yaml", output=root / "reports", runs_dir=root / "runs", jobs=3, echo=lines.append)
+    return root, result, lines
+
+
+def test_every_system_gets_the_same_trials_on_rows_and_seeds_that_are_not_reported(
+    tuned: tuple[Path, TuneResult, list[str]],
+) -> None:
+    root, result, _ = tuned
+    assert result.left_out == {"real": "data_path"}
+    found = read_tuning(result.path)
+    assert found is not None
+    made = found["scales"]["smoke"]["made"]
+    records = [json.loads(path.read_text()) for path in (root / "reports" / "tiny" / "tuning").glob("*.json")]
+    for system in ("dnn", "wide"):
+        own = [record for record in records if record["system"] == system]
+        assert sorted(record["value"] for record in own) == made["grid"]
+        assert {record["seed"] for record in own} == {101}
+        assert {record["config"]["data.holdout"] for record in own} == {"tuning"}
+        assert all(record["env"]["source_hash"] for record in own)
+    assert all(len(json.dumps(record)) < 8_000 for record in records)
+    assert not list((root / "runs").rglob("*.safetensors"))  # a trial's weights are of no use
+    assert str(root) not in result.path.read_text()
+
+
+def test_the_chosen_value_has_the_lowest_loss_of_the_runs_themselves(
+    tuned: tuple[Path, TuneResult, list[str]],
+) -> None:
+    root, result, lines = tuned
+    made = (read_tuning(result.path) or {})["scales"]["smoke"]["made"]
+    for system in ("dnn", "wide"):
+        losses = {}
+        for run in Run.find(root / "runs" / "tiny" / "smoke" / "tuning"):
+            if run.name.startswith(f"made-{system}-lr"):
+                config = dict(flatten(run.config))
+                losses[config["optim.lr"]] = run.results["metrics"]["log_loss"]
+        assert sorted(losses) == made["grid"]
+        best = min(losses, key=lambda value: losses[value])
+        assert result.chosen["made", system] == best
+        assert made["systems"][system]["batch"] == {"dnn": 50, "wide": 100}[system]
+        at_edge = best in (min(losses), max(losses))
+        assert (("made", system) in result.at_edge) == at_edge
+        edge_extended = len(made["grid"]) > 3
+        assert edge_extended or not at_edge
+    assert any(line.startswith("made dnn: optim.lr=") for line in lines)
+    if len(made["grid"]) > 3:
+        assert any("extended" in line for line in lines)
+
+
+def test_reproduce_uses_and_shows_what_was_tuned(tuned: tuple[Path, TuneResult, list[str]]) -> None:
+    root, result, _ = tuned
+    done = reproduce(root / "tiny.yaml", output=root / "reports", runs_dir=root / "runs", jobs=2, echo=lambda _: None)
+    chosen = result.chosen["made", "dnn"]
+    record = json.loads((done.folder / "runs" / "made-dnn-s1.json").read_text())
+    assert record["config"]["optim"]["lr"] == chosen
+    assert record["config"]["data"]["holdout"] == "validation"
+    page = (done.folder / "tiny.md").read_text()
+    made = (read_tuning(result.path) or {})["scales"]["smoke"]["made"]
+    [value] = [value for value in made["systems"]["dnn"]["values"] if value["value"] == chosen]
+    assert "## How the settings were tuned" in page
+    assert f"**{value['mean']:.5f}**" in page
+    assert page.count("untuned") == 0
+    # A run made with another value than the chosen one is said to be so.
+    tuning = json.loads((done.folder / "tuning.json").read_text())
+    tuning["scales"]["smoke"]["made"]["systems"]["dnn"]["chosen"] = 7.0
+    (done.folder / "tuning.json").write_text(json.dumps(tuning))
+    lines: list[str] = []
+    reproduce(root / "tiny.yaml", output=root / "reports", runs_dir=root / "runs", only_report=True, echo=lines.append)
+    assert f"One network ran with `optim.lr` {chosen:g}, tuning chose 7" in (done.folder / "tiny.md").read_text()
+
+
+def test_reproduce_says_loudly_that_nothing_was_tuned(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    lines: list[str] = []
+    where = {"output": tmp_path / "reports", "runs_dir": tmp_path / "runs"}
+    reproduce(tmp_path / "tiny.yaml", dry_run=True, echo=lines.append, **where)
+    assert lines[1] == (
+        "untuned: made at scale smoke uses the preset's optim.lr for every system; "
+        "`odist tune tiny --scale smoke` tunes it"
+    )
+
+
+def test_a_dry_run_prints_the_first_grid_and_does_nothing(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    lines: list[str] = []
+    result = tune(
+        tmp_path / "tiny.yaml", output=tmp_path / "r", runs_dir=tmp_path / "runs", dry_run=True, echo=lines.append
+    )
+    assert len(result.commands) == 6
+    assert sum("data.holdout=tuning" in line and "seed=101" in line for line in lines) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+def test_a_diverged_trial_is_never_chosen_and_edges_are_seen() -> None:
+    assert choose({0.1: 0.5, 0.2: 0.4, 0.4: None}, metric="log_loss") == (0.2, None)
+    assert choose({0.1: 0.5, 0.2: 0.4, 0.4: 0.3}, metric="log_loss") == (0.4, "high")
+    assert choose({0.1: 0.5, 0.2: 0.4, 0.4: 0.3}, metric="auc") == (0.1, "low")
+    assert choose({0.1: 0.4, 0.2: 0.4, 0.05: 0.5}, metric="log_loss") == (0.1, None)
+    assert choose({0.1: None, 0.2: None}, metric="log_loss") == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[0.5, 1.0, 2.0]", "[0.5, 1.0]", "three or more numbers, each twice"),
+        ("[0.5, 1.0, 2.0]", "[0.5, 1.0, 1.9]", "three or more numbers, each twice"),
+        ("seeds: [101]", "seeds: [1, 101]", "seed 1 is also reported"),
+        ("key: optim.lr", "keys: optim.lr", "tuning: lacks key"),
+    ],
+)
+def test_mistakes_in_a_tuning_section_are_named(old: str, new: str, message: str) -> None:
+    assert old in RECIPE
+    with pytest.raises(UserError, match=message):
+        parse_recipe(RECIPE.replace(old, new, 1), name="tiny")
+
+
+def test_a_recipe_without_a_tuning_section_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(RECIPE.split("tuning:")[0])
+    with pytest.raises(UserError, match="has no `tuning` section"):
+        tune(tmp_path / "tiny.yaml", output=tmp_path, runs_dir=tmp_path)
