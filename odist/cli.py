@@ -182,8 +182,8 @@ def plot(
 @app.command()
 def reproduce(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe, or its file.", autocompletion=_recipes)],
-    scale: Annotated[Scale | None, typer.Option(help="Size of the experiment [default: the recipe's].")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time [default: one per core].")] = None,
+    scale: Annotated[Scale | None, typer.Option(help="Size of the experiment; without it the recipe's own.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; without it one per core.")] = None,
     data_path: Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared folder for real data.")] = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Only make the report again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and do nothing.")] = False,
@@ -228,8 +228,8 @@ def bench(
 @app.command()
 def tune(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe, or its file.", autocompletion=_recipes)],
-    scale: Annotated[Scale | None, typer.Option(help="Size of the experiment [default: the recipe's].")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time [default: one per core].")] = None,
+    scale: Annotated[Scale | None, typer.Option(help="Size of the experiment; without it the recipe's own.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time; without it one per core.")] = None,
     data_path: Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared folder for real data.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first commands and do nothing.")] = False,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where the reports are.")] = Path("reports"),

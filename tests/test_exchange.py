@@ -380,14 +380,13 @@ end = StoreExchange(0, peers=[1], url=url, run="this-run", keep=keep)
 for step in range(first, last):
     end.publish(step, {"w": torch.full((50_000,), float(step)), "b": torch.full((7,), float(step))})
     end._pending.result()
-    print(step, flush=True)
 end.close()
 """
 
 
-def writer(url: Path, first: int, last: int, *, keep: int) -> subprocess.Popen[str]:
+def writer(url: Path, first: int, last: int, *, keep: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", WRITER, str(url), str(first), str(last), str(keep)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT)
 
 
 def test_a_reader_under_load_never_sees_a_torn_snapshot(tmp_path: Path, make: Callable[..., StoreExchange]) -> None:

@@ -37,7 +37,7 @@ ALLOWED = {
     "cli_show": {"launch", "run", "churn"},
     "cli_train": START,
     "cli_prepare": {"launch", "prepare", "cli_show"},
-    "cli": {*START, "cli_train", "cli_prepare", "report", "reproduce", "retrains", "evaluation", "bench"},
+    "cli": {*START, "cli_train", "cli_prepare", "report", "reproduce", "tune", "retrains", "evaluation", "bench"},
     "bench": {"benchmarks", "provenance", "report", "run"},
     "benchmarks": {*ENGINE, "wiring", "worker"},
     "wiring": {*ENGINE, "registry", "trainer"},

@@ -18,6 +18,11 @@ BUCKETS, BATCH, STEPS = 40, 16, 8
 CLOCK = Clock(BATCH, 100)
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_run() -> None:
+    torch.sparse.check_sparse_tensor_invariants.disable()  # what wiring.set_up_torch does
+
+
 def make_model(*, seed: int = 0) -> EmbeddingMLP:
     torch.manual_seed(seed)
     model = EmbeddingMLP(3, 4, buckets=BUCKETS, embedding_dim=5, hidden=[7, 6])
@@ -126,7 +131,12 @@ def test_tables_stay_dense_where_sparse_gradients_would_change_the_maths(options
     model, plain = make_model(), make_model()
     optimizer = Optimizer(model, OptimConfig(lr=0.01, **options), clock=CLOCK)
     assert not model.embedding.sparse
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}
+    kinds = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+    }
     own = {key: value for key, value in options.items() if key not in ("name", "sparse")}
     eps = {"eps": 1e-8} if options["name"] == "adagrad" else {}
     other = kinds[options["name"]](plain.parameters(), lr=0.01, **own, **eps)

@@ -21,7 +21,8 @@ from odist.report.plot import plot_metric, plot_runs, plot_tradeoff, systems_of
 from odist.report.recipe import Claim, PlannedRun, load_recipe
 from odist.report.recipe_file import parse_recipe
 from odist.report.record import write_records
-from odist.report.summary import Retrains, judge, summarise, verdict_of
+from odist.report.references import write_reference
+from odist.report.summary import Retrains, judge, judge_ratios, summarise, verdict_of
 from odist.report.table import csv_table, estimate, markdown_table
 from odist.run import Run, write_atomically
 
@@ -209,6 +210,38 @@ def test_churn_is_judged_by_the_jackknife_over_common_seeds() -> None:
     assert judge(claim("log_loss", "<"), left=None, right=side(tables[1], range(2))).verdict == "not resolved"
 
 
+def ratio_side(system: str, table: dict[tuple[int, int], float], seeds: range) -> Retrains:
+    return Retrains([record(s, 0.5, {o: table[min(s, o), max(s, o)] for o in seeds if o != s}, system) for s in seeds])
+
+
+def test_two_ratios_of_churn_are_compared_with_the_jackknife_over_seeds() -> None:
+    generator = np.random.default_rng(2)
+    tables = [{pair: generator.uniform(*span) for pair in combinations(range(5), 2)}
+              for span in ((0.020, 0.022), (0.030, 0.032), (0.028, 0.030), (0.030, 0.032))]  # fmt: skip
+    sides = [ratio_side("a", table, range(5)) for table in tables]
+    compared = claim("mean_abs_difference", "<")
+    verdict = judge_ratios(compared, sides=sides)
+
+    def mean(table: dict[tuple[int, int], float], seeds: list[int]) -> float:
+        return float(np.mean([table[pair] for pair in combinations(seeds, 2)]))
+
+    def difference(seeds: list[int]) -> float:
+        return mean(tables[0], seeds) / mean(tables[1], seeds) - mean(tables[2], seeds) / mean(tables[3], seeds)
+
+    deleted = np.array([difference([s for s in range(5) if s != omitted]) for omitted in range(5)])
+    half = stats.t.ppf(0.975, 4) * np.sqrt(4 / 5 * np.sum((deleted - deleted.mean()) ** 2))
+    value = difference(list(range(5)))
+    assert verdict.difference == pytest.approx(value)
+    assert verdict.interval == pytest.approx([value - half, value + half])
+    assert verdict.verdict == "holds"
+    assert verdict.ratios is not None
+    assert verdict.ratios[0][0] == pytest.approx(mean(tables[0], list(range(5))) / mean(tables[1], list(range(5))))
+    assert judge_ratios(compared, sides=[sides[2], sides[3], sides[0], sides[1]]).verdict == "does not hold"
+    assert judge_ratios(compared, sides=[*sides[:3], None]).verdict == "not resolved"
+    equal = ratio_side("a", dict.fromkeys(tables[0], 0.0), range(5))
+    assert judge_ratios(compared, sides=[sides[0], equal, sides[2], sides[3]]).difference is None
+
+
 @pytest.mark.parametrize(
     ("relation", "interval", "expected"),
     [
@@ -335,3 +368,94 @@ def test_numbers_are_written_to_the_precision_of_their_interval() -> None:
     table = markdown_table({"a": "A", "b": "B"}, [{"a": "x|y"}])
     assert table == "| A | B |\n| --- | --- |\n| x\\|y | – |\n"
     assert csv_table([{"a": 1.5}, {"a": None, "b": "x,y"}]) == 'a,b\n1.5,\n,"x,y"\n'
+
+
+MORE = """
+variants:
+  made: {label: Made, without: [steady]}
+  real: {label: Real, references: {logistic: {label: straight line, system: plain, margin: 0.05}}}
+decision: {claim: r, holds: Rows decide., does not hold: Rows do not decide., not resolved: Nobody knows.}
+tuning: {key: optim.lr, grid: [0.1, 0.2, 0.4], seeds: [11], metric: log_loss, overrides: [data.holdout=tuning]}
+"""
+RATIO = '  - {id: r, text: Ratios., statement: {metric: mean_abs_difference, left: steady, right: plain, relation: "<", versus: [plain, plain]}}\n'
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A report folder with two variants, a reference, a decision and no tuning."""
+    planned, runs = [], []
+    for variant, system, noise in (("made", "plain", 0.6), ("real", "plain", 0.6), ("real", "steady", 0.2)):
+        for seed in (1, 2, 3, 4):
+            planned.append(PlannedRun(variant, system, seed, ()))
+            runs.append(make_run(tmp_path / "runs" / planned[-1].name, seed=seed, noise=noise))
+    report = tmp_path / "reports" / "two"
+    write_records("two", planned, runs=runs, folder=report / "runs")
+    write_atomically(report / "recipe.yaml", RECIPE.replace("scales:", RATIO + "scales:") + MORE)
+    return report
+
+
+def test_the_page_opens_with_the_decision_and_leaves_out_what_a_variant_lacks(wide: Path) -> None:
+    build_report(wide, name="two")
+    page = (wide / "two.md").read_text()
+    made, real = page.split("## Made")[1].split("## Real")
+    assert "Steady" not in made
+    assert "Missing runs" not in page
+    assert "**Verdict.** Rows decide. (churn of Steady / Plain = 0." in real
+    assert "Verdict" not in made
+    manifest = json.loads((wide / "manifest.json").read_text())
+    assert manifest["claims"]["made"] == {}
+    assert manifest["claims"]["real"]["r"] == "holds"
+
+
+def test_a_system_is_held_against_its_reference(wide: Path, tmp_path: Path) -> None:
+    build_report(wide, name="two")
+    assert "Reference straight line: not fitted." in (wide / "two.md").read_text()
+    runs = [Run.open(tmp_path / "runs" / f"real-plain-s{seed}") for seed in (1, 2, 3, 4)]
+    losses = [run.results["metrics"]["log_loss"] for run in runs]
+    recipe = parse_recipe((wide / "recipe.yaml").read_text(), name="two")
+    reference = recipe.variants["real"].references["logistic"]
+    against = {"by_seed": {}, "mean": {"difference": np.mean(losses) - 0.5, "interval": [-0.3, 0.3]}}
+    fitted = {"options": {"lr": 0.04, "l2": 1e-4, "passes": 2}, "trials": [{}] * 9, "at_edge": ["passes"]}
+    for level, expected in ((max(losses) + 0.01, "holds"), (min(losses) - 0.1, "does not hold")):
+        metrics = {"log_loss": level, "log_loss_interval": [level - 0.01, level + 0.01]}
+        write_reference(recipe, reference, variant="real", fitted=fitted | {"metrics": metrics}, against=against,
+                        env={"commit": "abc"}, folder=wide)  # fmt: skip
+        build_report(wide, name="two")
+        page = (wide / "two.md").read_text()
+        assert f"| straight line (interval over rows) | – | {estimate(level, [level - 0.01, level + 0.01])} |" in page
+        difference = [loss - level for loss in losses]
+        interval = stats.t.interval(0.95, 3, np.mean(difference), stats.sem(difference))
+        assert f"- **{expected}**: The mean log loss of Plain is at or below the reference's" in page
+        assert f"difference {estimate(float(np.mean(difference)), interval, sign=True)} over retrains" in page
+        assert f"- **{expected}**: Every retrain of Plain is within 0.05 of it" in page
+        assert f"largest difference {max(difference):+.5f}" in page
+        assert "at the edge of what was tried: passes" in page
+
+
+def test_the_page_says_how_settings_were_tuned_or_that_they_were_not(wide: Path) -> None:
+    build_report(wide, name="two")
+    page = (wide / "two.md").read_text()
+    assert page.count("**Untuned: every system used the preset's `optim.lr`.**") == 2
+    settings = {"scale": "small", "algorithm.name": "sync"}
+    values = [{"value": v, "mean": m, "by_seed": {"11": m}} for v, m in ((0.1, 0.5), (0.2, 0.4), (0.4, None))]
+    entry = {"chosen": 0.2, "at_edge": None, "batch": 8, "values": values, "settings": settings}
+    odd = {**entry, "chosen": 0.1, "at_edge": "low", "settings": {**settings, "train.batch": 9}}
+    found = {"key": "optim.lr", "metric": "log_loss", "seeds": [11], "overrides": ["data.holdout=tuning"]}
+    found |= {"grid": [0.1, 0.2, 0.4], "systems": {"plain": entry, "steady": odd}}
+    tuning = {"format": "odist-tuning-1", "recipe": "two", "scales": {"small": {"real": found}}}
+    (wide / "tuning.json").write_text(json.dumps(tuning))
+    for path in (wide / "runs").glob("real-*.json"):
+        content = json.loads(path.read_text())
+        content["config"]["optim"] = {"lr": 0.2}
+        path.write_text(json.dumps(content))
+    build_report(wide, name="two")
+    page = (wide / "two.md").read_text()
+    made, real = page.split("## Made")[1].split("## Real")
+    assert "Untuned" in made
+    assert "Untuned" not in real
+    assert "| Plain | 8 | 0.50000 | **0.40000** | diverged |" in page
+    assert "| Steady | 8 | **0.50000** | 0.40000 | diverged |" in page
+    assert "Steady ran with `optim.lr` 0.2, tuning chose 0.1." in real
+    assert "Steady was tuned with other settings than it ran with: train.batch." in real
+    assert "the `optim.lr` of Steady lies at the low edge" in real
+    assert "Plain ran with" not in real

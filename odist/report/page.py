@@ -1,10 +1,12 @@
 """A recipe's report: page, table, figure and manifest, made from its folder alone.
 
-    reports/NAME/recipe.yaml     the recipe as it was           runs/*.json   one record a run
-                 NAME.md NAME.csv NAME.png NAME.svg manifest.json         made from those
-    references/*.json, tuning.json  other methods on the same rows; how the settings were chosen
+    reports/NAME/recipe.yaml           the recipe as it was
+                 runs/*.json           one record a run
+                 references/*.json     other methods on the same rows
+                 tuning.json           how the settings were chosen
+                 NAME.md NAME.csv NAME.png NAME.svg manifest.json   made from those
 
-The same folder gives the same bytes, wherever it lies and whenever it is built.
+The same folder gives the same bytes, wherever it lies and whenever it is built. A variant's section is left to section.
 """
 
 from __future__ import annotations

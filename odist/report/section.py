@@ -53,8 +53,8 @@ def variant_parts(
     references: name -> record, None where it was not fitted; tuning: content of tuning.json
     """
     scale = records[0]["scale"]
-    parts = [f"{note[:1].upper()}{note[1:]}\n" if note.startswith("**") else f"Note: {note}\n"
-             for note in tuning_notes(recipe, tuning, scale=scale, variant=variant, records=records)]  # fmt: skip
+    notes = tuning_notes(recipe, tuning, scale=scale, variant=variant, records=records)
+    parts = [f"{note}\n" if note.startswith("**") else f"Note: {note}\n" for note in notes]
     parts += _decision_parts(recipe, verdicts)
     parts += _tables(recipe, variant=variant, summaries=summaries, references=references)
     if verdicts:

@@ -103,7 +103,7 @@ def tuning_notes(
         return []
     found = found_at(tuning, scale=scale, variant=variant)
     if found is None:
-        return [f"**untuned: every system used the preset's `{recipe.tuning.key}`.** `odist tune {recipe.name} --scale "
+        return [f"**Untuned: every system used the preset's `{recipe.tuning.key}`.** `odist tune {recipe.name} --scale "
                 f"{scale}` tunes it for each system."]  # fmt: skip
     notes, chosen = [], chosen_values(recipe, tuning, scale=scale)
     for name, system in recipe.systems.items():
@@ -111,7 +111,7 @@ def tuning_notes(
         if not own:
             continue
         if (variant, name) not in chosen:
-            notes.append(f"**untuned: {system.label}** used the preset's `{recipe.tuning.key}`.")
+            notes.append(f"**Untuned: {system.label}** used the preset's `{recipe.tuning.key}`.")
             continue
         key, value = chosen[variant, name]
         used = sorted({float(dict(flatten(record["config"])).get(key, math.nan)) for record in own})

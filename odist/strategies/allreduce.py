@@ -1,7 +1,7 @@
 """Synchronous data parallelism: one set of weights, gradients summed over the virtual workers.
 
 With one worker nothing is copied. Running statistics follow Goyal et al. 2017: each worker normalises
-with its own batch, starting from the same statistics, and their mean is kept.
+with its own batch, starting from the same statistics, and their mean is kept; a counter counts steps.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class AllReduce:
         self.optimizer = optimizer
         self.parameters = list(model.parameters())
         self.buffers = float_buffers(model)
+        self._restored = list(model.buffers()) if self.buffers else []  # with BatchNorm's counters of batches
 
     def count(self, batches: Sequence[Batch]) -> Sequence[float]:
         own = torch.tensor([label_weights(batch) for batch in batches], dtype=torch.float64)
@@ -44,8 +45,8 @@ class AllReduce:
         alone = self.mesh.workers == 1
         if self.buffers and not alone:
             if worker == self.mesh.local_workers.start:
-                self._start = clones(self.buffers)
-            copy_into(self.buffers, self._start)
+                self._start = clones(self._restored)
+            copy_into(self._restored, self._start)
         self.optimizer.zero_grad()
         yield
         if not alone:

@@ -1,0 +1,194 @@
+"""`odist bench`: fair arms, ratios by hand, files. How fast anything is, is not tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from odist import bench
+from odist.benchmarks.rounds import Arm, Row, Timing, compare, interleave
+from odist.errors import OdistError, UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from odist.benchmarks.criteo import write_store
+
+    path = tmp_path_factory.mktemp("bench") / "store"
+    write_store(path, rows=3_000, buckets=2_600)
+    return path
+
+
+def test_store_is_one_that_training_reads(store):
+    from odist.benchmarks.criteo import make_config
+    from odist.wiring import build_task
+
+    task = build_task(make_config(store, batch=50))
+    batch = task.batch(np.arange(3_000), "train", 0)
+    ids = batch.inputs[1].numpy()
+    assert task.num_rows("validation") == 1_000
+    assert ((ids >= np.arange(26) * 100) & (ids < (np.arange(26) + 1) * 100)).all()  # every column has its own
+    assert len(np.unique(ids)) > 2_000
+    assert 0.2 < float(batch.targets.mean()) < 0.3
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_hand_written_loop_does_the_work_of_the_engine(store, tmp_path, sparse):
+    """Equal weights after the same steps, with either optimiser, so the ratio is one of equal work."""
+    from odist.benchmarks.criteo import Engine, HandLoop, batches_of, make_config
+    from odist.wiring import build_task, set_up_torch
+
+    config = make_config(store, batch=50, hidden=(8, 4))
+    set_up_torch(config)
+    task = build_task(config)
+    _, batches = batches_of(config, task, start=5, steps=10)
+    hand = HandLoop(config, task, batches, sparse=sparse)
+    start = [parameter.detach().clone() for parameter in hand.model.parameters()]
+    engine = Engine(tmp_path / "run", config, start=5)
+    try:
+        hand.train(10)
+        engine.train(10)
+    finally:
+        engine.close()
+    trained = list(engine.trainers[0].model.parameters())
+    for left, right, before in zip(hand.model.parameters(), trained, start, strict=True):
+        assert not torch.equal(left, before)
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+    assert engine.run.status["step"] >= 14
+
+
+@pytest.mark.parametrize("lookahead", [1, 8])
+def test_codistilling_engine_hears_its_teacher_in_every_timed_step(store, tmp_path, lookahead):
+    from odist.benchmarks.criteo import Engine, make_config
+    from odist.wiring import set_up_torch
+
+    config = make_config(store, batch=50, hidden=(8, 4), num_groups=2, peers=True, interval=8, lookahead=lookahead)
+    set_up_torch(config)
+    engine = Engine(tmp_path / "run", config, start=6)
+    engine.offer(steps=24)
+    try:
+        engine.train(2)  # the warm-up: up to the first reload
+        engine.train(17)
+    finally:
+        engine.close()
+    rows = engine.run.metrics(kind="train").set_index("step")
+    assert rows["distill_loss"].isna()[[7, 8]].all()
+    assert rows["distill_loss"].notna()[list(range(9, 25))].all()
+    assert rows["teacher_age_steps"][[9, 16, 17]].tolist() == [0, 7, 0]
+
+
+def test_every_arm_runs_once_a_round_and_begins_once():
+    calls: list[tuple[str, int]] = []
+    arms = [
+        Arm(name, lambda steps, name=name: calls.append((name, steps)), steps) for name, steps in (("a", 3), ("b", 1))
+    ]
+    timings = interleave(arms, rounds=3)
+    assert calls == [("a", 3), ("b", 1), ("b", 1), ("a", 3), ("a", 3), ("b", 1)]
+    assert {name: len(times) for name, times in timings.items()} == {"a": 3, "b": 3}
+    assert all(timing.wall > 0 for times in timings.values() for timing in times)
+
+
+def test_ratios_are_paired_by_round():
+    timings = {
+        "slow": [Timing(2.0, 1.0), Timing(9.0, 4.0), Timing(4.0, 4.0)],
+        "fast": [Timing(1.0, 0.5), Timing(3.0, 1.0), Timing(4.0, 1.0)],
+    }
+    row = compare(timings, "slow", "fast", name="n", text="t", batch=100, goal=2.0, at_least=True)
+    assert row.ratios == [2.0, 3.0, 1.0]
+    assert row.cpu == [2.0, 4.0, 4.0]
+    assert row.median == 2.0
+    assert row.met is True
+    assert row.examples_per_second == {"slow": 25.0, "fast": pytest.approx(100 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("goal", "at_least", "met"), [(1.1, False, True), (1.0, False, False), (1.1, True, False), (None, False, None)]
+)
+def test_goals(goal, at_least, met):
+    assert Row("n", "t", [1.2, 1.05, 0.9], goal, at_least).met is met
+
+
+def test_quick_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    from odist.benchmarks.quick import Size, measure
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    size = Size(rows=3_000, buckets=2_600, hidden=(8,), large=200, interval=8, dense_steps=1)
+    said: list[str] = []
+    rows = measure(rounds=2, say=said.append, size=size)
+    names = [row.name for row in rows]
+    assert len(names) == len(set(names))
+    assert {"sparse_adagrad_100", "trainer_100", "trainer_200", "codistillation_100", "codistillation_200",
+            "lookahead_100", "gather_100", "gather_200"} <= set(names)  # fmt: skip
+    assert ("two_processes_100" in names) or any("left out" in text for text in said)
+    for row in rows:
+        assert len(row.ratios) == 2
+        assert min(row.ratios) > 0
+        assert len(row.examples_per_second) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_ends_is_an_error_with_its_last_words(store, tmp_path):
+    from odist.benchmarks.criteo import make_config
+    from odist.benchmarks.replica import Replicas
+
+    config = make_config(store.parent / "nothing", batch=50, num_groups=2)
+    replicas = Replicas(tmp_path, config)
+    try:
+        with pytest.raises(OdistError, match="no such folder"):
+            replicas.wait()
+    finally:
+        replicas.close()
+
+
+def make_result() -> bench.Result:
+    rows = [
+        Row("fast", "a / b", [5.0, 6.0, 4.0], 4.5, True, cpu=[5.1], examples_per_second={"a": 1234.4, "b": 6172.0}),
+        Row("small", "fetch | step", [0.0123, 0.0125, 0.0121], 0.01),
+        Row("shown", "c / d", [1.25, 1.5, 1.0], None),
+    ]
+    return bench.Result("quick", "odist bench quick --rounds 3", 3, 61.26, (0.5, 2.0), rows)
+
+
+def test_page_shows_numbers_goals_hardware_and_command():
+    page = bench.markdown(make_result())
+    lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in page.splitlines() if line[:1] == "|"]
+    assert lines[2] == ["a / b", "4.00 – 5.00 – 6.00", "≥ 4.5", "yes", "1 234 / 6 172"]
+    assert lines[3][1:4] == ["0.0121 – 0.0123 – 0.0125", "≤ 0.01", "no"]
+    assert lines[4][:4] == ["c / d", "1.000 – 1.250 – 1.500", "–", "–"]
+    assert "`odist bench quick --rounds 3`" in page
+    assert f"torch {torch.__version__.split('+')[0]}" in page
+    assert " cores" in page
+
+
+def test_json_holds_every_round():
+    content = json.loads(json.dumps(make_result().to_dict()))
+    assert content["rows"][0]["ratios"] == [5.0, 6.0, 4.0]
+    assert content["rows"][0]["goal_is"] == "at least"
+    assert [row["met"] for row in content["rows"]] == [True, False, None]
+    assert content["hardware"]["cores"] >= 1
+    assert (content["load_before"], content["load_after"]) == (0.5, 2.0)
+
+
+def test_output_must_be_a_folder(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(UserError, match="expected a folder"):
+        bench.run("quick", output=file)
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("arguments", [["nope"], ["quick", "--rounds", "0"], []])
+def test_wrong_words_end_with_2(arguments, tmp_path):
+    command = [sys.executable, "-m", "odist.cli", "bench", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
