@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,14 @@ from odist.errors import UserError
 from odist.report.table import markdown_table
 from odist.run import write_atomically
 
-COLUMNS = {"what": "ratio of", "measured": "min – median – max", "goal": "goal", "met": "met", "rate": "examples/s"}
+COLUMNS = {
+    "what": "ratio of",
+    "measured": "min – median – max",
+    "goal": "goal",
+    "met": "met",
+    "cpu": "processor time",
+    "rate": "examples/s",
+}
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ def cells(row: Row) -> dict[str, str]:
         "measured": " – ".join(_number(value) for value in (min(row.ratios), row.median, max(row.ratios))),
         "goal": bound or "–",
         "met": {True: "yes", False: "no", None: "–"}[row.met],
+        "cpu": _number(statistics.median(row.cpu)) if row.cpu else "–",
         "rate": " / ".join(f"{rate:,.0f}".replace(",", " ") for rate in row.examples_per_second.values()),
     }
 
@@ -113,9 +122,11 @@ def remarks(result: Result) -> Sequence[str]:
         f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB, GPU: {hardware['gpu'] or 'none'}; "
         f"Python {versions['python']}, torch {versions['torch']}.",
         f"The paper's model (2560-1024-256) in fp32, one thread unless said. Ratios of seconds per step, paired within "
-        f"each of {result.rounds} interleaved rounds; examples/s are medians of the two arms.",
+        f"each of {result.rounds} interleaved rounds; goals are for the median. Processor time: the median of the "
+        "same ratios in seconds of processor time, which other work disturbs less. examples/s are medians of the two "
+        "arms.",
         f"Load of the machine: {result.load[0]:.1f} before (other work when it is not near 0), {result.load[1]:.1f} "
-        "after. Other work widens the ranges.",
+        "after. Other work widens the ranges, most of all where two threads or two processes need both cores.",
     ]
 
 

@@ -8,6 +8,7 @@ workers give the same number (as torchtitan and algoperf do).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,23 +74,86 @@ def binary(logits: Tensor, targets: Tensor, *, weights: Tensor, options: LossOpt
 def multiclass(
     logits: Tensor, targets: Tensor, *, weights: Tensor, options: LossOptions, soft: Soft | None = None
 ) -> Sums:
-    """Sum the softmax losses of one batch; hard and soft part share one log-softmax.
+    """Sum the softmax losses of one batch; hard and soft part share one log-softmax and one gradient.
 
     logits: [batch, ..., classes]; targets: int64 [batch, ...]; weights: [batch, ...]
-    Source: as `binary`.
+    Source: as `binary`. Only `total` can be differentiated, once.
     """
-    log_probabilities = F.log_softmax(logits, dim=-1)
-    label = (-log_probabilities.gather(-1, targets.unsqueeze(-1)).squeeze(-1) * weights).sum()
+    flat = (logits.flatten(0, -2), targets.flatten(), weights.flatten().to(logits.dtype))
     if soft is None:
-        return Sums(label, None, label)
+        total, label, _ = _SoftmaxLosses.apply(*flat, None, LossOptions())
+        return Sums(label, None, total)
     if options.distill_loss == "squared_logits":
-        each = ((logits - _mean_logits(soft, binary=False)) ** 2).mean(dim=-1)
-    else:
-        target = _mean_probabilities(soft, options.average, binary=False).to(logits.dtype)
-        each = -(log_probabilities * target).sum(dim=-1)
-        if options.distill_loss == "kl":
-            each = each + torch.special.xlogy(target, target).sum(dim=-1)
-    return _combine(label, (each * weights).sum(), options)
+        total, label, _ = _SoftmaxLosses.apply(*flat, None, options)
+        squares = ((logits - _mean_logits(soft, binary=False)) ** 2).mean(dim=-1)
+        distillation = (squares * weights).sum()
+        return Sums(label, distillation, total + options.distill_weight * distillation)
+    total, label, distillation = _SoftmaxLosses.apply(*flat, soft, options)
+    return Sums(label, distillation, total)
+
+
+CHUNK = 1 << 19  # logits that stay in a processor's cache from one pass over them to the next
+
+
+class _SoftmaxLosses(torch.autograd.Function):
+    """Weighted sums of -log p(label) and of the cross-entropy with a soft target, from one log-softmax.
+
+    The gradient is written in the forward pass, a few rows at a time, so that of all the passes over the logits
+    only one reads them from memory and one writes the gradient; autograd by parts would make ten.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor, soft: Soft | None, options: LossOptions
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Total, label and distillation sum; logits: [n, classes]; labels: int64 [n]; weights: [n]."""
+        count, classes = logits.shape
+        size = max(1, CHUNK // classes) if logits.device.type == "cpu" else count
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        hard, distilled = torch.empty_like(weights), torch.zeros_like(weights)
+        for start in range(0, count, size):
+            rows = slice(start, start + size)
+            own, index = weights[rows, None], labels[rows, None]
+            values = F.log_softmax(logits[rows], dim=-1)
+            hard[rows] = -values.gather(1, index)[:, 0]
+            target = None
+            if soft is not None:
+                target = _mean_probabilities(_rows(soft, rows), options.average, binary=False).to(logits.dtype)
+                distilled[rows] = _cross_entropy(values, target, options.distill_loss)
+            if gradient is not None:
+                part = torch.exp(values, out=gradient[rows])
+                if target is None:
+                    part.mul_(options.label_weight * own)
+                else:
+                    part.mul_((options.label_weight + options.distill_weight) * own)  # a soft target sums to one
+                    part.addcmul_(target, own, value=-options.distill_weight)
+                part.scatter_add_(1, index, -options.label_weight * own)
+        label, distillation = (hard * weights).sum(), (distilled * weights).sum()
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(label, distillation)
+        return options.label_weight * label + options.distill_weight * distillation, label, distillation
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(scale), None, None, None, None
+
+
+def _rows(soft: Soft, rows: slice) -> Soft:
+    """The soft targets of some rows; those that are the same for all stay one row."""
+    values = (value[None] if value.ndim == 1 else value.flatten(0, -2)[rows] for value in soft.values)
+    return Soft(tuple(values), soft.kind)
+
+
+def _cross_entropy(log_probabilities: Tensor, target: Tensor, kind: str) -> Tensor:
+    """Cross-entropy of each row with its target, or with kind "kl" the divergence from it."""
+    if len(target) == 1:
+        each = -log_probabilities.mv(target[0])
+    else:  # a product per row, without a temporary
+        each = -torch.bmm(log_probabilities[:, None], target[:, :, None]).flatten()
+    return each + torch.special.xlogy(target, target).sum(dim=-1) if kind == "kl" else each
 
 
 def _combine(label: Tensor, distillation: Tensor, options: LossOptions) -> Sums:

@@ -151,10 +151,12 @@ def _ending(run: Run, group: Group, *, before: Sequence[int | None]) -> OdistErr
 
 def _crash(run: Run, group: Group, *, before: Sequence[int | None]) -> OdistError:
     replica = next(number for number, code in enumerate(before) if code not in (None, 0, Interrupted.exit_code))
-    shown = "\n".join(f"    {line}" for line in _last_words(run, group.index, replica)[-5:])
+    shown = [f"    {line}" for line in _last_words(run, group.index, replica)[-5:]]
+    times = "once" if group.attempt == 1 else f"{group.attempt} times"
     return OdistError(
-        f"group {group.index} crashed {group.attempt} times (launch.restarts), the last time with exit code "
-        f"{before[replica]}; {_log(run, group.index, replica)} ends with:\n{shown}"
+        f"group {group.index} crashed {times} (launch.restarts={group.attempt - 1}), the last time with exit code "
+        f"{before[replica]}. The same command continues it. {_log(run, group.index, replica)} "
+        + "\n".join(["ends with:", *shown] if shown else ["is empty."])
     )
 
 

@@ -58,7 +58,7 @@ def commit() -> str | None:
     name = _output("git", "-C", top, "rev-parse", "--verify", "--quiet", "HEAD")
     if name is None:
         return None
-    changed = _output("git", "-C", top, "status", "--porcelain", "--", "odist", "conf")
+    changed = _output("git", "--no-optional-locks", "-C", top, "status", "--porcelain", "--", "odist", "conf")
     return f"{name}-dirty" if changed else name
 
 

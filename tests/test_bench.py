@@ -161,7 +161,7 @@ def make_result() -> bench.Result:
 def test_page_shows_numbers_goals_hardware_and_command():
     page = bench.markdown(make_result())
     lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in page.splitlines() if line[:1] == "|"]
-    assert lines[2] == ["a / b", "4.00 – 5.00 – 6.00", "≥ 4.5", "yes", "1 234 / 6 172"]
+    assert lines[2] == ["a / b", "4.00 – 5.00 – 6.00", "≥ 4.5", "yes", "5.10", "1 234 / 6 172"]
     assert lines[3][1:4] == ["0.0121 – 0.0123 – 0.0125", "≤ 0.01", "no"]
     assert lines[4][:4] == ["c / d", "1.000 – 1.250 – 1.500", "–", "–"]
     assert "`odist bench quick --rounds 3`" in page

@@ -88,6 +88,8 @@ def test_a_failed_job_is_listed_with_its_folder_and_stops_no_other(plugin: list[
     assert len(listed) == 2
     assert "Traceback" not in errors
     none_left(mark)
+    if not plugin:  # plug-ins leave their own files
+        assert sorted((tmp_path / "many").iterdir()) == sorted(run.path for run in runs.values())
     for path in (tmp_path / "many").glob(".sweep/*/optimization_results.yaml"):
         best = yaml.safe_load(path.read_text())
         assert best["best_params"] == {"optim.lr": 0.05}
@@ -111,3 +113,6 @@ def test_ctrl_c_saves_every_run_and_leaves_no_process(plugin: list[str], tmp_pat
         assert run.status["state"] == "interrupted"
         assert run.checkpoint_steps(0) == [run.status["step"]]
     none_left(mark)
+    if not plugin:  # the second job was not started
+        [only] = (tmp_path / "many").iterdir()
+        assert only.name.startswith("criteo-sync-s1-")

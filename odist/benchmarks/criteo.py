@@ -139,7 +139,7 @@ class Engine:
         """Make `steps` steps of every group."""
         torch.set_num_threads(self.config.launch.threads)
         for _ in range(steps):
-            done = [next(fit) for fit in self._fits][0]
+            done, *_ = [next(fit) for fit in self._fits]
             if done % self.trainers[0].cadence.log == 0:
                 checkpoint.prune(self.run, self.config.num_groups, keep=self.config.train.keep_checkpoints)
                 self.run.set_status(step=done)

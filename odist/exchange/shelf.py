@@ -47,9 +47,12 @@ class Manifest:
 
 def parse(content: bytes, *, name: str) -> Manifest:
     """Read a manifest that lies under `name`; ValueError says what is wrong with it."""
-    values = json.loads(content)
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not a manifest: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError("no JSON object")
+        raise ValueError("not a manifest: no JSON object")
     kinds: dict[str, Any] = {"int": int, "str": str, "float": (int, float)}
     known = {field.name: kinds[str(field.type)] for field in fields(Manifest)}
     if set(values) != set(known):
@@ -106,8 +109,8 @@ class Shelf:
                 there[path] = self._known.get(path) or self._read(path, name=name, group=group)
             except FileNotFoundError:
                 continue  # deleted between the listing and now
-            except (ValueError, RecursionError) as error:
-                self.rejected[path] = f"not a manifest: {error}"
+            except ValueError as error:
+                self.rejected[path] = str(error)
         gone = [path for path in self._known if path.startswith(f"{folder}/") and path not in there]
         for path in gone:
             self._known.pop(path, None)

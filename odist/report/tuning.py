@@ -150,7 +150,7 @@ def tuning_parts(
         metric, seeds = names.get(found["metric"], found["metric"]), ", ".join(map(str, found["seeds"]))
         parts.append(
             f"{layer.label + ': ' if layer.label else ''}`{found['key']}` of every system by itself, by the mean {metric} "
-            f"on rows ({', '.join(f'`{line}`' for line in found['overrides'])}) and seeds ({seeds}) that are not reported, "
+            f"on rows ({', '.join(f'`{line}`' for line in found['overrides'] if line.startswith('data.'))}) and seeds ({seeds}) that are not reported, "
             "the same number of trials for all. Chosen values are bold, `diverged` where a trial did.\n"
         )
         columns = {"label": "system", "batch": "batch"} | {f"{v:g}": f"{v:g}" for v in found["grid"]}

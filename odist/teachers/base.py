@@ -74,7 +74,7 @@ class Panel:
     """Frozen models that predict a group's batches, under no-grad and in eval mode.
 
     forward: the task's forward; batches: step -> batches, for looking ahead
-    lookahead: steps predicted in one pass. Windows start at fixed multiples of it and at every swap;
+    lookahead: steps whose batches of one worker are predicted in one pass. Windows start at fixed multiples of it and at every swap;
     a resume computes its window anew from the same start, since another matrix shape may give other bits
     """
 
@@ -118,21 +118,19 @@ class Panel:
     def _look_ahead(self, step: int) -> None:
         start = max(step // self.lookahead * self.lookahead, self.swap_step)
         stop = min((step // self.lookahead + 1) * self.lookahead, self.num_steps)
-        places: list[tuple[int, int]] = []
-        batches: list[Batch] = []
-        for at in range(start, stop):
-            for worker, batch in zip(self.mesh.local_workers, self.batches(at), strict=True):
-                places.append((at, worker))
-                batches.append(batch)
-        whole = concatenate(batches)
-        sizes = [len(batch.targets) for batch in batches]
-        pieces = []
-        for _, model in sorted(self.models.items()):
-            logits, carry = self.forward(model, whole, None)
-            if carry is not None:
-                raise ValueError("a model with a carry cannot look ahead over several batches in one pass")
-            pieces.append(logits.split(sizes))
-        self._window = {place: tuple(piece[i] for piece in pieces) for i, place in enumerate(places)}
+        by_worker = zip(*(self.batches(at) for at in range(start, stop)), strict=True)
+        self._window = {}
+        for worker, batches in zip(self.mesh.local_workers, by_worker, strict=True):
+            # One pass a worker: a matrix over several workers would have other bits in other processes.
+            whole = concatenate(batches)
+            pieces = []
+            for _, model in sorted(self.models.items()):
+                logits, carry = self.forward(model, whole, None)
+                if carry is not None:
+                    raise ValueError("a model with a carry cannot look ahead over several batches in one pass")
+                pieces.append(logits.split([len(batch.targets) for batch in batches]))
+            for at, values in zip(range(start, stop), zip(*pieces, strict=True), strict=True):
+                self._window[at, worker] = values
 
     def state_dict(self) -> dict[str, Any]:
         carry: dict[int, dict[int, Carry]] = {}

@@ -1,0 +1,333 @@
+"""WARC, WET and WAT records out of sound and damaged files, and the text stream of any packed file.
+
+Frames by Content-Length and checks that a record or the end follows; where not, the next record header is
+searched. Gzip is unpacked member by member and read on after a damaged one. What a record is worth is left
+to the preparation: every fault goes to `note(place, kind)` and what is readable is returned.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol, cast
+
+from odist.errors import UserError
+
+Note = Callable[[int, str], None]  # (byte offset, kind of damage)
+CHUNK = 1 << 17
+GZIP = b"\x1f\x8b"
+GZIP_MEMBER = b"\x1f\x8b\x08"  # deflate is the only method there is
+ZSTD = b"\x28\xb5\x2f\xfd"
+MAX_HEADER = 1 << 16
+MAX_BLOCK = 1 << 26  # 64 MB; Common Crawl cuts payloads at 5 MB
+
+_HEADER_END = re.compile(rb"\n\r?\n")
+_TAIL = re.compile(rb"(?:\r?\n){1,8}WARC/[01]\.")
+_NEXT = re.compile(rb"(?:\r?\n){1,8}(?=WARC/[01]\.\d+\r?\n[A-Za-z][A-Za-z-]*:)")
+_FIRST = re.compile(rb"WARC/[01]\.\d+\r?\n[A-Za-z][A-Za-z-]*:")
+_TYPE = re.compile(rb"^WARC-Type:[ \t]*([\w-]+)", re.I | re.M)
+_LENGTH = re.compile(rb"^Content-Length:[ \t]*(\d+)[ \t]*\r?$", re.I | re.M)
+
+
+class _Unpacker(Protocol):
+    eof: bool
+    unused_data: bytes
+
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+@dataclass
+class Record:
+    """One record.
+
+    kind: WARC-Type in lower case, "" without one
+    header: the header lines as they are
+    block: what follows them, without the line ends that close the record
+    offset: unpacked bytes before the record
+    """
+
+    kind: str
+    header: bytes
+    block: bytes
+    offset: int
+
+    def field(self, name: str) -> str:
+        """Value of a header field, "" without it; angle brackets as of wget are taken off."""
+        found = re.search(rb"^" + re.escape(name.encode()) + rb":[ \t]*(.*?)\s*$", self.header, re.I | re.M)
+        return "" if found is None else found.group(1).decode("utf-8", "replace").strip("<>")
+
+
+def unpack(file: BinaryIO, *, start: bytes, note: Note) -> Iterator[bytes]:
+    """The unpacked content of a file in pieces; faults are noted with their place in the packed file.
+
+    file: at its beginning, seekable
+    start: its first bytes, which tell gzip and zstd from plain
+    """
+    if start.startswith(GZIP):
+        return _unpack_gzip(file, note)
+    if start.startswith(ZSTD):
+        return _unpack_zstd(file, note)
+    return iter(lambda: file.read(CHUNK), b"")
+
+
+def _unpack_gzip(file: BinaryIO, note: Note) -> Iterator[bytes]:
+    create, errors = _inflate()
+    data, end = file.read(CHUNK), False  # data: packed bytes not yet taken; end: of the file
+    position = 0  # of data in the file
+    while True:
+        while not end and len(data) < len(GZIP_MEMBER):
+            more = file.read(CHUNK)
+            data, end = data + more, not more
+        if not data:
+            return
+        if not data.startswith(GZIP_MEMBER):
+            where, stripped = position, data.lstrip(b"\0")  # padding with zeros is allowed
+            found = data.find(GZIP_MEMBER, 1)
+            if stripped and (found < 0 or data[:found].strip(b"\0")):
+                note(where, "garbage between gzip members")
+            # Two bytes may be the start of a magic cut in half.
+            taken = found if found > 0 else max(1, len(data) - 2) if not end else len(data)
+            position, data = position + taken, data[taken:]
+            if found < 0 and not end:
+                more = file.read(CHUNK)
+                data, end = data + more, not more
+            continue
+        member, emitted, unpacker = position, 0, create()
+        try:
+            while True:
+                piece = unpacker.decompress(data)
+                emitted += len(piece)
+                if piece:
+                    yield piece
+                if unpacker.eof:
+                    position += len(data) - len(unpacker.unused_data)
+                    data = unpacker.unused_data
+                    break
+                position += len(data)
+                data = file.read(CHUNK)
+                if not data:
+                    note(position, "truncated gzip")
+                    return
+        except errors:
+            yield from _salvage(file, member, emitted)
+            note(member, "damaged gzip member")
+            position = _next_member(file, member + 1)
+            file.seek(position)
+            data, end = file.read(CHUNK), False
+
+
+def _inflate() -> tuple[Callable[[], _Unpacker], tuple[type[Exception], ...]]:
+    try:
+        from isal import isal_zlib
+    except ImportError:  # the same bytes at about a third of the speed
+        return lambda: zlib.decompressobj(31), (zlib.error,)
+    return lambda: cast(_Unpacker, isal_zlib.decompressobj(31)), (zlib.error, cast(type[Exception], isal_zlib.error))
+
+
+def _salvage(file: BinaryIO, member: int, skip: int) -> Iterator[bytes]:
+    # What a damaged member holds up to the damage, less `skip` bytes: in small steps, as a step that fails gives none.
+    file.seek(member)
+    unpacker = zlib.decompressobj(31)
+    try:
+        while data := file.read(64):
+            piece = unpacker.decompress(data)
+            if len(piece) > skip:
+                yield piece[skip:]
+            skip = max(0, skip - len(piece))
+    except zlib.error:
+        return
+
+
+def _next_member(file: BinaryIO, position: int) -> int:
+    # Where the next gzip header may begin, or the end of the file.
+    file.seek(position)
+    rest = b""
+    while data := file.read(CHUNK):
+        found = (rest + data).find(GZIP_MEMBER)
+        if found >= 0:
+            return position - len(rest) + found
+        position += len(data)
+        rest = (rest + data)[-2:]
+    return position
+
+
+def _unpack_zstd(file: BinaryIO, note: Note) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError("a zstd file is read with zstandard, which is not installed. Type: pip install zstandard") from None  # fmt: skip
+    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(read_across_frames=False)
+    position, data = 0, file.read(CHUNK)
+    try:
+        while data:
+            piece = unpacker.decompress(data)
+            if piece:
+                yield piece
+            position += len(data) - len(unpacker.unused_data)
+            if unpacker.eof:
+                data = unpacker.unused_data or file.read(CHUNK)
+                if data:
+                    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            else:
+                data = file.read(CHUNK)
+                if not data:
+                    note(position, "truncated zstd")
+    except zstandard.ZstdError:
+        note(position, "damaged zstd")
+
+
+class _Buffer:
+    """A window on the unpacked stream: grows at the end by `need`, shrinks at the front by `advance`."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self.data = bytearray()
+        self.at = 0  # read position in data
+        self.base = 0  # unpacked bytes before data
+        self.ended = False
+
+    def need(self, stop: int) -> bool:
+        """Make data[:stop] present; False when the stream ends before."""
+        data = self.data
+        while len(data) < stop and not self.ended:
+            piece = next(self._pieces, None)
+            if piece is None:
+                self.ended = True
+            else:
+                data += piece
+        return len(data) >= stop
+
+    def advance(self, at: int) -> None:
+        self.at = at
+        if at > 1 << 20:
+            del self.data[:at]
+            self.base += at
+            self.at = 0
+
+    def search(self, pattern: re.Pattern[bytes], start: int, *, limit: int) -> re.Match[bytes] | None:
+        """The first match from `start` on, reading up to `limit` bytes behind it."""
+        checked = start
+        while True:
+            found = pattern.search(self.data, checked)
+            if found is not None or len(self.data) - start >= limit:
+                return found
+            checked = max(start, len(self.data) - 256)  # longer than any match
+            if not self.need(len(self.data) + CHUNK) and len(self.data) <= checked + 256:
+                return pattern.search(self.data, checked)
+
+
+def read_records(pieces: Iterator[bytes], *, note: Note) -> Iterator[Record]:
+    """The records of an unpacked WARC, WET or WAT stream; memory is one record.
+
+    pieces: as `unpack` gives them
+    note: told the unpacked offset of "bytes outside records", "wrong Content-Length", "truncated record"
+        and "record too long" (over MAX_BLOCK; it is left out)
+    """
+    buffer = _Buffer(pieces)
+    data = buffer.data
+    while True:
+        while buffer.need(buffer.at + 1) and data[buffer.at] in b"\r\n":
+            buffer.advance(buffer.at + 1)
+        if not buffer.need(buffer.at + 1):
+            return
+        head = buffer.search(_HEADER_END, buffer.at, limit=MAX_HEADER) if _at_record(buffer) else None
+        if head is None:
+            note(buffer.base + buffer.at, "bytes outside records")
+            if not _skip_to_record(buffer):
+                return
+            continue
+        header, start = bytes(data[buffer.at : head.start() + 1]), head.end()
+        kind, length = _TYPE.search(header), _LENGTH.search(header)
+        offset = buffer.base + buffer.at
+        stop, resume = _block_end(buffer, start, -1 if length is None else int(length.group(1)), offset, note)
+        if stop >= 0:
+            name = "" if kind is None else kind.group(1).decode().lower()
+            yield Record(name, header, bytes(memoryview(data)[start:stop]), offset)
+        buffer.advance(resume)
+
+
+def _at_record(buffer: _Buffer) -> bool:
+    buffer.need(buffer.at + 128)
+    return _FIRST.match(buffer.data, buffer.at) is not None
+
+
+def _skip_to_record(buffer: _Buffer) -> bool:
+    # To the next record header after the position; False at the end of the stream.
+    buffer.advance(buffer.at + 1)
+    while True:
+        found = buffer.search(_NEXT, buffer.at, limit=MAX_BLOCK)
+        if found is not None:
+            buffer.advance(found.end())
+            return True
+        if buffer.ended:
+            buffer.advance(len(buffer.data))
+            return False
+        buffer.advance(len(buffer.data) - 256)
+
+
+def _block_end(buffer: _Buffer, start: int, length: int, offset: int, note: Note) -> tuple[int, int]:
+    # (end of the block, where to read on); the end is -1 where the record is left out.
+    data, stop = buffer.data, start + length
+    if 0 <= length <= MAX_BLOCK:
+        whole = buffer.need(stop + 9)
+        if data.startswith(b"\r\n\r\nWARC/", stop):
+            return stop, stop + 4
+        if whole or len(data) >= stop:
+            buffer.need(stop + 32)
+            follows = _TAIL.match(data, stop)
+            if follows is not None or (buffer.ended and not data[stop:].strip()):
+                return stop, stop
+    # The length leads nowhere: the block ends where the next record begins. It may begin right behind the header.
+    found = buffer.search(_NEXT, start - 1, limit=MAX_BLOCK)
+    if found is not None:
+        note(offset, "wrong Content-Length")
+        return max(start, found.start()), found.end()
+    if not buffer.ended:
+        note(offset, "record too long")
+        buffer.advance(len(data) - 256)
+        return (-1, buffer.at) if not _skip_to_record(buffer) else (-1, buffer.at)
+    note(offset, "truncated record" if len(data) < stop else "wrong Content-Length")
+    return len(data), len(data)
+
+
+@dataclass
+class Response:
+    """An HTTP response of a WARC record: status 0 where there is no HTTP header; type and charset in lower case."""
+
+    status: int
+    content_type: str
+    charset: str
+    body: bytes
+
+
+def read_response(block: bytes) -> Response:
+    """Split a response block; chunked and gzip bodies that were stored as sent are undone where they are sound."""
+    if not block.startswith(b"HTTP/"):
+        return Response(0, "", "", block)
+    head = _HEADER_END.search(block)
+    header, body = (block, b"") if head is None else (block[: head.start()], block[head.end() :])
+    lines = header.decode("latin-1").splitlines()
+    status = lines[0].split(" ", 2)[1:2]
+    fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+    if "chunked" in fields.get("transfer-encoding", "").lower():
+        body = _unchunk(body)
+    if body.startswith(GZIP):
+        body = zlib.decompressobj(31).decompress(body, MAX_BLOCK)
+    kind, _, rest = fields.get("content-type", "").partition(";")
+    charset = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", rest, re.I)
+    code = int(status[0]) if status and status[0].isdigit() else 0
+    return Response(code, kind.strip().lower(), "" if charset is None else charset.group(1).lower(), body)
+
+
+def _unchunk(body: bytes) -> bytes:
+    # Common Crawl keeps the header but undoes the chunks: a body that is not chunked is returned as it is.
+    pieces, at = [], 0
+    while (found := re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n").match(body, at)) is not None:
+        size = int(found.group(1), 16)
+        if size == 0:
+            return b"".join(pieces)
+        pieces.append(body[found.end() : found.end() + size])
+        at = found.end() + size + 2
+    return b"".join(pieces) if pieces and at >= len(body) else body
