@@ -16,7 +16,7 @@ import numpy as np
 
 from odist.errors import UserError
 from odist.intervals import jackknife, mean_interval
-from odist.metrics import binary_results, mid_ranks, multiclass_results
+from odist.metrics import binary_results, log_loss_rows, mid_ranks, multiclass_results
 
 PAIR_METRICS = ("mean_abs_difference", "root_mean_square", "flips", "relative_difference", "rank_correlation")
 LARGEST_NUMBER_OF_SLICES = 50
@@ -133,8 +133,8 @@ def churn(
     metrics = summarise_pairs(by_pair, count, confidence=confidence)
     runs = [_run_row(name, p, targets) for name, p in zip(names, arrays, strict=True)]
     for metric in ("log_loss", "calibration_error") if targets is not None else ():
-        values = [run[metric] for run in runs]
-        metrics[metric] = float(np.mean(values))
+        values = [run[metric] for run in runs if run[metric] is not None]
+        metrics[metric] = float(np.mean(values)) if values else None
         metrics[f"{metric}_interval"] = mean_interval(values, confidence=confidence)
     return ChurnResult(
         names=names,
@@ -194,6 +194,8 @@ def _check(arrays: list[np.ndarray], names: list[str], targets: np.ndarray | Non
 def _run_row(name: str, p: np.ndarray, targets: np.ndarray | None) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name}
     if targets is not None:
+        if p.ndim == 1 and targets.max() > 1:  # of the correct one of many classes: the only ones that are stored
+            return row | {"log_loss": float(log_loss_rows(p, np.ones(len(p))).mean()), "calibration_error": None}
         results = binary_results(p, targets) if p.ndim == 1 else multiclass_results(p, targets)
         row["log_loss"] = results["log_loss"] if p.ndim == 1 else results["cross_entropy"]
         row["calibration_error"] = results["calibration_error"]

@@ -45,6 +45,16 @@ class Axis(StrEnum):
     seconds = "seconds"
 
 
+class Sort(StrEnum):
+    """Orders of `odist runs`."""
+
+    path = "path"
+    age = "age"
+    metric = "metric"
+    state = "state"
+    algorithm = "algorithm"
+
+
 class Scale(StrEnum):
     """Sizes of an experiment, see conf/scale."""
 
@@ -254,15 +264,16 @@ def tune(
 @app.command("runs")
 def list_runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of runs.")] = Path("runs"),
+    sort: Annotated[Sort, typer.Option(help="Order; newest or best first, runs without a result last.")] = Sort.path,
     json: JsonOption = False,
 ) -> None:
     """List the runs below a folder."""
-    from odist.cli_show import as_json, print_runs, run_row
+    from odist.cli_show import as_json, print_runs, run_row, sort_runs
     from odist.run import Run
 
     if not folder.is_dir() and folder != Path("runs"):
         raise UserError(f"{folder}: no such folder.")
-    rows = [run_row(run) for run in Run.find(folder)]
+    rows = sort_runs([run_row(run) for run in Run.find(folder)], by=sort.value)
     if json:
         print(as_json(rows))
     elif rows:

@@ -88,6 +88,93 @@ def criteo(
     print(f"use it: odist train task=criteo data=prepared data.path={output}")
 
 
+class Boilerplate(StrEnum):
+    """Where lines are left out by C4's rules."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+class Duplicates(StrEnum):
+    """What is left out when it was there before."""
+
+    auto = "auto"
+    paragraphs = "paragraphs"
+    documents = "documents"
+    keep = "keep"
+
+
+class Damaged(StrEnum):
+    """What happens to input that is damaged."""
+
+    keep = "keep"
+    refuse = "refuse"
+
+
+@prepare_app.command()
+def commoncrawl(
+    inputs: Annotated[
+        list[str],
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            help="WET, WARC, JSON lines, text, tar; pattern; wet.paths; URL; datasets:NAME; repeat.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
+    like: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Use the tokenizer of this prepared folder; all is validation.")
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="Two-letter code, or any. \\[en]")] = None,
+    long_paragraph_words: Annotated[
+        int | None,
+        typer.Option(min=0, help="A document needs a paragraph of so many words. \\[50 for WET and WARC, else 0]"),
+    ] = None,
+    boilerplate: Annotated[
+        Boilerplate | None, typer.Option(help="Leave out lines by C4's rules; auto: of WET and WARC.")
+    ] = None,
+    duplicates: Annotated[
+        Duplicates | None, typer.Option(help="Leave out what is repeated; auto: paragraphs, of plain text documents.")
+    ] = None,
+    passage_words: Annotated[
+        int | None, typer.Option(min=0, help="Plain text is cut into documents of about so many. \\[2000]")
+    ] = None,
+    validation_fraction: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of validation documents. \\[0.05]")
+    ] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Seed of their draw. \\[0]")] = None,
+    vocabulary: Annotated[int | None, typer.Option(min=5, help="Pieces of the tokenizer. \\[24006]")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Sentencepiece *.model or WordPiece *.txt instead of training.")
+    ] = None,
+    tokenizer_sentences: Annotated[
+        int | None, typer.Option(min=1, help="Sentences that train the tokenizer, about. \\[500000]")
+    ] = None,
+    field: Annotated[str | None, typer.Option(help="Field of JSON lines and data sets. \\[text]")] = None,
+    damaged: Annotated[Damaged | None, typer.Option(help="Damaged input: keep what is readable, or stop.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="URL or folder before the paths of a wet.paths list.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Files read at once. \\[one per core]")] = None,
+) -> None:
+    """Prepare text for the language model: Common Crawl, or any other, to tokens.
+
+    Interrupted, the same command goes on where it stopped, file by file.
+    """
+    from odist.cli_show import print_report
+    from odist.launch import Stop
+    from odist.prepare.commoncrawl import TextOptions, prepare_commoncrawl
+    from odist.prepare.commoncrawl_progress import TextProgress
+
+    given: dict[str, Any] = {key: value for key, value in locals().items() if key in TextOptions.__dataclass_fields__}
+    options = {name: getattr(value, "value", value) for name, value in given.items() if value is not None}
+    with Stop().listening() as stop, TextProgress() as progress:
+        report = prepare_commoncrawl(
+            inputs, output=output, like=like, options=TextOptions(**options), progress=progress.update, stop=stop
+        )
+    print_report(report)
+    print(f"use it: odist train task=lm data=prepared data.path={output}")
+
+
 class PrepareProgress:
     """A bar on a terminal, a line every few seconds elsewhere; both on standard error."""
 

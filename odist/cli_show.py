@@ -15,6 +15,7 @@ from odist.launch import trained_by
 from odist.run import Run
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from odist.churn import ChurnResult
@@ -93,6 +94,14 @@ def run_row(run: Run) -> dict[str, Any]:
     }
 
 
+def sort_runs(rows: Sequence[dict[str, Any]], *, by: str) -> list[dict[str, Any]]:
+    """Rows of `odist runs` by path, age (newest first), metric (lowest first), state or algorithm; equals by path."""
+    key = {"age": "updated", "metric": "value"}.get(by, by)
+    known = sorted((row for row in rows if row[key] is not None), key=lambda row: row["path"])
+    known.sort(key=lambda row: row[key], reverse=by == "age")
+    return [*known, *(row for row in rows if row[key] is None)]
+
+
 def age(updated: float | None) -> str:
     """Time since `updated` (unix seconds) in its largest unit."""
     if updated is None:
@@ -105,15 +114,31 @@ def age(updated: float | None) -> str:
 
 
 def print_runs(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print the table of runs."""
-    columns = ["run", "task", "algorithm", "groups", "seed", "state", "step", "metric", "age"]
-    table = _table(columns, right={"groups", "seed", "step", "age"})
-    for row in rows:
-        steps = f"{row['step'] or 0}/{row['num_steps'] or '?'}"
-        metric = f"{row['metric']} {number(row['value'])}" if row["metric"] else "-"
-        cells = [row["path"], row["task"], row["algorithm"], row["num_groups"], row["seed"], row["state"], steps]
-        table.add_row(*(str(cell) for cell in cells), metric, age(row["updated"]))
-    _print(table)
+    """Print the table of runs, at least one."""
+    lines = [
+        {
+            "run": row["path"],
+            "task": row["task"],
+            "algorithm": row["algorithm"],
+            "groups": row["num_groups"],
+            "seed": row["seed"],
+            "state": row["state"],
+            "step": f"{row['step'] or 0}/{row['num_steps'] or '?'}",
+            "metric": f"{row['metric']} {number(row['value'])}" if row["metric"] else "-",
+            "age": age(row["updated"]),
+        }
+        for row in rows
+    ]
+    columns = list(lines[0])
+    console = _console()
+    for left_out in (None, "task", "seed", "algorithm", "groups"):  # on a narrow terminal; mostly in the name too
+        columns = [column for column in columns if column != left_out]
+        table = _table(columns, right={"groups", "seed", "step", "age"})
+        for line in lines:
+            table.add_row(*(str(line[column]) for column in columns))
+        if console.measure(table).maximum <= console.width:
+            break
+    console.print(table)
 
 
 def print_metrics(results: Mapping[str, Any]) -> None:
@@ -173,7 +198,10 @@ def _table(columns: Sequence[str], *, right: set[str]) -> Table:
 
 
 def _print(table: Table) -> None:
+    _console().print(table)
+
+
+def _console() -> Console:
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
-    console.print(table)
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)

@@ -9,7 +9,7 @@ import os
 import typing
 from pathlib import Path
 
-from odist.config import MODEL_CONFIGS, Config, ModelConfig, known_keys
+from odist.config import VARIANTS, Config, known_keys
 
 GROUPS = ("task", "algorithm", "data", "scale", "model", "optim", "exchange", "launch")  # those a user chooses from
 
@@ -73,10 +73,6 @@ def choices(key: str, *, conf: Path) -> list[str]:
         from odist import registry
 
         return list(registry.names(REGISTERED[key]))
-    if key == "run.sinks":
-        from odist import registry
-
-        return [f"[{name}]" for name in registry.names("sinks")]
     return ["true", "false"] if _kind(key) is bool else []
 
 
@@ -86,6 +82,5 @@ def _kind(key: str) -> object:
     for name in key.split("."):
         hints = [typing.get_type_hints(kind).get(name) for kind in kinds if isinstance(kind, type)]
         kinds = [hint for hint in hints if hint is not None]
-        if ModelConfig in kinds:
-            kinds = list(MODEL_CONFIGS.values())
+        kinds = [variant for kind in kinds for variant in VARIANTS.get(kind, {"": kind}).values()]
     return kinds[0] if kinds else None

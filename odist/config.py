@@ -25,8 +25,13 @@ MISSING: Any = "???"  # OmegaConf's own mark, written out so that workers need n
 
 
 @dataclass
+class TaskConfig:
+    name: str = MISSING  # registry name, odist.tasks
+
+
+@dataclass
 class SyntheticConfig:
-    """The generator behind `data=synthetic`; the task gives the numbers their meaning."""
+    """The generator behind `task=criteo data=synthetic`."""
 
     rows: int = 384_000  # training rows of one pass, per disjoint stream
     validation_rows: int = 65_536
@@ -38,9 +43,32 @@ class SyntheticConfig:
 
 
 @dataclass
-class TaskConfig:
-    name: str = MISSING  # registry name, odist.tasks
+class CriteoConfig(TaskConfig):
+    name: str = "criteo"
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+
+@dataclass
+class SyntheticTextConfig:
+    """The generator behind `task=lm data=synthetic`."""
+
+    rows: int = 384_000  # training sequences of one pass, per disjoint stream
+    validation_rows: int = 4_096
+    vocabulary: int = 2_000  # tokens: end of document, topics, names and words
+    topics: int = 16  # each with its own order of the word frequencies
+    names: int = 64  # a document repeats the one that it begins with
+    document_length: int = 256  # mean number of tokens
+    zipf: float = 1.1  # exponent of the word frequencies
+    followers: int = 8  # words that may follow a word as a set phrase
+    phrase: float = 0.45  # probability that a token continues a phrase
+    recall: float = 0.05  # probability that a token is the document's name
+
+
+@dataclass
+class LanguageConfig(TaskConfig):
+    name: str = "lm"
+    unroll: int = 32  # tokens of one example: of backpropagation through time, of a Transformer's context
+    synthetic: SyntheticTextConfig = field(default_factory=SyntheticTextConfig)
 
 
 @dataclass
@@ -66,6 +94,22 @@ class MLPConfig(ModelConfig):
     embedding_dim: int = 16
     embedding_std: float = 0.05  # standard deviation of the embeddings' start
     hidden: list[int] = field(default_factory=lambda: [2560, 1024, 256])
+
+
+@dataclass
+class LSTMConfig(ModelConfig):
+    name: str = "lstm"
+    embedding_dim: int = 256
+    hidden: list[int] = field(default_factory=lambda: [1024, 1024])  # units of each layer
+
+
+@dataclass
+class TransformerConfig(ModelConfig):
+    name: str = "transformer"
+    layers: int = 6
+    width: int = 512
+    heads: int = 8
+    tied: bool = True  # whether the softmax uses the embedding's weights
 
 
 @dataclass
@@ -166,8 +210,12 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-# Schema of the `model` node by registry name; `model/<name>.yaml` opens with `<name>_schema`.
-MODEL_CONFIGS: dict[str, type[ModelConfig]] = {"mlp": MLPConfig}
+# Schema of the `task` and of the `model` node by registry name; conf/task/<name>.yaml opens with
+# `<name>_schema@task`, conf/model/<name>.yaml with `<name>_schema`.
+TASK_CONFIGS: dict[str, type[TaskConfig]] = {"criteo": CriteoConfig, "lm": LanguageConfig}
+MODEL_CONFIGS: dict[str, type[ModelConfig]] = {"mlp": MLPConfig, "lstm": LSTMConfig, "transformer": TransformerConfig}
+# Nodes whose keys depend on their name: what the schema says, then the choices.
+VARIANTS: dict[type, dict[str, Any]] = {TaskConfig: TASK_CONFIGS, ModelConfig: MODEL_CONFIGS}
 
 # Keys that decide nothing of what is learnt or measured. They are not hashed and may change when a run is continued.
 # `data.path` and `algorithm.teachers` are places: what lies there is named by `config_hash(content=...)`.
@@ -194,8 +242,9 @@ def register() -> None:
 
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    for name, node in MODEL_CONFIGS.items():
-        store.store(group="model", name=f"{name}_schema", node=node)
+    for group, variants in (("task", TASK_CONFIGS), ("model", MODEL_CONFIGS)):
+        for name, node in variants.items():
+            store.store(group=group, name=f"{name}_schema", node=node)
 
 
 def load(source: Path | str | Mapping[str, Any]) -> Config:
@@ -224,8 +273,8 @@ def _typed(kind: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise UserError(f"{key}={value}: expected keys and values below {key}.")
-        if kind is ModelConfig and value.get("name", MISSING) != MISSING:
-            kind = _model_config(value["name"])
+        if kind in VARIANTS and value.get("name", MISSING) != MISSING:
+            kind = _variant(kind, value["name"], key)
         hints = typing.get_type_hints(kind)
         prefix = f"{key}." if key else ""
         for name in value:
@@ -252,10 +301,12 @@ def _typed(kind: Any, value: Any, key: str) -> Any:
     raise UserError(f"{key}={value}: expected {expected}.")
 
 
-def _model_config(name: Any) -> type[ModelConfig]:
-    if name not in MODEL_CONFIGS:
-        raise UserError(f"model.name={name}: {choose(str(name), MODEL_CONFIGS)}")
-    return MODEL_CONFIGS[name]
+def _variant(kind: type, name: Any, key: str) -> Any:
+    if name not in VARIANTS[kind]:
+        if kind is TaskConfig:
+            return kind  # of another package, or unknown: odist.validate says so
+        raise UserError(f"{key}.name={name}: {choose(str(name), VARIANTS[kind])}")
+    return VARIANTS[kind][name]
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -273,12 +324,12 @@ def flatten(content: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[s
 
 
 def known_keys(kind: type = Config, *, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema; those of every model below `model`."""
+    """Every dotted key of the schema; those of every task below `task`, of every model below `model`."""
     keys = []
     for name, hint in typing.get_type_hints(kind).items():
-        if hint is ModelConfig:
-            for model in MODEL_CONFIGS.values():
-                keys += known_keys(model, prefix=f"{prefix}{name}.")
+        if hint in VARIANTS:
+            for variant in VARIANTS[hint].values():
+                keys += known_keys(variant, prefix=f"{prefix}{name}.")
         elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
             keys += known_keys(hint, prefix=f"{prefix}{name}.")
         else:

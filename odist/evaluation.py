@@ -49,7 +49,7 @@ def evaluate(run: Run, *, split: str, data: Path | None = None, output: Path | N
                         "to write the predictions.")  # fmt: skip
     results: dict[str, Any] = {"rows": len(prediction.targets)}
     if labelled:
-        results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes)
+        results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes, split=split)
     if output is not None:
         write_predictions(output, prediction.probabilities, prediction.targets)
     return {"run": str(run.path), "split": split, "step": step, "predictor": predictor(config), **results}

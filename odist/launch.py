@@ -25,6 +25,8 @@ from odist.errors import Diverged, Interrupted, LostWorkers, UserError
 from odist.run import Run, write_atomically
 from odist.validate import read_store, validate
 
+STOPPING = "stopping after this step (Ctrl-C again: at once, unsaved)"
+
 
 class Stop:
     """True once the run shall save and end: a signal came, or `file` exists (one for all jobs of a multirun)."""
@@ -34,8 +36,12 @@ class Stop:
         self.requested = False
         self.owner = os.getpid()
         self._first = 0.0
+        self._to_say = False
 
     def __call__(self) -> bool:
+        if self._to_say:
+            self._to_say = False
+            print(STOPPING, file=sys.stderr, flush=True)
         return self.requested or (self.file is not None and self.file.exists())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,8 +67,10 @@ class Stop:
         if not self.requested:
             self.requested, self._first = True, time.monotonic()
             with contextlib.suppress(OSError):
-                if os.getpid() == self.owner:
-                    os.write(2, b"\nstopping after this step (Ctrl-C again: at once, unsaved)\n")
+                if os.getpid() == self.owner and sys.stderr is sys.__stderr__:
+                    os.write(2, f"\n{STOPPING}\n".encode())
+                else:  # bars are on the screen: above them, by whoever asks next
+                    self._to_say = os.getpid() == self.owner
                 if self.file is not None:
                     self.file.parent.mkdir(parents=True, exist_ok=True)
                     self.file.touch()

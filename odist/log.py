@@ -10,12 +10,14 @@ import json
 import math
 import sys
 import time
+from collections import deque
 from typing import IO, Any, Protocol
 
 from odist.run import Run
 
 SPARKS = "▁▂▃▄▅▆▇█"
 PLAIN_SECONDS = 10.0  # between two plain lines of a group
+WIDE = 110  # columns of a terminal that has room for longer bars
 
 
 class Progress(Protocol):
@@ -37,7 +39,7 @@ class MetricsLog:
     def __init__(self, run: Run, *, progress: Progress) -> None:
         self.path = run.path / "metrics.jsonl"
         self.progress = progress
-        torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
+        torn = self.path.is_file() and not (self.path.read_bytes() or b"\n").endswith(b"\n")
         self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         if torn:  # half a line of a killed process: end it, so that it spoils no other
             self._file.write("\n")
@@ -89,18 +91,67 @@ def describe(row: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
+def describe_briefly(row: dict[str, Any], *, room: int) -> str:
+    """A training row's numbers in at most `room` characters; what matters least is left out first."""
+    label, distillation, age = row.get("label_loss"), row.get("distill_loss"), row.get("teacher_age_steps")
+    speed = row.get("examples_per_second")
+    words = [  # importance, words
+        (0, f"{label:.4f}" if label is not None else "-"),
+        (3, f"distillation {distillation:.4f}" if distillation is not None else ""),
+        (1, f"teacher -{age}" if age is not None else ""),
+        (2, f"{_thousands(speed)}/s" if speed else ""),
+    ]
+    kept = [word for word in words if word[1]]
+    while len(kept) > 1 and len("  ".join(text for _, text in kept)) > room:
+        kept.remove(max(kept))
+    return "  ".join(text for _, text in kept)
+
+
+def _thousands(number: float) -> str:
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+class Pace:
+    """How long a group still takes, from its last rows; a continued run counts from where it continued."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps = num_steps
+        self._seen: deque[tuple[float, int]] = deque(maxlen=20)
+
+    def left(self, row: dict[str, Any]) -> float | None:
+        """Seconds to the last step, evaluations on the way included; None until two rows have come."""
+        self._seen.append((row["time"], row["step"]))
+        (began, first), (now, last) = self._seen[0], self._seen[-1]
+        return (now - began) / (last - first) * (self.num_steps - last) if last > first else None
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds, as in 1:02:03 or 2:03."""
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 class PlainProgress:
     """One line now and then, for logs and pipes."""
 
     def __init__(self, *, num_groups: int, num_steps: int) -> None:
         self.num_steps = num_steps
         self._last = dict.fromkeys(range(num_groups), 0.0)
+        self._paces = [Pace(num_steps) for _ in range(num_groups)]
 
     def update(self, group: int, row: dict[str, Any]) -> None:
+        left = self._paces[group].left(row)
         now = time.monotonic()
         if row["kind"] == "evaluate" or now - self._last[group] >= PLAIN_SECONDS:
             self._last[group] = now
-            print(f"group {group} step {row['step']}/{self.num_steps}: {describe(row)}", file=sys.stderr, flush=True)
+            ending = f", {duration(left)} left" if left is not None and row["step"] < self.num_steps else ""
+            self.say(f"group {group} step {row['step']}/{self.num_steps}: {describe(row)}{ending}")
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -110,38 +161,52 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """A bar per group with its loss, the loss's course, the teacher's age, speed and time left."""
+    """A line per group: bar, the loss's course, the loss, the teacher's age in steps, speed and time left."""
 
     def __init__(self, *, num_groups: int, num_steps: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bars
 
+        console = Console(stderr=True)
+        self._wide = console.width >= WIDE
+        bar, self._sparks = (20, 16) if self._wide else (8, 8)
+        count = len(str(num_steps))
+        # What is left of a line for words: all but group, bar, count, course and time with a blank after each.
+        self._taken = len(f"group {num_groups - 1}") + bar + (2 * count + 1) + self._sparks + len("0:00:00 left") + 5
         self._bars = Bars(
             TextColumn("[bold]group {task.fields[group]}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=bar),
+            TextColumn(f"{{task.completed:>{count}.0f}}/{{task.total:.0f}}"),
             TextColumn("{task.fields[course]} {task.fields[words]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
+            TextColumn("{task.fields[left]}"),
+            console=console,
         )
         self._tasks = [
-            self._bars.add_task("", total=num_steps, group=group, words="", course="") for group in range(num_groups)
+            self._bars.add_task("", total=num_steps, group=group, words="", course="", left="")
+            for group in range(num_groups)
         ]
-        self._losses: list[list[float]] = [[] for _ in range(num_groups)]
+        self._losses: list[deque[float]] = [deque(maxlen=self._sparks) for _ in range(num_groups)]
+        self._paces = [Pace(num_steps) for _ in range(num_groups)]
         self._bars.start()
 
     def update(self, group: int, row: dict[str, Any]) -> None:
+        left = self._paces[group].left(row)
         if row["kind"] == "evaluate":
-            self._bars.console.print(f"group {group} step {row['step']}: {describe(row)}", highlight=False)
+            self.say(f"group {group} step {row['step']}: {describe(row)}")
             return
         if row.get("label_loss") is not None:
             self._losses[group].append(row["label_loss"])
-        course = sparkline(self._losses[group][-16:])
-        self._bars.update(self._tasks[group], completed=row["step"], words=describe(row), course=course)
+        self._bars.update(
+            self._tasks[group],
+            completed=row["step"],
+            words=describe_briefly(row, room=self._bars.console.width - self._taken),
+            course=sparkline(list(self._losses[group])),
+            left=f"{duration(left)} left" if left else "",
+        )
 
     def say(self, text: str) -> None:
-        self._bars.console.print(text, highlight=False)
+        self._bars.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
         self._bars.stop()

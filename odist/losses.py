@@ -103,7 +103,7 @@ class _SoftmaxLosses(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor, soft: Soft | None, options: LossOptions
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Total, label and distillation sum; logits: [n, classes]; labels: int64 [n]; weights: [n]."""
@@ -136,7 +136,7 @@ class _SoftmaxLosses(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient.mul_(scale), None, None, None, None
 

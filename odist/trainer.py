@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from odist import checkpoint
 from odist.data.loader import Loader
-from odist.data.order import SequentialOrder
 from odist.errors import Diverged, Interrupted, LostWorkers
 from odist.log import MetricsLog
 from odist.mesh import Mesh
@@ -207,12 +206,11 @@ class Trainer:
             )
 
     def _evaluate(self, rows: int | None) -> Iterator[tuple[Tensor, Batch]]:
-        total = self.task.num_rows("validation")
         yield from evaluate(
             self.task,
             self.model,
             split="validation",
-            num_rows=min(rows or total, total),
+            rows=rows,
             batch_size=self.cadence.evaluate_batch,
             device=self.device,
         )
@@ -257,11 +255,11 @@ def _due(done: int, every: int) -> bool:
 
 @torch.no_grad()
 def evaluate(
-    task: Task, model: nn.Module, *, split: str, num_rows: int, batch_size: int, device: str
+    task: Task, model: nn.Module, *, split: str, rows: int | None, batch_size: int, device: str
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """Predict the first `num_rows` rows of a split in eval mode, batch by batch: (logits, batch)."""
+    """Predict the first `rows` rows of a split (None: all) in eval mode, batch by batch: (logits, batch)."""
     model.eval()
-    order = SequentialOrder(num_rows, batch_size)
+    order = task.evaluation_order(split, rows=rows, batch_size=batch_size)
     carry: Carry = None
     for step in range(len(order)):
         batch = task.batch(order.ids(step), split, 0).to(device)
@@ -271,7 +269,10 @@ def evaluate(
 
 @dataclass(frozen=True)
 class SplitPrediction:
-    """Mean probabilities of some models over a split, float64 [rows] or [rows, classes], and what is known of the rows."""
+    """Mean probabilities of some models over a split, as `Task.probabilities` has them, and what is known of the rows.
+
+    probabilities: float64 [n] or [n, classes]; targets: [n]; bayes: [n] or None
+    """
 
     probabilities: np.ndarray
     targets: np.ndarray
@@ -285,17 +286,16 @@ def evaluate_split(
     totals: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     bayes: list[np.ndarray] = []
-    rows = task.num_rows(split)
     for number, model in enumerate(models):
-        passes = evaluate(task, model, split=split, num_rows=rows, batch_size=batch_size, device=device)
+        passes = evaluate(task, model, split=split, rows=None, batch_size=batch_size, device=device)
         for index, (logits, batch) in enumerate(passes):
             # Rounded to float32 as in the prediction files, so that both ways of averaging agree.
-            probabilities = task.probabilities(logits.float()).cpu().numpy().astype(np.float64)
+            probabilities = task.probabilities(logits.float(), batch).cpu().numpy().astype(np.float64)
             if number == 0:
                 totals.append(probabilities)
-                targets.append(batch.targets.cpu().numpy())
+                targets.append(batch.targets.flatten().cpu().numpy())
                 if batch.bayes is not None:
-                    bayes.append(batch.bayes.cpu().numpy())
+                    bayes.append(batch.bayes.flatten().cpu().numpy())
             else:
                 totals[index] += probabilities
     mean = np.concatenate(totals) / len(models)

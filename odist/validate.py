@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from odist import registry, sinks
-from odist.config import Config, flatten, to_dict
+from odist.config import Config, CriteoConfig, LanguageConfig, LSTMConfig, TransformerConfig, flatten, to_dict
 from odist.errors import UserError
 from odist.run import Run
 from odist.suggest import choose
@@ -56,8 +56,18 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "task.synthetic.missing": SHARE,
     "task.synthetic.interactions": NOT_NEGATIVE,
     "task.synthetic.signal": NOT_NEGATIVE,
+    "task.synthetic.topics": POSITIVE,
+    "task.synthetic.names": POSITIVE,
+    "task.synthetic.document_length": (4, math.inf, True),
+    "task.synthetic.followers": POSITIVE,
+    "task.synthetic.phrase": SHARE,
+    "task.synthetic.recall": SHARE,
+    "task.unroll": POSITIVE,
     "model.embedding_dim": POSITIVE,
     "model.hidden": POSITIVE,
+    "model.layers": POSITIVE,
+    "model.width": POSITIVE,
+    "model.heads": POSITIVE,
     "optim.lr": POSITIVE,
     "optim.eps": POSITIVE,
     "optim.initial_accumulator": NOT_NEGATIVE,
@@ -92,6 +102,8 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "train.log_every": NOT_NEGATIVE,
     "train.prefetch": NOT_NEGATIVE,
 }
+PREPARED_BY = {"lm": "commoncrawl"}  # the verb's name where it is not the task's
+MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer")}
 BELOW_ONE = ("model.dropout", "optim.momentum", "optim.beta1", "optim.beta2")  # 0 <= value < 1
 
 
@@ -110,6 +122,7 @@ def validate(config: Config) -> None:
     for key in BELOW_ONE:
         if key in values and not 0 <= values[key] < 1:
             raise UserError(f"{key}={values[key]}: expected a number from 0 to below 1.")
+    _check_model(config)
     _check_optim(config)
     _check_algorithm(config)
     _check_launch(config)
@@ -133,6 +146,22 @@ def _within(values: dict[str, Any], key: str, bounds: tuple[float, float, bool])
             above = f"{low} or more" if closed else f"more than {low}"
             expected = above if high == math.inf else f"from {low} to {high}"
             raise UserError(f"{key}={value}: expected a number {expected}.")
+
+
+def _check_model(config: Config) -> None:
+    task, model = config.task.name, config.model
+    if model.name not in MODELS_OF_TASKS.get(task, (model.name,)):
+        raise UserError(
+            f"model={model.name} cannot learn task={task}. Choose model={' or model='.join(MODELS_OF_TASKS[task])}."
+        )
+    if isinstance(model, LSTMConfig) and config.exchange.lookahead > 1:
+        raise UserError(f"exchange.lookahead={config.exchange.lookahead}: an LSTM carries its state from batch to batch, so "
+                        "its teacher cannot predict several of them in one pass. Type exchange.lookahead=1.")  # fmt: skip
+    if isinstance(model, LSTMConfig) and not model.hidden:
+        raise UserError("model.hidden=[]: an LSTM needs at least one layer: model.hidden=[256].")
+    if isinstance(model, TransformerConfig) and (model.width % model.heads or model.width // model.heads % 2):
+        raise UserError(f"model.width={model.width} with model.heads={model.heads}: each head needs the same even width. "
+                        f"Try model.width={2 * model.heads * max(1, round(model.width / (2 * model.heads)))}.")  # fmt: skip
 
 
 def _check_optim(config: Config) -> None:
@@ -208,7 +237,7 @@ def _check_data(config: Config) -> None:
         return
     if data.path is None:
         raise UserError("data=prepared needs data.path=FOLDER, a folder made by "
-                        f"`odist prepare {config.task.name} --input FILE --output FOLDER`.")  # fmt: skip
+                        f"`odist prepare {PREPARED_BY.get(config.task.name, config.task.name)} --input FILE --output FOLDER`.")  # fmt: skip
     task = read_store(data.path).get("task")
     if task != config.task.name:
         raise UserError(f"data.path={data.path} was prepared for task={task}, not for task={config.task.name}.")
@@ -231,7 +260,7 @@ def read_store(path: str) -> dict[str, Any]:
 def remarks(config: Config) -> list[str]:
     """What is allowed but probably not meant, as sentences."""
     examples = [config.train.max_examples] if config.train.max_examples is not None else []
-    if config.data.name == "synthetic":
+    if config.data.name == "synthetic" and isinstance(config.task, CriteoConfig | LanguageConfig):
         examples.append(int(config.train.passes * config.task.synthetic.rows))
     if config.algorithm.teacher in ("peers", "fixed") and examples and config.algorithm.burn_in >= min(examples):
         return [

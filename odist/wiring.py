@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -98,7 +99,7 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool]) -> T
     )
 
     def batches(step: int) -> list[Batch]:
-        ids = order.ids(step).reshape(mesh.workers, -1)
+        ids = np.split(order.ids(step), mesh.workers)
         seeds = [derive(config.seed, "augmentation", group=group, replica=w, step=step) for w in mesh.local_workers]
         return [task.batch(ids[w], "train", seed) for w, seed in zip(mesh.local_workers, seeds, strict=True)]
 

@@ -217,7 +217,7 @@ def finish_group(trainer: Trainer, config: Config) -> None:
     root = trainer.run.prediction_root("validation")
     root.mkdir(parents=True, exist_ok=True)
     prediction = evaluate_split(task, [trainer.model], batch_size=config.train.evaluate_batch, device=trainer.device)
-    results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes)
+    results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes, split="validation")
     np.save(root / f"group-{group}.npy", prediction.probabilities.astype(np.float32))
     if group == 0:
         np.save(root / "targets.npy", prediction.targets)
@@ -246,7 +246,7 @@ def combine(run: Run) -> None:
     content = json.loads((root / "meta.json").read_text())["results"]
     groups = [json.loads((root / f"group-{group}.json").read_text()) for group in range(config.num_groups)]
     whole = run.predictions("validation")
-    results = build_task(config).results(whole.probabilities, whole.targets, bayes=whole.bayes)
+    results = build_task(config).results(whole.probabilities, whole.targets, bayes=whole.bayes, split="validation")
     seconds = round(sum(group["seconds"] for group in groups), 3)
     run.write_json("results.json", {**content, "metrics": results, "groups": groups, "seconds": seconds})
     run.set_status(state="finished", step=content["steps"], num_steps=content["steps"], finished=time.time())
@@ -257,11 +257,11 @@ def training_flops(config: Config, task: Task, model: nn.Module, *, clock: Clock
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    size = min(config.train.batch, task.num_rows("validation"))
-    batch = task.batch(np.arange(size), "validation", 0).to(config.launch.device)
+    ids = task.evaluation_order("validation", rows=None, batch_size=config.train.batch).ids(0)
+    batch = task.batch(ids, "validation", 0).to(config.launch.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         task.forward(model, batch, None)
-    forward = counter.get_total_flops() / size
+    forward = counter.get_total_flops() / len(ids)
     teachers = {"peers": config.num_groups - 1, "fixed": len(config.algorithm.teachers)}.get(
         config.algorithm.teacher, 0
     )

@@ -7,14 +7,18 @@ and the shell run in one of their own (`spawn`). Multiruns that fail or are stop
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
+import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +31,7 @@ from odist import __version__
 from odist.cli import main
 from odist.completion import candidates, complete_overrides
 from odist.config import load, to_dict
+from odist.log import Pace, duration
 from odist.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -310,6 +315,51 @@ def test_killed_or_stopped_by_a_signal_the_same_command_continues(tmp_path: Path
     assert run.checkpoint_steps(0)[-1] == run.status["step"] >= saved
 
 
+# Progress
+
+
+def test_lines_off_a_terminal_say_how_long_is_left(tmp_path: Path) -> None:
+    done = odist("train", "scale=smoke", "run.dir=a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"^group 0 step 20/40: validation log_loss 0\.\d{4}, auc 0\.\d{4}, \d:\d\d left$", done.stderr, re.M
+    )
+    last = [line for line in done.stderr.splitlines() if "step 40/40" in line][-1]
+    assert "left" not in last
+
+
+def test_time_left_is_that_of_steps_since_a_continuation() -> None:
+    pace = Pace(100)
+    assert pace.left({"time": 1000.0, "step": 50}) is None
+    assert pace.left({"time": 1020.0, "step": 60}) == pytest.approx(80.0)
+    assert [duration(seconds) for seconds in (None, 5.4, 125, 3723)] == ["-:--", "0:05", "2:05", "1:02:03"]
+
+
+def test_bars_on_a_terminal_fit_into_its_lines(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    variables = {name: value for name, value in environment().items() if name not in ("NO_COLOR", "COLUMNS")}
+    arguments = command("train", "algorithm=codistill", "scale=smoke", "run.dir=a", "algorithm.burn_in=0")
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, env={**variables, "TERM": "xterm"}, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    lines = [line.strip("\r") for line in re.split(r"\r?\n|\r", text)]
+    bars = [line for line in lines if re.match(r"group [01] .*/40", line)]
+    assert {line[:7] for line in bars} == {"group 0", "group 1"}
+    assert max(map(len, bars)) <= 80
+    complete = [line for line in bars if "40/40" in line]
+    assert re.search(r"[▁-█]{8} 0\.\d{4}  teacher -\d+  [\d.]+k?/s", complete[-1]), complete
+    assert any(re.search(r"\d:\d\d left", line) for line in bars)
+
+
 # The other verbs
 
 
@@ -323,6 +373,10 @@ def test_runs_as_table_and_json(trained: Path) -> None:
         assert row["step"] == row["num_steps"] == 40
         results = Run.open(trained / row["path"]).results["metrics"]
         assert (row["metric"], row["value"]) == ("log_loss", results["log_loss"])
+    best_first = json.loads(odist("runs", "runs", "--json", "--sort", "metric", cwd=trained).stdout)
+    assert [row["value"] for row in best_first] == sorted(row["value"] for row in rows)
+    newest_first = json.loads(odist("runs", "runs", "--json", "--sort", "age", cwd=trained).stdout)
+    assert [row["seed"] for row in newest_first] == [3, 2, 1]
     assert "no runs yet" in odist("runs", cwd=trained / "runs" / rows[0]["name"]).stdout
 
 

@@ -15,7 +15,7 @@ from odist.config import FREE_KEYS, Config, config_hash, differences, flatten, k
 from odist.errors import UserError
 from odist.launch import content_of, prepare_config
 from odist.run import Run
-from odist.validate import remarks, validate
+from odist.validate import MODELS_OF_TASKS, remarks, validate
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ALGORITHMS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
@@ -77,6 +77,9 @@ def needed(tmp_path: Path, store: Path, overrides: list[str]) -> list[str]:
     return [*overrides, *more]
 
 
+TASK_OF = {model: task for task, models in MODELS_OF_TASKS.items() for model in models}
+
+
 def selection(path: Path) -> list[str]:
     """The choices that make Hydra read a file of conf/."""
     group, name = path.parent.name, path.stem
@@ -85,7 +88,9 @@ def selection(path: Path) -> list[str]:
         return [f"task={task}", f"data={data}", f"scale={scale}"]
     if group == "size":
         model, data, scale = name.split("-")
-        return [f"model={model}", f"data={data}", f"scale={scale}"]
+        return [f"task={TASK_OF[model]}", f"model={model}", f"data={data}", f"scale={scale}"]
+    if group == "model":
+        return [f"task={TASK_OF[name]}", f"model={name}"]
     if group == "rate":
         optim, task, data, scale = name.split("-")
         return [f"optim={optim}", f"task={task}", f"data={data}", f"scale={scale}"]
@@ -213,15 +218,17 @@ OTHER = {int: 7, float: 0.123, bool: None, str: "other", list: [7], type(None): 
 
 
 @pytest.mark.parametrize("key", known_keys())
-def test_the_hash_follows_exactly_the_keys_that_decide(smoke: Config, key: str) -> None:
+def test_the_hash_follows_exactly_the_keys_that_decide(key: str) -> None:
+    tasks = (["task=criteo"], ["task=lm"], ["task=lm", "model=transformer"])
+    smoke = next(c for c in (load(compose("scale=smoke", *t)) for t in tasks) if key in dict(flatten(to_dict(c))))
     value = dict(flatten(to_dict(smoke)))[key]
     other: Any = not value if isinstance(value, bool) else OTHER[type(value)]
     if key in ("run.dir", "data.path", "exchange.url"):
         other = "elsewhere"
     if key == "algorithm.teachers":
         other = ["elsewhere"]
-    if key == "model.name":
-        return  # another model has other keys
+    if key in ("model.name", "task.name"):
+        return  # another model, another task has other keys
     new = changed(smoke, key, other)
     free = any(key == name or key.startswith(f"{name}.") for name in FREE_KEYS)
     assert (config_hash(new) == config_hash(smoke)) is free

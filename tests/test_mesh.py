@@ -6,7 +6,7 @@ Real processes on gloo that find each other through a file, forked from a server
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ WORKERS = 8
 
 def entry(function: Callable[[Mesh], Any], folder: Path, replica: int, processes: int) -> None:
     torch.set_num_threads(1)
+    torch.sparse.check_sparse_tensor_invariants.enable()
     store = dist.FileStore(str(folder / f"rendezvous-{processes}"), processes)  # type: ignore[attr-defined]
     limit = timedelta(seconds=60)
     dist.init_process_group("gloo", store=store, rank=replica, world_size=processes, timeout=limit)
@@ -48,6 +49,13 @@ def together(function: Callable[[Mesh], Any], folder: Path, *, processes: int) -
         process.join(timeout=90)
     assert [process.exitcode for process in started] == [0] * processes
     return [torch.load(folder / f"result-{processes}-{i}.pt") for i in range(processes)]
+
+
+@pytest.fixture(autouse=True)
+def checked() -> Iterator[None]:
+    """Sparse tensors are checked when made."""
+    with torch.sparse.check_sparse_tensor_invariants():
+        yield
 
 
 def tensors(worker: int) -> list[Tensor | None]:

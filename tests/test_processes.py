@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from odist import processes, worker
 from odist.config import load
-from odist.errors import Diverged, Interrupted, LostWorkers, OdistError
+from odist.errors import Diverged, Interrupted, LostWorkers, OdistError, UserError
 from odist.run import Run, step_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -221,10 +221,38 @@ def test_a_group_that_crashes_again_and_again_ends_the_run(create: Callable[...,
     assert workers_of(run) == []
 
 
+def test_what_a_killed_process_left_is_repaired(create: Callable[..., Run]) -> None:
+    """Killed while it replaced a checkpoint: the old one, set aside, comes back; half of the new one goes."""
+    whole, run = create(*LOCKSTEP), create(*LOCKSTEP)
+    worker.main(whole)
+    asked = iter(range(1000))
+    with pytest.raises(Interrupted):
+        worker.main(run, stop=lambda: next(asked) >= 10)
+    root, step = run.checkpoint_root(1), run.checkpoint_steps(1)[-1]
+    (root / f".{step_name(step)}.4711.tmp").mkdir()
+    (root / f".{step_name(step)}.4711.tmp" / "model.safetensors").write_bytes(b"half")
+    os.rename(root / step_name(step), root / f".{step_name(step)}.replaced")
+    worker.main(run)
+    assert weight_hashes(run) == weight_hashes(whole)
+    assert all(not folder.name.startswith(".") for folder in root.iterdir())
+
+
+def test_groups_saved_apart_are_not_trained_from_the_start_again(create: Callable[..., Run]) -> None:
+    run = create(*LOCKSTEP, "train.checkpoint_every=0")
+    asked = iter(range(1000))
+    with pytest.raises(Interrupted):
+        worker.main(run, stop=lambda: next(asked) >= 10)
+    root, step = run.checkpoint_root(1), run.checkpoint_steps(1)[-1]
+    os.rename(root / step_name(step), root / step_name(step + 3))  # as launch=local leaves them
+    with pytest.raises(UserError, match=rf"saved after steps {step}, {step + 3}.*continue with launch=local"):
+        worker.main(run)
+    assert run.checkpoint_steps(0) == [step]
+
+
 def test_lock_step_waits_for_a_silent_peer_then_saves(create: Callable[..., Run]) -> None:
     whole = create(*LOCKSTEP, "train.passes=4")
     worker.main(whole)
-    run = create(*LOCKSTEP, "train.passes=4", "launch=local", "exchange.timeout=6")
+    run = create(*LOCKSTEP, "train.passes=4", "launch=local", "exchange.timeout=8")
 
     def silence() -> None:
         eventually(lambda: reached(run, 1, 5))

@@ -20,8 +20,15 @@ class Order(Protocol):
     """Which rows a step reads."""
 
     def ids(self, step: int) -> np.ndarray:
-        """Row numbers of `step` (0-based), int64 [examples per step]."""
+        """Row numbers of `step` (0-based), int64 [examples per step], or what else the task knows them by:
+        [examples per step, ...]."""
         ...
+
+
+class EvaluationOrder(Order, Protocol):
+    """Which rows each step of an evaluation reads; the steps end."""
+
+    def __len__(self) -> int: ...
 
 
 def permute(index: np.ndarray, size: int, *, key: int) -> np.ndarray:

@@ -2,4 +2,6 @@
 
 MODELS = {
     "mlp": "odist.models.mlp:EmbeddingMLP",
+    "lstm": "odist.models.lstm:LSTM",
+    "transformer": "odist.models.transformer:Transformer",
 }

@@ -29,7 +29,7 @@ class LayerNormLSTMFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         inputs: Tensor,
         hidden: Tensor,
@@ -80,7 +80,7 @@ class LayerNormLSTMFunction(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_hiddens: Tensor, grad_cell: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_hiddens: Tensor, grad_cell: Tensor) -> tuple[Tensor | None, ...]:
         (inputs, weight_input, weight_hidden, gain_input, gain_hidden, bias, gain_cell, bias_cell,
          from_input, mean_input, rstd_input, from_hidden, gates, hiddens, cells, squashed,
          mean, rstd, mean_cell, rstd_cell) = ctx.saved_tensors  # fmt: skip

@@ -1,5 +1,6 @@
 """Raw files to memory-mapped row stores, one preparation per data set; see PREPARATIONS."""
 
 PREPARATIONS = {
+    "commoncrawl": "odist.prepare.commoncrawl:prepare_commoncrawl",
     "criteo": "odist.prepare.criteo:prepare_criteo",
 }

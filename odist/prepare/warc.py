@@ -24,7 +24,7 @@ MAX_HEADER = 1 << 16
 MAX_BLOCK = 1 << 26  # 64 MB; Common Crawl cuts payloads at 5 MB
 
 _HEADER_END = re.compile(rb"\n\r?\n")
-_TAIL = re.compile(rb"(?:\r?\n){1,8}WARC/[01]\.")
+_TAIL = re.compile(rb"(?:\r?\n){2}WARC/[01]\.")
 _NEXT = re.compile(rb"(?:\r?\n){1,8}(?=WARC/[01]\.\d+\r?\n[A-Za-z][A-Za-z-]*:)")
 _FIRST = re.compile(rb"WARC/[01]\.\d+\r?\n[A-Za-z][A-Za-z-]*:")
 _TYPE = re.compile(rb"^WARC-Type:[ \t]*([\w-]+)", re.I | re.M)
@@ -83,16 +83,11 @@ def _unpack_gzip(file: BinaryIO, note: Note) -> Iterator[bytes]:
         if not data:
             return
         if not data.startswith(GZIP_MEMBER):
-            where, stripped = position, data.lstrip(b"\0")  # padding with zeros is allowed
-            found = data.find(GZIP_MEMBER, 1)
-            if stripped and (found < 0 or data[:found].strip(b"\0")):
-                note(where, "garbage between gzip members")
-            # Two bytes may be the start of a magic cut in half.
-            taken = found if found > 0 else max(1, len(data) - 2) if not end else len(data)
-            position, data = position + taken, data[taken:]
-            if found < 0 and not end:
-                more = file.read(CHUNK)
-                data, end = data + more, not more
+            found = _next_member(file, position + 1)
+            if data[: found - position].strip(b"\0"):  # padding with zeros is allowed
+                note(position, "garbage between gzip members")
+            file.seek(found)
+            position, data, end = found, file.read(CHUNK), False
             continue
         member, emitted, unpacker = position, 0, create()
         try:

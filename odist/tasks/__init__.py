@@ -2,4 +2,5 @@
 
 TASKS = {
     "criteo": "odist.tasks.criteo:CriteoTask",
+    "lm": "odist.tasks.language:LanguageTask",
 }

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from odist.data.order import Order
+from odist.data.order import EvaluationOrder, Order
 from odist.losses import Soft, Sums
 
 Carry = Any  # what a model keeps from one batch to the next; None for models without state
@@ -24,7 +24,7 @@ class Batch:
     """Examples of one virtual worker.
 
     inputs: tensors, each [batch, ...]; targets: [batch, ...]; weights: [batch, ...] label weights
-    bayes: [batch] optimal probabilities where the generator knows them
+    bayes: [batch, ...] optimal probabilities where the generator knows them
     """
 
     inputs: tuple[Tensor, ...]
@@ -75,8 +75,12 @@ class Task(Protocol):
         """Different training rows that `num_groups` groups read in `examples` examples each."""
         ...
 
+    def evaluation_order(self, split: str, *, rows: int | None, batch_size: int) -> EvaluationOrder:
+        """What an evaluation of a split reads, in batches of `batch_size`; of its first `rows` rows, None for all."""
+        ...
+
     def batch(self, ids: np.ndarray, split: str, seed: int) -> Batch:
-        """The examples `ids` (int64 [batch]) of a split; `seed` fixes any augmentation."""
+        """The examples `ids` (int64 [batch, ...], as an order gave them) of a split; `seed` fixes any augmentation."""
         ...
 
     def forward(self, model: nn.Module, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
@@ -91,12 +95,15 @@ class Task(Protocol):
         """An empty accumulator."""
         ...
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Predicted probabilities from logits: [batch] (binary) or [batch, ..., classes]."""
+    def probabilities(self, logits: Tensor, batch: Batch) -> Tensor:
+        """What is stored of a prediction, one entry per target: [n] of the positive class (binary), [n, classes],
+        or, where the classes are too many, [n] of the correct class."""
         ...
 
-    def results(self, probabilities: np.ndarray, targets: np.ndarray, *, bayes: np.ndarray | None) -> dict[str, Any]:
-        """Metrics of whole arrays of predictions with their intervals."""
+    def results(
+        self, probabilities: np.ndarray, targets: np.ndarray, *, bayes: np.ndarray | None, split: str
+    ) -> dict[str, Any]:
+        """Metrics of a whole split's `probabilities`, in the order of `evaluation_order`, with their intervals."""
         ...
 
     def prior(self) -> Tensor:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from odist import registry
-from odist.config import Config
-from odist.data.order import Order, ShuffledOrder
+from odist.config import Config, CriteoConfig
+from odist.data.order import Order, SequentialOrder, ShuffledOrder
 from odist.data.rows import RowStore
 from odist.errors import UserError
 from odist.losses import LossOptions, Soft, Sums, binary
@@ -94,6 +94,10 @@ class CriteoTask:
         unread = (1 - each / rows) ** num_groups
         return rows if each == rows else round(rows * (1 - unread))
 
+    def evaluation_order(self, split: str, *, rows: int | None, batch_size: int) -> SequentialOrder:
+        total = self.num_rows(split)
+        return SequentialOrder(min(rows or total, total), batch_size)
+
     def batch(self, ids: np.ndarray, split: str, seed: int) -> Batch:
         numeric, categorical, labels, bayes = self.source.rows(ids, split)
         missing = np.isnan(numeric)
@@ -115,10 +119,12 @@ class CriteoTask:
     def metrics(self) -> BinaryMetrics:
         return BinaryMetrics()
 
-    def probabilities(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor, batch: Batch) -> Tensor:
         return torch.sigmoid(logits)
 
-    def results(self, probabilities: np.ndarray, targets: np.ndarray, *, bayes: np.ndarray | None) -> dict[str, Any]:
+    def results(
+        self, probabilities: np.ndarray, targets: np.ndarray, *, bayes: np.ndarray | None, split: str
+    ) -> dict[str, Any]:
         return binary_results(probabilities, targets, bayes=bayes)
 
     def prior(self) -> Tensor:
@@ -132,6 +138,7 @@ class SyntheticSource:
     streams = True
 
     def __init__(self, config: Config) -> None:
+        assert isinstance(config.task, CriteoConfig)
         self.options = config.task.synthetic
         self.holdout = config.data.holdout
         self.train_rows = min(self.options.rows, config.data.max_rows or self.options.rows)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from odist.errors import UserError
 from odist.losses import Soft
 from odist.mesh import Mesh
 from odist.tasks.base import Batch, Carry, Forward
@@ -127,7 +128,10 @@ class Panel:
             for _, model in sorted(self.models.items()):
                 logits, carry = self.forward(model, whole, None)
                 if carry is not None:
-                    raise ValueError("a model with a carry cannot look ahead over several batches in one pass")
+                    raise UserError(
+                        f"exchange.lookahead={self.lookahead}: a model that carries its state from batch to batch cannot "
+                        "predict several of them in one pass. Type exchange.lookahead=1."
+                    )
                 pieces.append(logits.split([len(batch.targets) for batch in batches]))
             for at, values in zip(range(start, stop), zip(*pieces, strict=True), strict=True):
                 self._window[at, worker] = values

@@ -1,0 +1,228 @@
+"""Text to documents of sentences: normal form, paragraphs, sentences, filters, validation part.
+
+A pure function of one record's text and of the options; duplicates, which need all records, are left to
+commoncrawl_duplicates.py, files and formats to commoncrawl_input.py.
+
+Boilerplate: the line rules of C4 (Raffel et al. 2020, section 2.2): a line stays when it ends in terminal
+punctuation, has five words or more, and holds none of the phrases of BOILERPLATE.
+Language: that of resiliparse's `detect_fast` on the first LANGUAGE_CHARS characters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from odist.errors import UserError
+
+LANGUAGE_CHARS = 8192
+LANGUAGE_CUTOFF = 1200  # rank above which resiliparse calls its answer usually wrong
+MIN_WORDS = 5
+BAD_CHARACTERS = 0.01  # share of characters that no text has; above it the record is binary
+MAX_SENTENCE = 2000  # characters; longer ones are cut at a space, as lists without punctuation are
+BOILERPLATE = ("javascript", "lorem ipsum", "{", "terms of use", "privacy policy", "cookie policy", "uses cookies",
+               "use of cookies", "use cookies")  # fmt: skip
+
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u2060\ufeff\ufffe\uffff]|[\ud800-\udfff]")
+_BAD = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
+_END = re.compile(r"[.!?…。！？]+[\"'”’»)\]]*\s+")
+_TERMINAL = re.compile(r"[.!?…。！？][\"'”’»)\]*_]*$")
+_WORD_BEFORE = re.compile(r"([^\s(\[\"'“‘]*)$")
+ABBREVIATIONS = frozenset(
+    "Mr Mrs Ms Messrs Dr Prof Rev Hon Capt Col Gen Lt Sgt Maj Gov Sen Rep St Sr Jr Mt No Nos Vol Fig Figs Eq Ch Sec "
+    "pp p vs etc e.g i.e cf al ca approx Inc Ltd Co Corp Dept Univ Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec".split()
+)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The steps for one kind of input.
+
+    language: two-letter code, "any" keeps all
+    long_paragraph_words: a document needs a paragraph of so many words; 0 keeps all
+    boilerplate: leave out lines by the C4 rules
+    duplicates: "paragraphs" | "documents" | "keep"
+    validation_fraction, split_seed: share and draw of the validation part; fraction 1: every document
+    """
+
+    language: str
+    long_paragraph_words: int
+    boilerplate: bool
+    duplicates: str
+    validation_fraction: float
+    split_seed: int
+
+
+@dataclass
+class Document:
+    """A kept document: sentences by paragraph, and a key that its text alone decides."""
+
+    key: int  # 64 bits
+    split: str
+    paragraphs: list[list[str]]
+
+
+@dataclass
+class Dropped:
+    """Why a record gave no document."""
+
+    reason: str
+
+
+@dataclass
+class ParagraphCounts:
+    """Paragraphs seen, and those left out by reason."""
+
+    seen: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def is_binary(text: str) -> bool:
+    """Whether the text has too many control and replacement characters to be text."""
+    return len(_BAD.findall(text)) > BAD_CHARACTERS * max(1, len(text))
+
+
+def normalise(line: str) -> str:
+    """Unicode NFC, every run of white space one space, characters without a form left out."""
+    if not line.isascii():
+        line = unicodedata.normalize("NFC", line)
+    if _CONTROL.search(line) is not None:
+        line = _CONTROL.sub("", line)
+    return " ".join(line.split())
+
+
+def clean(
+    lines: Iterable[str],
+    *,
+    filters: Filters,
+    detect: Callable[[str], str] | None,
+    counts: ParagraphCounts,
+) -> Document | Dropped:
+    """One record's paragraphs to a document, or why not.
+
+    lines: paragraphs as they stand in the input, one each
+    detect: text -> language code; None with language "any"
+    counts: grows
+    """
+    raw = list(lines)
+    paragraphs = [text for text in map(normalise, raw) if text]
+    if not paragraphs:
+        return Dropped("empty")
+    whole = "\n".join(raw)
+    if is_binary(whole):
+        return Dropped("binary")
+    counts.seen += len(paragraphs)
+    if detect is not None and detect(_sample(paragraphs)) != filters.language:
+        return Dropped(f"language not {filters.language}")
+    if filters.boilerplate:
+        kept = [text for text in paragraphs if not is_boilerplate(text)]
+        counts.dropped["boilerplate"] += len(paragraphs) - len(kept)
+        paragraphs = kept
+        if not paragraphs:
+            return Dropped("nothing but boilerplate")
+        # Menus may be in another language than the text.
+        if detect is not None and detect(_sample(kept)) != filters.language:
+            return Dropped(f"language not {filters.language}")
+    if not has_long_paragraph(paragraphs, filters.long_paragraph_words):
+        return Dropped("no long paragraph")
+    key = document_key(paragraphs)
+    split = "validation" if draw(key, seed=filters.split_seed) < filters.validation_fraction else "train"
+    return Document(key, split, [sentences(text) for text in paragraphs])
+
+
+def _sample(paragraphs: list[str]) -> str:
+    # The longest paragraphs tell the language better than menus do; short records are taken whole.
+    if sum(map(len, paragraphs)) <= LANGUAGE_CHARS:
+        return "\n".join(paragraphs)
+    chosen, size = [], 0
+    for text in sorted(paragraphs, key=len, reverse=True):
+        chosen.append(text)
+        size += len(text)
+        if size >= LANGUAGE_CHARS:
+            break
+    return "\n".join(chosen)[:LANGUAGE_CHARS]
+
+
+def language_detector() -> Callable[[str], str]:
+    """resiliparse's detector as text -> code ("unknown" where it finds none); UserError when not installed."""
+    try:
+        from resiliparse.parse.lang import detect_fast
+    except ImportError:
+        raise UserError("the language filter needs resiliparse, which is not installed. Type: pip install resiliparse; "
+                        "or --language any to leave the filter out.") from None  # fmt: skip
+    return lambda text: str(detect_fast(text, cutoff=LANGUAGE_CUTOFF)[0])
+
+
+def language_codes() -> list[str]:
+    """Codes that the detector knows; UserError when not installed."""
+    language_detector()
+    from resiliparse.parse.lang import supported_langs
+
+    return sorted(supported_langs())
+
+
+def is_boilerplate(paragraph: str) -> bool:
+    """Whether the line rules of C4 leave this paragraph out."""
+    if paragraph.count(" ") < MIN_WORDS - 1 or _TERMINAL.search(paragraph[-8:]) is None:
+        return True
+    lower = paragraph.lower()
+    return any(phrase in lower for phrase in BOILERPLATE)
+
+
+def has_long_paragraph(paragraphs: Iterable[str], words: int) -> bool:
+    """Whether one paragraph has `words` words or more."""
+    return words <= 0 or any(text.count(" ") >= words - 1 for text in paragraphs)
+
+
+def document_key(paragraphs: list[str]) -> int:
+    """64 bits that the cleaned text decides, whatever file it came from."""
+    return int.from_bytes(hashlib.blake2b("\n".join(paragraphs).encode(), digest_size=8).digest(), "little")
+
+
+def draw(key: int, *, seed: int, purpose: str = "split") -> float:
+    """A number in [0, 1) that key, seed and purpose decide."""
+    data = f"{purpose}:{seed}:{key}".encode()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") / 2.0**64
+
+
+def sentences(paragraph: str) -> list[str]:
+    """Cut a normalised paragraph behind terminal punctuation that no lower-case letter or abbreviation speaks against.
+
+    Joined by one space the sentences are the paragraph again.
+    """
+    found, start = [], 0
+    for match in _END.finditer(paragraph):
+        stop = match.end()
+        if stop >= len(paragraph):
+            break
+        after = paragraph[stop : stop + 3].lstrip("\"'“‘«([")
+        if after and (after[0].islower() or after[0] in ",;:-–—"):
+            continue
+        if paragraph[match.start()] == "." and _abbreviation(paragraph, match.start()):
+            continue
+        found += _pieces(paragraph[start : stop - 1])
+        start = stop
+    found += _pieces(paragraph[start:])
+    return found
+
+
+def _abbreviation(text: str, dot: int) -> bool:
+    before = _WORD_BEFORE.search(text[max(0, dot - 16) : dot])
+    word = "" if before is None else before.group(1)
+    return word in ABBREVIATIONS or (len(word) == 1 and word.isupper() and word != "I") or "." in word
+
+
+def _pieces(sentence: str) -> Iterator[str]:
+    while len(sentence) > MAX_SENTENCE:
+        cut = sentence.rfind(" ", 1, MAX_SENTENCE)
+        if cut < 0:
+            cut = sentence.find(" ", MAX_SENTENCE)
+            if cut < 0:
+                break
+        yield sentence[:cut]
+        sentence = sentence[cut + 1 :]
+    yield sentence

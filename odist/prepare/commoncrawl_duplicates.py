@@ -1,0 +1,87 @@
+"""Exact duplicates over all parts of a preparation, by 64-bit hashes on the disk.
+
+The first of equal ones stays, in the order of sources. Memory is BUCKET hashes, however many there are. At n
+hashes about n² / 2^65 are taken for equal and are not: 0.03 of one at a billion.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from odist.data.tokens import save_array
+
+BUCKET = 1 << 23
+
+
+def hash_text(text: str) -> int:
+    """64 bits of a paragraph or document."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def save_hashes(folder: Path, *, part: int, hashes: np.ndarray) -> None:
+    """Keep a part's hashes, uint64 [n] in order of the text, sorted for `mark_duplicates`."""
+    order = np.argsort(hashes, kind="stable")
+    save_array(folder / f"{part:06d}.hashes.npy", hashes[order])
+    save_array(folder / f"{part:06d}.order.npy", order.astype(np.uint32))
+
+
+def load_keep(folder: Path, *, part: int) -> np.ndarray:
+    """bool [n] in order of the text: False where the same was there before."""
+    return np.load(folder / f"{part:06d}.keep.npy", allow_pickle=False)
+
+
+def mark_duplicates(folder: Path, *, parts: int, poll: Callable[[], None]) -> None:
+    """Write what `load_keep` reads, for parts 0 .. parts - 1 with their `save_hashes`; poll is called often."""
+    sizes = []
+    for part in range(parts):
+        hashes = np.load(folder / f"{part:06d}.hashes.npy", mmap_mode="r", allow_pickle=False)
+        sizes.append(len(hashes))
+        keep = np.lib.format.open_memmap(folder / f"{part:06d}.keep.npy", mode="w+", dtype=bool, shape=hashes.shape)
+        keep[:] = True
+        keep.flush()
+        poll()
+    buckets = max(1, -(-sum(sizes) // BUCKET))
+    borders = [(bucket << 64) // buckets for bucket in range(buckets + 1)]
+    done = np.zeros(parts, dtype=np.int64)
+    for bucket in range(buckets):
+        last = bucket == buckets - 1
+        _mark_bucket(folder, done, sizes, border=None if last else borders[bucket + 1], poll=poll)
+
+
+def _mark_bucket(
+    folder: Path, done: np.ndarray, sizes: list[int], *, border: int | None, poll: Callable[[], None]
+) -> None:
+    # Hashes below `border` that no earlier bucket has seen; `done` moves on.
+    slices, owners = [], []
+    starts = done.copy()
+    for part, size in enumerate(sizes):
+        if starts[part] == size:
+            continue
+        hashes = np.load(folder / f"{part:06d}.hashes.npy", mmap_mode="r", allow_pickle=False)
+        stop = size if border is None else int(np.searchsorted(hashes, np.uint64(border)))
+        slices.append(np.array(hashes[starts[part] : stop]))
+        owners.append(part)
+        done[part] = stop
+        poll()
+    if not slices:
+        return
+    lengths = np.array([len(piece) for piece in slices])
+    values = np.concatenate(slices)
+    order = np.argsort(values, kind="stable")  # stable: of equal ones the first part comes first
+    ranked = values[order]
+    repeated = np.zeros(len(values), dtype=bool)
+    repeated[order[1:]] = ranked[1:] == ranked[:-1]
+    ends = np.cumsum(lengths)
+    for part, start, stop in zip(owners, ends - lengths, ends, strict=True):
+        local = np.flatnonzero(repeated[start:stop])
+        if not len(local):
+            continue
+        places = np.load(folder / f"{part:06d}.order.npy", mmap_mode="r", allow_pickle=False)
+        keep = np.lib.format.open_memmap(folder / f"{part:06d}.keep.npy", mode="r+")
+        keep[places[starts[part] + local]] = False
+        keep.flush()
+        poll()
