@@ -136,7 +136,7 @@ def print_runs(rows: Iterable[Mapping[str, Any]]) -> None:
         table = _table(columns, right={"groups", "seed", "step", "age"})
         for line in lines:
             table.add_row(*(str(line[column]) for column in columns))
-        if console.measure(table).maximum <= console.width:
+        if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
             break
     console.print(table)
 

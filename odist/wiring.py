@@ -18,8 +18,7 @@ from odist import checkpoint, registry
 from odist.config import Config, load
 from odist.data.loader import Loader
 from odist.errors import UserError
-from odist.exchange.base import Exchange, Snapshot
-from odist.exchange.shelf import fingerprint
+from odist.exchange.base import Exchange, Snapshot, fingerprint
 from odist.log import MetricsLog
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer

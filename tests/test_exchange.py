@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from odist.errors import OdistError
-from odist.exchange.base import Snapshot
+from odist.exchange.base import Snapshot, fingerprint
 from odist.exchange.memory import MemoryExchange
-from odist.exchange.shelf import fingerprint
 from odist.exchange.store import StoreExchange
 
 ROOT = Path(__file__).resolve().parent.parent

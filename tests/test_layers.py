@@ -45,12 +45,12 @@ ALLOWED = {
     "evaluation": {"checkpoint", "run", "trainer", "wiring"},
     "reference": {"data", "intervals", "metrics", "run", "tasks"},
     "trainer": ENGINE - {"metrics"},
-    "tasks": {"models", "data", "metrics", "losses", "registry", "rng"},
+    "tasks": {"models", "data", "metrics", "intervals", "losses", "registry", "rng"},
     "strategies": {"mesh", "optim"},
     "teachers": {"exchange", "mesh", "losses"},
     "exchange": {"mesh"},
     "models": set(),
-    "data": {"rng"},
+    "data": {"rng", "run"},
     "mesh": set(),
     "losses": set(),
     "metrics": {"intervals"},
@@ -80,7 +80,7 @@ RESERVED = {
         *("worker", "wiring", "evaluation", "trainer", "tasks", "strategies", "teachers", "exchange", "models", "data"),
         *("mesh", "losses", "optim", "rng", "checkpoint", "sinks", "benchmarks"),
     },
-    "pickle": set(),
+    "pickle": {"checkpoint"},  # for the name of the error that torch.load raises
 }
 
 

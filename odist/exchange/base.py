@@ -5,6 +5,8 @@ An exchange knows nothing about models, teachers or time; it moves named tensors
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,3 +68,9 @@ class Exchange(Protocol):
     def close(self) -> None:
         """Finish what is being written."""
         ...
+
+
+def fingerprint(weights: Weights) -> str:
+    """Names an architecture: hash of the names, shapes and types of all its tensors."""
+    shapes = sorted((name, list(tensor.shape), str(tensor.dtype)) for name, tensor in weights.items())
+    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]

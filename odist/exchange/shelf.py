@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors.torch import load
 
-from odist.exchange.base import Snapshot, Weights
+from odist.exchange.base import Snapshot
 
 NO_STEP = -1
 
@@ -63,12 +63,6 @@ def parse(content: bytes, *, name: str) -> Manifest:
     if values["blob"] != name.removesuffix(".json") + ".safetensors":
         raise ValueError(f"names weights that are not its own: {values['blob']!r}")
     return Manifest(**values)
-
-
-def fingerprint(weights: Weights) -> str:
-    """Names the architecture: hash of the names, shapes and types of all tensors."""
-    shapes = sorted((name, list(tensor.shape), str(tensor.dtype)) for name, tensor in weights.items())
-    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
 
 
 class Shelf:

@@ -27,8 +27,8 @@ import fsspec
 from safetensors.torch import save_file
 
 from odist.errors import OdistError
-from odist.exchange.base import Snapshot, Weights
-from odist.exchange.shelf import NO_STEP, Manifest, Shelf, fingerprint
+from odist.exchange.base import Snapshot, Weights, fingerprint
+from odist.exchange.shelf import NO_STEP, Manifest, Shelf
 
 
 class StoreExchange:

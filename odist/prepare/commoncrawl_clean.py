@@ -32,9 +32,9 @@ _BAD = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
 _END = re.compile(r"[.!?…。！？]+[\"'”’»)\]]*\s+")
 _TERMINAL = re.compile(r"[.!?…。！？][\"'”’»)\]*_]*$")
 _WORD_BEFORE = re.compile(r"([^\s(\[\"'“‘]*)$")
-ABBREVIATIONS = frozenset(
-    "Mr Mrs Ms Messrs Dr Prof Rev Hon Capt Col Gen Lt Sgt Maj Gov Sen Rep St Sr Jr Mt No Nos Vol Fig Figs Eq Ch Sec "
-    "pp p vs etc e.g i.e cf al ca approx Inc Ltd Co Corp Dept Univ Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec".split()
+ABBREVIATIONS = re.compile(
+    r"Mr|Mrs|Ms|Messrs|Dr|Prof|Rev|Hon|Capt|Col|Gen|Lt|Sgt|Maj|Gov|Sen|Rep|St|Sr|Jr|Mt|Nos?|Vol|Figs?|Eq|Ch|Sec|pp?|vs|etc|"
+    r"e\.g|i\.e|cf|al|ca|approx|Inc|Ltd|Co|Corp|Dept|Univ|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec"
 )
 
 
@@ -194,7 +194,8 @@ def sentences(paragraph: str) -> list[str]:
 
     Joined by one space the sentences are the paragraph again.
     """
-    found, start = [], 0
+    found: list[str] = []
+    start = 0
     for match in _END.finditer(paragraph):
         stop = match.end()
         if stop >= len(paragraph):
@@ -213,7 +214,9 @@ def sentences(paragraph: str) -> list[str]:
 def _abbreviation(text: str, dot: int) -> bool:
     before = _WORD_BEFORE.search(text[max(0, dot - 16) : dot])
     word = "" if before is None else before.group(1)
-    return word in ABBREVIATIONS or (len(word) == 1 and word.isupper() and word != "I") or "." in word
+    return (
+        ABBREVIATIONS.fullmatch(word) is not None or (len(word) == 1 and word.isupper() and word != "I") or "." in word
+    )
 
 
 def _pieces(sentence: str) -> Iterator[str]:

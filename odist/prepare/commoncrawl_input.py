@@ -14,6 +14,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ def _read_tar(pieces: Iterator[bytes], *, reading: Reading, note: NoteAt) -> Ite
                 def locate(place: str, kind: str, member: str = name) -> None:
                     note(f"{member}, {place}", kind)
 
-                parts = iter(lambda file=file: file.read(1 << 17), b"")
+                parts = iter(partial(file.read, 1 << 17), b"")
                 yield from _read_stream(parts, name, reading=reading, note=locate, nested=True)
     except (tarfile.TarError, EOFError) as error:
         note(f"behind {name}", f"damaged tar ({error})")

@@ -32,9 +32,10 @@ _LENGTH = re.compile(rb"^Content-Length:[ \t]*(\d+)[ \t]*\r?$", re.I | re.M)
 
 
 class _Unpacker(Protocol):
-    eof: bool
-    unused_data: bytes
-
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
@@ -282,7 +283,8 @@ def _block_end(buffer: _Buffer, start: int, length: int, offset: int, note: Note
     if not buffer.ended:
         note(offset, "record too long")
         buffer.advance(len(data) - 256)
-        return (-1, buffer.at) if not _skip_to_record(buffer) else (-1, buffer.at)
+        _skip_to_record(buffer)
+        return -1, buffer.at
     note(offset, "truncated record" if len(data) < stop else "wrong Content-Length")
     return len(data), len(data)
 
@@ -318,7 +320,8 @@ def read_response(block: bytes) -> Response:
 
 def _unchunk(body: bytes) -> bytes:
     # Common Crawl keeps the header but undoes the chunks: a body that is not chunked is returned as it is.
-    pieces, at = [], 0
+    pieces: list[bytes] = []
+    at = 0
     while (found := re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n").match(body, at)) is not None:
         size = int(found.group(1), 16)
         if size == 0:
