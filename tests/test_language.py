@@ -15,6 +15,7 @@ from scipy import stats
 
 from odist import losses, processes, worker
 from odist.checkpoint import common_step, load_weights
+from odist.churn import CHURNFN as churn
 from odist.config import SyntheticTextConfig, load
 from odist.data.lanes import Documents, EvaluationLanes, TrainingLanes, union
 from odist.data.tokens import write_token_store
@@ -455,17 +456,33 @@ def test_an_ensemble_predicts_with_the_mean_probability_of_each_correct_token(tr
     assert expected < -np.log(members).mean()
 
 
-def test_the_model_learns_what_lies_far_back(train):
-    """Trained a while, the LSTM beats the best prediction that knows no more than how frequent tokens are."""
+def test_the_model_learns_what_lies_before_its_unroll(train):
+    """The carried state is worth something: started anew at every batch, the trained model predicts worse."""
     run = train(*QUICK[:2], "train.max_examples=null", "task.synthetic.rows=6400", "train.batch=16", "train.evaluate_every=0",
                 "task.synthetic.vocabulary=60", "model.hidden=[64]", "model.embedding_dim=32")  # fmt: skip
     task = LanguageTask(load(run.config))
-    prior = task.prior()
-    targets = np.load(run.prediction_root("validation") / "targets.npy")
-    unigram = float(-prior[torch.from_numpy(targets)].log().mean())
+    model = task.build_model().eval()
+    load_weights(run, 0, step=common_step(run, 1), model=model)
+    order = task.evaluation_order("validation", rows=None, batch_size=8)
+    carried, anew, carry = task.metrics(), task.metrics(), None
+    with torch.no_grad():
+        for step in range(len(order)):
+            batch = task.batch(order.ids(step), "validation", 0)
+            logits, carry = task.forward(model, batch, carry)
+            carried.update(logits, batch.targets, batch.weights, bayes=batch.bayes)
+            anew.update(task.forward(model, batch, None)[0], batch.targets, batch.weights, bayes=batch.bayes)
     metrics = run.results["metrics"]
-    assert metrics["cross_entropy"] < unigram - 0.25
-    assert metrics["excess_cross_entropy"] > 0
+    assert math.isclose(carried.result()["cross_entropy"], metrics["cross_entropy"], rel_tol=1e-6)
+    assert math.isclose(carried.result()["excess_cross_entropy"], metrics["excess_cross_entropy"], rel_tol=1e-5)
+    assert 0 < metrics["excess_cross_entropy"] < anew.result()["excess_cross_entropy"] - 0.05
+
+
+def test_churn_of_what_is_stored_for_a_language_model():
+    first, second, targets = np.array([0.5, 0.25, 0.1]), np.array([0.25, 0.25, 0.3]), np.array([7, 0, 3])
+    result = churn([first, second], targets=targets)
+    assert math.isclose(result.metrics["mean_abs_difference"], (0.25 + 0 + 0.2) / 3)
+    assert math.isclose(result.metrics["log_loss"], -(np.log(first).mean() + np.log(second).mean()) / 2)
+    assert result.metrics["calibration_error"] is None
 
 
 @pytest.mark.parametrize(
