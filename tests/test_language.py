@@ -15,7 +15,7 @@ from scipy import stats
 
 from odist import losses, processes, worker
 from odist.checkpoint import common_step, load_weights
-from odist.churn import CHURNFN as churn
+from odist.churn import churn
 from odist.config import SyntheticTextConfig, load
 from odist.data.lanes import Documents, EvaluationLanes, TrainingLanes, union
 from odist.data.tokens import write_token_store

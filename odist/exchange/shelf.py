@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors.torch import load
 
-from odist.exchange.base import Snapshot
+from odist.exchange.base import Snapshot, Weights
 
 NO_STEP = -1
 
