@@ -20,6 +20,7 @@ from odist.config import SyntheticTextConfig, load
 from odist.data.lanes import Documents, EvaluationLanes, TrainingLanes, union
 from odist.data.tokens import write_token_store
 from odist.errors import Interrupted, UserError
+from odist.evaluation import evaluate
 from odist.losses import LossOptions, Soft, multiclass
 from odist.rng import derive
 from odist.run import Run
@@ -475,6 +476,22 @@ def test_the_model_learns_what_lies_before_its_unroll(train):
     assert math.isclose(carried.result()["cross_entropy"], metrics["cross_entropy"], rel_tol=1e-6)
     assert math.isclose(carried.result()["excess_cross_entropy"], metrics["excess_cross_entropy"], rel_tol=1e-5)
     assert 0 < metrics["excess_cross_entropy"] < anew.result()["excess_cross_entropy"] - 0.05
+
+
+def test_a_prepared_store_is_trained_on_and_evaluated(train, store, tmp_path):
+    quick = [word for word in QUICK if not word.startswith("train.max_examples")]
+    run = train(*quick, "data=prepared", f"data.path='{store.path}'", "train.max_examples=80", "train.evaluate_batch=4")
+    metrics = run.results["metrics"]
+    assert metrics["bits_per_byte"] > 0
+    assert "excess_cross_entropy" not in metrics
+    again = evaluate(run, split="validation", data=store.path, output=tmp_path / "p.csv")
+    assert again["cross_entropy"] == metrics["cross_entropy"]
+    table = np.genfromtxt(tmp_path / "p.csv", delimiter=",", names=True)
+    assert math.isclose(-np.log(table["prediction"]).mean(), metrics["cross_entropy"], rel_tol=1e-6)
+    assert set(table["label"].astype(int)) <= set(range(60))
+    trained = evaluate(run, split="train")
+    assert trained["rows"] > store.num_tokens("train") - 1 - 4
+    assert trained["cross_entropy_interval"][0] < trained["cross_entropy"] < trained["cross_entropy_interval"][1]
 
 
 def test_churn_of_what_is_stored_for_a_language_model():

@@ -34,8 +34,12 @@ def load_keep(folder: Path, *, part: int) -> np.ndarray:
     return np.load(folder / f"{part:06d}.keep.npy", allow_pickle=False)
 
 
-def mark_duplicates(folder: Path, *, parts: int, poll: Callable[[], None]) -> None:
-    """Write what `load_keep` reads, for parts 0 .. parts - 1 with their `save_hashes`; poll is called often."""
+def mark_duplicates(folder: Path, *, parts: int, poll: Callable[[], None], bucket: int = BUCKET) -> None:
+    """Write what `load_keep` reads, for parts 0 .. parts - 1 with their `save_hashes`.
+
+    poll: called often; may raise to stop
+    bucket: hashes held at once, about; never changes the result
+    """
     sizes = []
     for part in range(parts):
         hashes = np.load(folder / f"{part:06d}.hashes.npy", mmap_mode="r", allow_pickle=False)
@@ -44,12 +48,11 @@ def mark_duplicates(folder: Path, *, parts: int, poll: Callable[[], None]) -> No
         keep[:] = True
         keep.flush()
         poll()
-    buckets = max(1, -(-sum(sizes) // BUCKET))
-    borders = [(bucket << 64) // buckets for bucket in range(buckets + 1)]
+    buckets = max(1, -(-sum(sizes) // bucket))
     done = np.zeros(parts, dtype=np.int64)
-    for bucket in range(buckets):
-        last = bucket == buckets - 1
-        _mark_bucket(folder, done, sizes, border=None if last else borders[bucket + 1], poll=poll)
+    for number in range(1, buckets + 1):
+        border = None if number == buckets else (number << 64) // buckets
+        _mark_bucket(folder, done, sizes, border=border, poll=poll)
 
 
 def _mark_bucket(

@@ -40,13 +40,14 @@ class TextProgress:
         begins = step != self._step
         if begins:
             self._step, self._began = step, time.monotonic()
-        seconds = max(1e-3, time.monotonic() - self._began)
-        speed = f"{documents:,} documents, {documents / seconds:,.0f}/s" if documents else ""
-        if tokens:
-            speed += f"; {tokens:,} tokens, {tokens / seconds:,.0f}/s"
+        speed = "; ".join(self._rate(n, what) for n, what in ((documents, "documents"), (tokens, "tokens")) if n)
         if self._bars is not None:
             self._bars.update(self._task, description=WORDS[step], completed=done, total=total or None, speed=speed)
         elif begins or time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             share = f" {100 * done / total:.0f} %" if total else ""
             print(f"{WORDS[step]}{share} {speed}".rstrip(), file=sys.stderr, flush=True)
+
+    def _rate(self, number: int, what: str) -> str:
+        seconds = time.monotonic() - self._began
+        return f"{number:,} {what}" + (f", {number / seconds:,.0f}/s" if seconds > 1 else "")

@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol, cast
 from odist.errors import UserError
 
 Note = Callable[[int, str], None]  # (byte offset, kind of damage)
-CHUNK = 1 << 17
+CHUNK = 1 << 15
 GZIP = b"\x1f\x8b"
 GZIP_MEMBER = b"\x1f\x8b\x08"  # deflate is the only method there is
 ZSTD = b"\x28\xb5\x2f\xfd"
@@ -39,7 +39,7 @@ class _Unpacker(Protocol):
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
-@dataclass
+@dataclass(slots=True)
 class Record:
     """One record.
 
@@ -195,6 +195,26 @@ class _Buffer:
                 data += piece
         return len(data) >= stop
 
+    def whole_record(self) -> Record | None:
+        """The next piece where it is one sound record, as in a file of one gzip member a record.
+
+        Only with nothing unread. Else the piece is put into `data`, and None returned.
+        """
+        piece = next(self._pieces, None)
+        if piece is None:
+            self.ended = True
+            return None
+        end = piece.find(b"\r\n\r\n", 0, MAX_HEADER)
+        if end > 0 and piece.startswith(b"WARC/") and piece.endswith(b"\r\n\r\n"):
+            at = piece.find(b"\r\nContent-Length: ", 0, end) + 18  # the usual spelling; others go the slower way
+            length = piece[at : piece.find(b"\r\n", at)]
+            if at > 18 and length.isdigit() and end + 8 + int(length) == len(piece):
+                offset = self.base + len(self.data)
+                self.base += len(piece)
+                return _record(piece[: end + 2], piece[end + 4 : -4], offset)
+        self.data += piece
+        return None
+
     def advance(self, at: int) -> None:
         self.at = at
         if at > 1 << 20:
@@ -224,6 +244,9 @@ def read_records(pieces: Iterator[bytes], *, note: Note) -> Iterator[Record]:
     buffer = _Buffer(pieces)
     data = buffer.data
     while True:
+        if buffer.at == len(data):
+            while (record := buffer.whole_record()) is not None:
+                yield record
         while buffer.need(buffer.at + 1) and data[buffer.at] in b"\r\n":
             buffer.advance(buffer.at + 1)
         if not buffer.need(buffer.at + 1):
@@ -235,13 +258,19 @@ def read_records(pieces: Iterator[bytes], *, note: Note) -> Iterator[Record]:
                 return
             continue
         header, start = bytes(data[buffer.at : head.start() + 1]), head.end()
-        kind, length = _TYPE.search(header), _LENGTH.search(header)
+        length = _LENGTH.search(header)
         offset = buffer.base + buffer.at
         stop, resume = _block_end(buffer, start, -1 if length is None else int(length.group(1)), offset, note)
         if stop >= 0:
-            name = "" if kind is None else kind.group(1).decode().lower()
-            yield Record(name, header, bytes(memoryview(data)[start:stop]), offset)
+            yield _record(header, bytes(data[start:stop]), offset)
         buffer.advance(resume)
+
+
+def _record(header: bytes, block: bytes, offset: int) -> Record:
+    if b"\r\nWARC-Type: conversion\r\n" in header:  # nearly all there are
+        return Record("conversion", header, block, offset)
+    kind = _TYPE.search(header)
+    return Record("" if kind is None else kind.group(1).decode().lower(), header, block, offset)
 
 
 def _at_record(buffer: _Buffer) -> bool:
@@ -267,6 +296,8 @@ def _block_end(buffer: _Buffer, start: int, length: int, offset: int, note: Note
     # (end of the block, where to read on); the end is -1 where the record is left out.
     data, stop = buffer.data, start + length
     if 0 <= length <= MAX_BLOCK:
+        if buffer.need(stop + 4) and len(data) == stop + 4 and data.endswith(b"\r\n\r\n"):
+            return stop, stop + 4  # the piece ends with the record: what follows is looked at by itself
         whole = buffer.need(stop + 9)
         if data.startswith(b"\r\n\r\nWARC/", stop):
             return stop, stop + 4
