@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from odist.prepare.warc import MAX_BLOCK, Record, read_records, read_response, unpack
+from odist.prepare.unpack import unpack
+from odist.prepare.warc import Record, read_records, read_response
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "commoncrawl"
 TEXTS = [f"Page {i}\n" + f"line {i} of some text\n" * (3 + 7 * i) for i in range(12)]
@@ -67,7 +68,7 @@ def test_real_files_against_fastwarc(name: str) -> None:
     found, notes = read(path.read_bytes())
     with open(path, "rb") as file:
         expected = [
-            (str(record.record_type.name), record.reader.read(), record.record_id)
+            (record.headers["WARC-Type"], record.reader.read(), record.record_id)
             for record in warc.ArchiveIterator(file, parse_http=False)
         ]
     mine = [(record.kind, record.block, record.field("WARC-Record-ID")) for record in found]
@@ -172,10 +173,15 @@ def test_bytes_that_are_no_warc() -> None:
 
 
 def test_a_record_of_any_size_is_bounded() -> None:
-    big = header(MAX_BLOCK + 100) + b"x" * (MAX_BLOCK + 100) + b"\r\n\r\n"
-    found, notes = read(wet(TEXTS[0]) + big + wet(TEXTS[1]))
-    assert texts(found) == TEXTS[:2]
-    assert notes == [(len(wet(TEXTS[0])), "record too long")]
+    limit = 100_000
+    for size in (limit + 1, 7 * limit):
+        big = header(size) + b"x" * size + b"\r\n\r\n"
+        joined = wet(TEXTS[0]) + big + wet(TEXTS[1])
+        pieces = (joined[at : at + 10_000] for at in range(0, len(joined), 10_000))
+        notes: list[tuple[int, str]] = []
+        found = list(read_records(pieces, note=lambda *fault, notes=notes: notes.append(fault), max_block=limit))
+        assert texts(found) == TEXTS[:2]
+        assert notes == [(len(wet(TEXTS[0])), "record too long")]
 
 
 def test_http_response() -> None:

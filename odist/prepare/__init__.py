@@ -1,4 +1,4 @@
-"""Raw files to memory-mapped row stores, one preparation per data set; see PREPARATIONS."""
+"""Raw files to memory-mapped stores, one preparation per data set; see PREPARATIONS."""
 
 PREPARATIONS = {
     "commoncrawl": "odist.prepare.commoncrawl:prepare_commoncrawl",

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -29,6 +28,7 @@ from odist.prepare.commoncrawl_duplicates import mark_duplicates
 from odist.prepare.commoncrawl_options import TextOptions, TextReport, resolve
 from odist.prepare.commoncrawl_parts import EncodeCounts, PartJob, encode_part, kept_documents, read_part
 from odist.prepare.commoncrawl_pool import default_processes, run_jobs
+from odist.prepare.commoncrawl_report import build_report, sum_counts
 from odist.prepare.commoncrawl_sources import FetchError, TextSource, find_text_sources
 from odist.prepare.partial import NO_SPACE, Partial, finished_record
 from odist.prepare.tokenizer import open_tokenizer, train_sentencepiece
@@ -130,19 +130,26 @@ class _Preparation:
         """All steps; each finds by itself what of it is done."""
         self.folder.save({})
         self.work.mkdir(exist_ok=True)
-        for name, step in (("read", self._read), ("duplicates", self._duplicates), ("tokenizer", self._tokenizer),
-                           ("encode", self._encode)):  # fmt: skip
-            start = time.monotonic()
-            try:
+        steps = {
+            "read": self._read,
+            "duplicates": self._duplicates,
+            "tokenizer": self._tokenizer,
+            "encode": self._encode,
+        }
+        name = ""
+        try:
+            for name, step in steps.items():
+                start = time.monotonic()
                 step()
-            except Interrupted:
-                kept = sum(job.path("read.json").is_file() for job in self.jobs)
-                raise Interrupted(
-                    f"stopped in step {name}; {kept} of {len(self.jobs)} sources are read and kept in {self.folder.path}; "
-                    "the same command continues."
-                ) from None
-            self.stages[name] = round(time.monotonic() - start, 3)
-        return self._commit()
+                self.stages[name] = round(time.monotonic() - start, 3)
+            name = "join"
+            return self._commit()
+        except Interrupted:
+            kept = sum(job.path("read.json").is_file() for job in self.jobs)
+            raise Interrupted(
+                f"stopped in step {name}; {kept} of {len(self.jobs)} sources are read and kept in {self.folder.path}; "
+                "the same command continues."
+            ) from None
 
     def _poll(self) -> None:
         if self.stop():
@@ -174,9 +181,9 @@ class _Preparation:
             for entry in counts:
                 if entry["damage"]:
                     raise UserError(f"{entry['located'][0]}. --damaged keep counts such faults and keeps what is readable.")  # fmt: skip
-        documents = _sum(entry["documents"] for entry in counts)
+        documents = sum_counts(entry["documents"] for entry in counts)
         if not documents:
-            dropped = _sum(entry["dropped"] for entry in counts)
+            dropped = sum_counts(entry["dropped"] for entry in counts)
             why = ", ".join(f"{reason} {number:,}" for reason, number in dropped.most_common()) or "no record was found"
             raise UserError(f"no document is left of the input ({why}). Loosen the filters, or name other files.")
         for split, wanted in (("train", self.other is None), ("validation", self.chosen["validation_fraction"] != 0)):
@@ -256,7 +263,7 @@ class _Preparation:
             tokenizer=tokenizer.record,
             options=self.chosen,
         )
-        report = self._report(record, encoded)
+        report = build_report(self.jobs, record, read=self._counts("read"), encoded=encoded, folder=folder)
         kept = {key: value for key, value in asdict(report).items() if key not in (
             "seconds", "reused", "stages", "documents_per_second", "tokens_per_second")}  # fmt: skip
         self.stages["join"] = round(time.monotonic() - start, 3)
@@ -282,51 +289,3 @@ class _Preparation:
                     writer.append(ids, lengths=lengths, num_bytes=counts["bytes"][split])
                 self._poll()
             return writer.finish()
-
-    def _report(self, record: dict[str, Any], encoded: list[dict[str, Any]]) -> TextReport:
-        read = self._counts("read")
-        dropped = _sum(entry["dropped"] for entry in read)
-        duplicates = sum(entry["duplicates"] for entry in encoded)
-        paragraphs = _sum(entry["paragraphs"]["dropped"] for entry in read)
-        for counter, number in ((dropped, duplicates), (paragraphs, sum(e["duplicate_paragraphs"] for e in encoded))):
-            if number:
-                counter["duplicate"] = number
-        sources = [
-            {
-                **job.source.identity(),
-                "records": first["records"],
-                "kept": sum(second["documents"].values()),
-                "dropped": first["dropped"] | ({"duplicate": second["duplicates"]} if second["duplicates"] else {}),
-                "damage": first["damage"],
-            }
-            for job, first, second in zip(self.jobs, read, encoded, strict=True)
-        ]
-        splits = record["splits"]
-        files = [path for path in self.folder.path.iterdir() if path.is_file() and not path.name.startswith(("journal", "."))]  # fmt: skip
-        return TextReport(
-            records=sum(entry["records"] for entry in read),
-            kept=sum(entry["documents"] for entry in splits.values()),
-            dropped=dict(dropped.most_common()),
-            documents={split: entry["documents"] for split, entry in splits.items()},
-            tokens={split: entry["tokens"] for split, entry in splits.items()},
-            text_bytes={split: entry["bytes"] for split, entry in splits.items()},
-            unknown_tokens=sum(entry["unknown"] for entry in encoded),
-            paragraphs=sum(entry["paragraphs"]["seen"] for entry in read),
-            dropped_paragraphs=dict(paragraphs.most_common()),
-            damage=dict(_sum(entry["damage"] for entry in read).most_common()),
-            damage_located=[place for entry in read for place in entry["located"]],
-            vocabulary=record["vocabulary"],
-            special=record["special"],
-            input_bytes=sum(source.bytes for source in self.sources),
-            store_bytes=sum(path.stat().st_size for path in files),
-            sources=sources,
-            fingerprint=record["fingerprint"],
-            fitted_fingerprint=record["fitted_fingerprint"],
-        )
-
-
-def _sum(counts: Iterator[dict[str, int]] | Any) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for entry in counts:
-        total.update(entry)
-    return total

@@ -88,10 +88,10 @@ def is_binary(text: str) -> bool:
 
 def normalise(line: str) -> str:
     """Unicode NFC, every run of white space one space, characters without a form left out."""
-    if not line.isascii():
-        line = unicodedata.normalize("NFC", line)
     if _CONTROL.search(line) is not None:
         line = _CONTROL.sub("", line)
+    if not line.isascii():
+        line = unicodedata.normalize("NFC", line)
     return " ".join(line.split())
 
 
@@ -109,12 +109,11 @@ def clean(
     counts: grows
     """
     raw = list(lines)
+    if is_binary("\n".join(raw)):
+        return Dropped("binary")
     paragraphs = [text for text in map(normalise, raw) if text]
     if not paragraphs:
         return Dropped("empty")
-    whole = "\n".join(raw)
-    if is_binary(whole):
-        return Dropped("binary")
     counts.seen += len(paragraphs)
     if detect is not None and detect(_sample(paragraphs)) != filters.language:
         return Dropped(f"language not {filters.language}")

@@ -21,7 +21,8 @@ from typing import Any
 from odist.errors import UserError
 from odist.prepare.commoncrawl_lines import decode_lines, paragraphs, passages
 from odist.prepare.commoncrawl_sources import TextSource, fetched, load_dataset
-from odist.prepare.warc import Record, Response, read_records, read_response, unpack
+from odist.prepare.unpack import unpack
+from odist.prepare.warc import Record, Response, read_records, read_response
 
 HTML = ("text/html", "application/xhtml+xml")
 MAX_JSON_LINE = 1 << 26

@@ -20,7 +20,7 @@ from typing import Any
 
 from odist.errors import UserError
 from odist.prepare.sources import natural
-from odist.prepare.warc import unpack
+from odist.prepare.unpack import unpack
 
 DATASETS = "datasets:"
 SHARD_ROWS = 100_000  # of a data set; a shard is what is done again after an interruption

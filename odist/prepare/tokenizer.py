@@ -25,6 +25,7 @@ from odist.errors import UserError
 
 ENDS = {"sentence_end": "</s>", "paragraph_end": "</p>", "document_end": "</d>"}
 TRAINING_THREADS = 4  # fixed: sums over threads decide the last bits of the model
+CHARACTER_COVERAGE = 0.99995  # of the text; rarer characters are unknown
 MAX_SENTENCE_BYTES = 16_384
 MAX_WORD = 100  # characters, as in BERT: a longer word is unknown
 MODEL_FILE = "tokenizer.model"
@@ -189,9 +190,18 @@ def train_sentencepiece(sentences: Iterable[str], *, vocabulary: int) -> bytes:
     import sentencepiece
 
     written = io.BytesIO()
+    failed: list[BaseException] = []
+
+    def guarded() -> Iterator[str]:
+        try:
+            yield from sentences
+        except BaseException as error:  # sentencepiece would make a RuntimeError of it
+            failed.append(error)
+            raise
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
+            sentence_iterator=guarded(),
             model_writer=written,
             model_type="unigram",
             vocab_size=vocabulary,
@@ -201,7 +211,7 @@ def train_sentencepiece(sentences: Iterable[str], *, vocabulary: int) -> bytes:
             pad_id=-1,
             control_symbols=list(ENDS.values()),
             normalization_rule_name="identity",
-            character_coverage=0.9995,
+            character_coverage=CHARACTER_COVERAGE,
             max_sentence_length=MAX_SENTENCE_BYTES,
             input_sentence_size=0,
             shuffle_input_sentence=False,
@@ -209,6 +219,8 @@ def train_sentencepiece(sentences: Iterable[str], *, vocabulary: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
+        if failed:
+            raise failed[0] from None
         raise UserError(_training_failed(str(error), vocabulary)) from None
     return written.getvalue()
 

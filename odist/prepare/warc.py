@@ -1,42 +1,28 @@
-"""WARC, WET and WAT records out of sound and damaged files, and the text stream of any packed file.
+"""WARC, WET and WAT records out of sound and damaged files.
 
 Frames by Content-Length and checks that a record or the end follows; where not, the next record header is
-searched. Gzip is unpacked member by member and read on after a damaged one. What a record is worth is left
-to the preparation: every fault goes to `note(place, kind)` and what is readable is returned.
+searched. Packing is left to unpack.py, what a record is worth to the preparation: every fault goes to
+`note(place, kind)`, and what is readable is returned.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol, cast
 
-from odist.errors import UserError
+from odist.prepare.unpack import CHUNK, GZIP, Note
 
-Note = Callable[[int, str], None]  # (byte offset, kind of damage)
-CHUNK = 1 << 15
-GZIP = b"\x1f\x8b"
-GZIP_MEMBER = b"\x1f\x8b\x08"  # deflate is the only method there is
-ZSTD = b"\x28\xb5\x2f\xfd"
 MAX_HEADER = 1 << 16
 MAX_BLOCK = 1 << 26  # 64 MB; Common Crawl cuts payloads at 5 MB
 
 _HEADER_END = re.compile(rb"\n\r?\n")
-_TAIL = re.compile(rb"(?:\r?\n){2}WARC/[01]\.")
+_TAIL = re.compile(rb"(?:\r\n\r\n|\n\n)WARC/[01]\.")
 _NEXT = re.compile(rb"(?:\r?\n){1,8}(?=WARC/[01]\.\d+\r?\n[A-Za-z][A-Za-z-]*:)")
 _FIRST = re.compile(rb"WARC/[01]\.\d+\r?\n[A-Za-z][A-Za-z-]*:")
 _TYPE = re.compile(rb"^WARC-Type:[ \t]*([\w-]+)", re.I | re.M)
 _LENGTH = re.compile(rb"^Content-Length:[ \t]*(\d+)[ \t]*\r?$", re.I | re.M)
-
-
-class _Unpacker(Protocol):
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, /) -> bytes: ...
 
 
 @dataclass(slots=True)
@@ -58,120 +44,6 @@ class Record:
         """Value of a header field, "" without it; angle brackets as of wget are taken off."""
         found = re.search(rb"^" + re.escape(name.encode()) + rb":[ \t]*(.*?)\s*$", self.header, re.I | re.M)
         return "" if found is None else found.group(1).decode("utf-8", "replace").strip("<>")
-
-
-def unpack(file: BinaryIO, *, start: bytes, note: Note) -> Iterator[bytes]:
-    """The unpacked content of a file in pieces; faults are noted with their place in the packed file.
-
-    file: at its beginning, seekable
-    start: its first bytes, which tell gzip and zstd from plain
-    """
-    if start.startswith(GZIP):
-        return _unpack_gzip(file, note)
-    if start.startswith(ZSTD):
-        return _unpack_zstd(file, note)
-    return iter(lambda: file.read(CHUNK), b"")
-
-
-def _unpack_gzip(file: BinaryIO, note: Note) -> Iterator[bytes]:
-    create, errors = _inflate()
-    data, end = file.read(CHUNK), False  # data: packed bytes not yet taken; end: of the file
-    position = 0  # of data in the file
-    while True:
-        while not end and len(data) < len(GZIP_MEMBER):
-            more = file.read(CHUNK)
-            data, end = data + more, not more
-        if not data:
-            return
-        if not data.startswith(GZIP_MEMBER):
-            found = _next_member(file, position + 1)
-            if data[: found - position].strip(b"\0"):  # padding with zeros is allowed
-                note(position, "garbage between gzip members")
-            file.seek(found)
-            position, data, end = found, file.read(CHUNK), False
-            continue
-        member, emitted, unpacker = position, 0, create()
-        try:
-            while True:
-                piece = unpacker.decompress(data)
-                emitted += len(piece)
-                if piece:
-                    yield piece
-                if unpacker.eof:
-                    position += len(data) - len(unpacker.unused_data)
-                    data = unpacker.unused_data
-                    break
-                position += len(data)
-                data = file.read(CHUNK)
-                if not data:
-                    note(position, "truncated gzip")
-                    return
-        except errors:
-            yield from _salvage(file, member, emitted)
-            note(member, "damaged gzip member")
-            position = _next_member(file, member + 1)
-            file.seek(position)
-            data, end = file.read(CHUNK), False
-
-
-def _inflate() -> tuple[Callable[[], _Unpacker], tuple[type[Exception], ...]]:
-    try:
-        from isal import isal_zlib
-    except ImportError:  # the same bytes at about a third of the speed
-        return lambda: zlib.decompressobj(31), (zlib.error,)
-    return lambda: cast(_Unpacker, isal_zlib.decompressobj(31)), (zlib.error, cast(type[Exception], isal_zlib.error))
-
-
-def _salvage(file: BinaryIO, member: int, skip: int) -> Iterator[bytes]:
-    # What a damaged member holds up to the damage, less `skip` bytes: in small steps, as a step that fails gives none.
-    file.seek(member)
-    unpacker = zlib.decompressobj(31)
-    try:
-        while data := file.read(64):
-            piece = unpacker.decompress(data)
-            if len(piece) > skip:
-                yield piece[skip:]
-            skip = max(0, skip - len(piece))
-    except zlib.error:
-        return
-
-
-def _next_member(file: BinaryIO, position: int) -> int:
-    # Where the next gzip header may begin, or the end of the file.
-    file.seek(position)
-    rest = b""
-    while data := file.read(CHUNK):
-        found = (rest + data).find(GZIP_MEMBER)
-        if found >= 0:
-            return position - len(rest) + found
-        position += len(data)
-        rest = (rest + data)[-2:]
-    return position
-
-
-def _unpack_zstd(file: BinaryIO, note: Note) -> Iterator[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise UserError("a zstd file is read with zstandard, which is not installed. Type: pip install zstandard") from None  # fmt: skip
-    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(read_across_frames=False)
-    position, data = 0, file.read(CHUNK)
-    try:
-        while data:
-            piece = unpacker.decompress(data)
-            if piece:
-                yield piece
-            position += len(data) - len(unpacker.unused_data)
-            if unpacker.eof:
-                data = unpacker.unused_data or file.read(CHUNK)
-                if data:
-                    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            else:
-                data = file.read(CHUNK)
-                if not data:
-                    note(position, "truncated zstd")
-    except zstandard.ZstdError:
-        note(position, "damaged zstd")
 
 
 class _Buffer:
@@ -234,12 +106,13 @@ class _Buffer:
                 return pattern.search(self.data, checked)
 
 
-def read_records(pieces: Iterator[bytes], *, note: Note) -> Iterator[Record]:
+def read_records(pieces: Iterator[bytes], *, note: Note, max_block: int = MAX_BLOCK) -> Iterator[Record]:
     """The records of an unpacked WARC, WET or WAT stream; memory is one record.
 
     pieces: as `unpack` gives them
     note: told the unpacked offset of "bytes outside records", "wrong Content-Length", "truncated record"
-        and "record too long" (over MAX_BLOCK; it is left out)
+        and "record too long", which is left out
+    max_block: bytes from which on it is
     """
     buffer = _Buffer(pieces)
     data = buffer.data
@@ -254,13 +127,14 @@ def read_records(pieces: Iterator[bytes], *, note: Note) -> Iterator[Record]:
         head = buffer.search(_HEADER_END, buffer.at, limit=MAX_HEADER) if _at_record(buffer) else None
         if head is None:
             note(buffer.base + buffer.at, "bytes outside records")
-            if not _skip_to_record(buffer):
+            if not _skip_to_record(buffer, max_block):
                 return
             continue
         header, start = bytes(data[buffer.at : head.start() + 1]), head.end()
         length = _LENGTH.search(header)
         offset = buffer.base + buffer.at
-        stop, resume = _block_end(buffer, start, -1 if length is None else int(length.group(1)), offset, note)
+        told = -1 if length is None else int(length.group(1))
+        stop, resume = _block_end(buffer, start, told, offset, note=note, max_block=max_block)
         if stop >= 0:
             yield _record(header, bytes(data[start:stop]), offset)
         buffer.advance(resume)
@@ -278,11 +152,11 @@ def _at_record(buffer: _Buffer) -> bool:
     return _FIRST.match(buffer.data, buffer.at) is not None
 
 
-def _skip_to_record(buffer: _Buffer) -> bool:
+def _skip_to_record(buffer: _Buffer, max_block: int) -> bool:
     # To the next record header after the position; False at the end of the stream.
     buffer.advance(buffer.at + 1)
     while True:
-        found = buffer.search(_NEXT, buffer.at, limit=MAX_BLOCK)
+        found = buffer.search(_NEXT, buffer.at, limit=max_block)
         if found is not None:
             buffer.advance(found.end())
             return True
@@ -292,10 +166,10 @@ def _skip_to_record(buffer: _Buffer) -> bool:
         buffer.advance(len(buffer.data) - 256)
 
 
-def _block_end(buffer: _Buffer, start: int, length: int, offset: int, note: Note) -> tuple[int, int]:
+def _block_end(buffer: _Buffer, start: int, length: int, offset: int, *, note: Note, max_block: int) -> tuple[int, int]:
     # (end of the block, where to read on); the end is -1 where the record is left out.
     data, stop = buffer.data, start + length
-    if 0 <= length <= MAX_BLOCK:
+    if 0 <= length <= max_block:
         if buffer.need(stop + 4) and len(data) == stop + 4 and data.endswith(b"\r\n\r\n"):
             return stop, stop + 4  # the piece ends with the record: what follows is looked at by itself
         whole = buffer.need(stop + 9)
@@ -307,14 +181,14 @@ def _block_end(buffer: _Buffer, start: int, length: int, offset: int, note: Note
             if follows is not None or (buffer.ended and not data[stop:].strip()):
                 return stop, stop
     # The length leads nowhere: the block ends where the next record begins. It may begin right behind the header.
-    found = buffer.search(_NEXT, start - 1, limit=MAX_BLOCK)
-    if found is not None:
+    found = buffer.search(_NEXT, start - 1, limit=max_block)
+    if found is not None and found.start() - start <= max_block:
         note(offset, "wrong Content-Length")
         return max(start, found.start()), found.end()
-    if not buffer.ended:
+    if found is not None or not buffer.ended:
         note(offset, "record too long")
-        buffer.advance(len(data) - 256)
-        _skip_to_record(buffer)
+        buffer.advance(len(data) - 256 if found is None else found.start() - 1)
+        _skip_to_record(buffer, max_block)
         return -1, buffer.at
     note(offset, "truncated record" if len(data) < stop else "wrong Content-Length")
     return len(data), len(data)
