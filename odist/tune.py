@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def tune(
     read_tuning(folder / FILE)  # a file that cannot be added to is refused before hours of trials, not after
     for variant in dict.fromkeys(run.variant for run in systems):
         own = [run for run in systems if run.variant == variant]
-        found, trials = _tune_variant(own, rules, place=place, jobs=jobs or os.cpu_count() or 1, echo=echo)
+        of_variant = replace(rules, seeds=recipe.variants[variant].tuning_seeds or rules.seeds)
+        found, trials = _tune_variant(own, of_variant, place=place, jobs=jobs or os.cpu_count() or 1, echo=echo)
         _write(recipe, found, trials, scale=scale, variant=variant, folder=folder, place=place)
         result.commands.extend([train_command(trial, place / trial.name) for trial in trials])
         for system, entry in found["systems"].items():

@@ -100,6 +100,7 @@ class Layer:
     needs: str | None = None  # a variable that the caller must give
     without: tuple[str, ...] = ()
     references: dict[str, Reference] = field(default_factory=dict)
+    tuning_seeds: tuple[int, ...] | None = None  # of the trials on this variant; None: as for all
 
 
 @dataclass(frozen=True)

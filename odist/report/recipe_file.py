@@ -79,7 +79,8 @@ def _check_tuning_seeds(recipe: Recipe) -> None:
     if recipe.tuning is None:
         return
     reported = {seed for scale in recipe.scales for seed in recipe.seeds_at(scale)}
-    if both := sorted(reported & set(recipe.tuning.seeds)):
+    own = {seed for layer in recipe.variants.values() for seed in layer.tuning_seeds or ()}
+    if both := sorted(reported & ({*recipe.tuning.seeds} | own)):
         raise UserError(f"recipe {recipe.name}, tuning: seed {both[0]} is also reported. Choose seeds that are not.")
 
 
@@ -98,7 +99,7 @@ def _reference(key: str, content: dict[str, Any], where: str, systems: Mapping[s
 
 
 def _layer(content: dict[str, Any], where: str, systems: Mapping[str, System]) -> Layer:
-    _keys(content, where, optional={"label", "overrides", "systems", "seeds", "variables", "needs", "without",
+    _keys(content, where, optional={"label", "overrides", "systems", "seeds", "variables", "needs", "without", "tuning_seeds",
                                     "references"})  # fmt: skip
     for system in [*(content.get("systems") or {}), *(content.get("without") or ())]:
         _one_of(system, systems, f"{where}, systems")
@@ -109,6 +110,7 @@ def _layer(content: dict[str, Any], where: str, systems: Mapping[str, System]) -
         seeds=_seeds(content["seeds"], where) if content.get("seeds") else None,
         variables={key: str(value) for key, value in (content.get("variables") or {}).items()},
         needs=content.get("needs"),
+        tuning_seeds=_seeds(content["tuning_seeds"], where) if content.get("tuning_seeds") else None,
         without=tuple(content.get("without") or ()),
         references={key: _reference(key, value, f"{where}, reference {key}", systems)
                     for key, value in (content.get("references") or {}).items()},

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from odist.config import FREE_KEYS, Config, flatten, to_dict
+from odist.config import FREE_KEYS, flatten
 from odist.errors import UserError
 from odist.report.recipe import Recipe, Tuning
 from odist.report.table import estimate, markdown_table
@@ -58,17 +58,16 @@ def chosen_values(
 
 
 def settings(config: Mapping[str, Any], tuning: Tuning) -> dict[str, Any]:
-    """What a trial and a reported run of one system have to share: dotted keys that are not at their default.
+    """What a trial and a reported run of one system have to share, by dotted key.
 
     Left out are the tuned key, what tuning overrides, the seed, places, and what decides nothing.
     """
-    defaults = dict(flatten(to_dict(Config())))
     left_out = {tuning.key, "seed", "data.path", "algorithm.teachers"}
     left_out |= {line.split("=", 1)[0].lstrip("+") for line in tuning.overrides}
     kept = {}
     for key, value in flatten(config):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE_KEYS)
-        if key not in left_out and not free and defaults.get(key) != value:
+        if key not in left_out and not free:
             kept[key] = value
     return kept
 
@@ -132,8 +131,8 @@ def tuning_notes(
 
 
 def _differing(own: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
-    tuned = entry.get("settings", {})
-    return [key for key in {**own, **tuned} if own.get(key) != tuned.get(key)]
+    """Keys of the trials that the run has otherwise; a key that is newer than the trials says nothing."""
+    return [key for key, value in entry.get("settings", {}).items() if own.get(key) != value]
 
 
 def tuning_parts(

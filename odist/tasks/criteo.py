@@ -145,7 +145,9 @@ class SyntheticSource:
         self.generator = SyntheticCriteo(self.options, seed=config.data.seed)
         self.num_ids = self.generator.num_ids
         self.numeric_mean, self.numeric_std = self.generator.numeric_mean, self.generator.numeric_std
-        named = json.dumps(["synthetic-criteo-1", config.data.seed, self.holdout, asdict(self.options)], sort_keys=True)
+        # Without the number of training rows: more of one stream is the same data, evaluated on the same rows.
+        made_by = {key: value for key, value in asdict(self.options).items() if key != "rows"}
+        named = json.dumps(["synthetic-criteo-1", config.data.seed, self.holdout, made_by], sort_keys=True)
         self.fingerprint = self.fitted_fingerprint = hashlib.sha256(named.encode()).hexdigest()
 
     def num_rows(self, split: str) -> int:
@@ -171,6 +173,8 @@ class PreparedSource:
         self.numeric_std = np.asarray(fitted["numeric_std"], dtype=np.float32)
         self.num_ids = int(self.store.meta["options"]["buckets"])
         self.tuning = data.holdout == "tuning"
+        if self.tuning:  # other rows are evaluated
+            self.fingerprint = hashlib.sha256(f"{self.fingerprint} tuning".encode()).hexdigest()
         whole = self.store.num_rows("train")
         kept = whole - whole // TUNING_SHARE if self.tuning else whole
         self.tuning_start = kept
