@@ -38,10 +38,17 @@ MODULES = {
 }
 
 
+def installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the parent package: no plug-in at all
+        return False
+
+
 @pytest.fixture(params=PLUGINS)
 def plugin(request: pytest.FixtureRequest) -> list[str]:
     module = MODULES.get(request.param)
-    if module is not None and importlib.util.find_spec(f"hydra_plugins.{module}") is None:
+    if module is not None and not installed(f"hydra_plugins.{module}"):
         pytest.skip(f"{module} is not installed: pip install 'odist[sweeps]'")
     return PLUGINS[request.param]
 
