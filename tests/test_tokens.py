@@ -101,7 +101,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
         TokenStore.open(missing)
     rows = fresh("rows")
     (rows / "store.json").write_text(json.dumps({"format": "odist-rows-1"}))
-    with pytest.raises(UserError, match="a language model reads 'odist-tokens-1'"):
+    with pytest.raises(UserError, match="expected 'odist-tokens-1'"):
         TokenStore.open(rows)
     with pytest.raises(UserError, match="no split 'test'; it has train, validation"):
         TokenStore.open(fresh("fine")).tokens("test")

@@ -87,6 +87,26 @@ class RowWriter:
             view = view[self._file.write(view) :]
 
 
+def open_record(path: Path, expected: str, *, command: str) -> dict[str, Any]:
+    """Read the store.json of a finished store of format `expected`.
+
+    command: what makes such a store, for the message. UserError when the folder is missing, unfinished,
+    no store, or of another format.
+    """
+    meta = read_record(path)
+    if meta is None:
+        if not path.exists():
+            raise UserError(f"{path}: no such folder. Make it with `{command} --input FILE --output {path}`.")
+        partial = path.name.endswith(".partial")
+        why = "an unfinished preparation; the same `odist prepare` command completes it" if partial else (
+            f"not a prepared store (it has no store.json); name a folder made by `{command}`")  # fmt: skip
+        raise UserError(f"{path}: {why}.")
+    if meta.get("format") != expected:
+        raise UserError(f"{path}: its format is {meta.get('format')!r}, expected {expected!r}. "
+                        f"Name a folder made by `{command}`, or prepare it again.")  # fmt: skip
+    return meta
+
+
 class RowStore:
     """A finished store, opened by `RowStore.open`; reads rows, writes nothing."""
 
@@ -99,17 +119,7 @@ class RowStore:
     def open(cls, path: Path | str) -> RowStore:
         """Open the store in folder `path`; UserError when it is missing, no store, or damaged."""
         path = Path(path)
-        meta = read_record(path)
-        if meta is None:
-            if not path.exists():
-                raise UserError(f"{path}: no such folder. Make it with `odist prepare TASK FILES... --output {path}`.")
-            partial = path.name.endswith(".partial")
-            why = "an unfinished preparation; the same `odist prepare` command completes it" if partial else (
-                "not a prepared store (it has no store.json); name a folder made by `odist prepare`")  # fmt: skip
-            raise UserError(f"{path}: {why}.")
-        if meta.get("format") != FORMAT:
-            raise UserError(f"{path}: its format is {meta.get('format')!r}, this version of odist reads {FORMAT!r}. "
-                            "Prepare it again with `odist prepare`.")  # fmt: skip
+        meta = open_record(path, FORMAT, command="odist prepare TASK")
         files = {name: _map(path / name, int(meta["columns"])) for name in {s["file"] for s in meta["splits"].values()}}
         arrays = {}
         for name, split in meta["splits"].items():

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from odist.data.rows import read_record
+from odist.data.rows import open_record
 from odist.errors import UserError
 from odist.run import write_atomically
 
@@ -212,17 +212,7 @@ class TokenStore:
     def open(cls, path: Path | str) -> TokenStore:
         """Open the store in folder `path`; UserError when it is missing, no token store, or damaged."""
         path = Path(path)
-        meta = read_record(path)
-        if meta is None:
-            if not path.exists():
-                raise UserError(f"{path}: no such folder. Make it with `odist prepare commoncrawl --output {path}`.")
-            partial = path.name.endswith(".partial")
-            why = "an unfinished preparation; the same `odist prepare` command completes it" if partial else (
-                "not a prepared store (it has no store.json); name a folder made by `odist prepare commoncrawl`")  # fmt: skip
-            raise UserError(f"{path}: {why}.")
-        if meta["format"] != FORMAT:
-            raise UserError(f"{path}: its format is {meta['format']!r}, a language model reads {FORMAT!r}. "
-                            "Name a folder made by `odist prepare commoncrawl`.")  # fmt: skip
+        meta = open_record(path, FORMAT, command="odist prepare commoncrawl")
         dtype = np.dtype(meta["dtype"])
         return cls(path, meta, {name: _map_split(path, name, entry, dtype) for name, entry in meta["splits"].items()})
 
