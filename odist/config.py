@@ -76,7 +76,7 @@ class DataConfig:
     name: str = MISSING  # synthetic | prepared
     path: str | None = None  # folder made by `odist prepare`
     seed: int = 0  # generator, training rows, partition; never the order
-    partition: str = "same"  # same: every group reads all rows | disjoint: each group its own part
+    partition: str = "same"  # same: all rows, each group in its order | identical: in one order | disjoint: its part
     parts: int | None = None  # disjoint: number of parts; null: one per group
     max_rows: int | None = None  # use only the first so many training rows
     holdout: str = "validation"  # what is evaluated: validation | tuning (other rows, for choosing settings)

@@ -69,7 +69,9 @@ def tune(
     plan, left_out = recipe.plan(scale, variables=variables)
     for variant, variable in left_out.items():
         echo(f"left out: variant {variant}, which needs --{variable.replace('_', '-')}")
-    systems = list({(run.variant, run.system): run for run in plan}.values())
+    systems = list(
+        {(run.variant, run.system): run for run in plan if not recipe.systems[run.system].tuned_with}.values()
+    )
     folder, place = output / recipe.name, runs_dir / recipe.name / scale / "tuning"
     result = TuneResult(folder / FILE, left_out=left_out)
     if dry_run:

@@ -19,7 +19,7 @@ from odist.suggest import choose
 
 CHOICES = {
     "data.name": ("synthetic", "prepared"),
-    "data.partition": ("same", "disjoint"),
+    "data.partition": ("same", "identical", "disjoint"),
     "data.holdout": ("validation", "tuning"),
     "optim.name": ("adagrad", "sgd", "adam", "adamw"),
     "optim.schedule": ("constant", "cosine", "steps"),

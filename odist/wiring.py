@@ -17,6 +17,7 @@ from torch import nn
 from odist import checkpoint, registry
 from odist.config import Config, load
 from odist.data.loader import Loader
+from odist.data.order import order_seed
 from odist.errors import UserError
 from odist.exchange.base import Exchange, Snapshot, fingerprint
 from odist.log import MetricsLog
@@ -94,7 +95,7 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool]) -> T
         group=group,
         num_groups=config.num_groups,
         examples_per_step=clock.examples_per_step,
-        seed=derive(config.seed, "order", group=group),
+        seed=order_seed(config.seed, group=group, partition=config.data.partition),
     )
 
     def batches(step: int) -> list[Batch]:

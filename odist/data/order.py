@@ -31,6 +31,14 @@ class EvaluationOrder(Order, Protocol):
     def __len__(self) -> int: ...
 
 
+def order_seed(seed: int, *, group: int, partition: str) -> int:
+    """The seed of a group's order: one for all groups where they read identical rows, else one of its own.
+
+    seed: of the run; partition: data.partition
+    """
+    return derive(seed, "order", group=0 if partition == "identical" else group)
+
+
 def permute(index: np.ndarray, size: int, *, key: int) -> np.ndarray:
     """Map indices through a keyed permutation of range(size).
 

@@ -17,12 +17,20 @@ from odist.errors import UserError
 
 @dataclass(frozen=True)
 class System:
-    """One row of a table: a name, what it is called in the paper, overrides of `odist train`, the paper's numbers."""
+    """One row of a table: a name, what it is called in the paper, overrides of `odist train`, the paper's numbers.
+
+    paper_curve: name of its curve in the paper's figure, if it has one
+    teachers: system whose finished run of the same seed teaches this one (two-phase distillation)
+    tuned_with: system whose tuned setting this one uses
+    """
 
     name: str
     label: str
     overrides: tuple[str, ...] = ()
     paper: dict[str, Any] = field(default_factory=dict)  # metric: value, or [value, plus or minus]
+    paper_curve: str | None = None
+    teachers: str | None = None
+    tuned_with: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from odist.report.recipe import Claim, Decision, Layer, Recipe, Reference, Syste
 
 RELATIONS = ("<", ">", "within")
 VERDICTS = ("holds", "does not hold", "not resolved")
+OF_A_SYSTEM = ("paper_curve", "teachers", "tuned_with")
 KINDS_OF_REFERENCE = ("logistic",)
 
 
@@ -28,8 +29,9 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
                                                                 "scale", "tuning", "decision"})  # fmt: skip
     systems = {}
     for key, value in content["systems"].items():
-        _keys(value, f"recipe {name}, system {key}", required={"label"}, optional={"overrides", "paper"})
-        systems[key] = System(key, value["label"], tuple(value.get("overrides") or ()), value.get("paper") or {})
+        _keys(value, f"recipe {name}, system {key}", required={"label"}, optional={"overrides", "paper", *OF_A_SYSTEM})
+        systems[key] = System(key, value["label"], tuple(value.get("overrides") or ()), value.get("paper") or {},
+                              **{option: value.get(option) for option in OF_A_SYSTEM})  # fmt: skip
     layers = {
         kind: {key: _layer(value or {}, f"recipe {name}, {kind} {key}", systems) for key, value in entries.items()}
         for kind, entries in (("scales", content["scales"]), ("variants", content.get("variants") or {"": {}}))

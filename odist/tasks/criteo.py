@@ -90,6 +90,8 @@ class CriteoTask:
         each = min(examples, rows if self.source.streams else rows // parts)
         if parts > 1:
             return num_groups * each
+        if self.config.data.partition == "identical":
+            return each
         # Over less than one pass, groups that share the rows read different ones, each in its own order.
         unread = (1 - each / rows) ** num_groups
         return rows if each == rows else round(rows * (1 - unread))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from odist import registry
 from odist.config import Config, LanguageConfig
 from odist.data.lanes import Documents, EvaluationLanes, TrainingLanes, union
+from odist.data.order import order_seed
 from odist.data.tokens import TokenStore
 from odist.errors import UserError
 from odist.losses import LossOptions, Soft, Sums, multiclass
@@ -31,7 +32,7 @@ from odist.tasks.base import Batch, Carry
 from odist.tasks.language_metrics import LanguageMetrics, language_results
 from odist.tasks.synthetic_text import LONGEST, SyntheticText
 
-TUNING_SHARE = 16  # data.holdout=tuning: every 16th training document, by a hash, is evaluated and not trained on
+TUNING_SHARE = 16  # data.holdout=tuning: at most a 16th of the training documents is evaluated and not trained on
 PRIOR_TOKENS = 1 << 18  # tokens of the generator from which frequencies are counted
 
 Tokens = tuple[np.ndarray, np.ndarray | None]
@@ -98,7 +99,7 @@ class LanguageTask:
         per_step = self.config.train.batch * self.config.workers
         read = []
         for group in range(num_groups):
-            seed = derive(self.config.seed, "order", group=group)  # as the groups were given, see odist.wiring
+            seed = order_seed(self.config.seed, group=group, partition=self.config.data.partition)  # as odist.wiring
             order = self.order(group=group, num_groups=num_groups, examples_per_step=per_step, seed=seed)
             read.append(order.read(examples // per_step))
         starts, stops = (np.concatenate(ends) for ends in zip(*read, strict=True))
@@ -236,7 +237,7 @@ class PreparedSource:
         starts = np.asarray(self.store.document_starts(stored))
         chosen = np.arange(len(starts) - 1, dtype=np.uint64)
         if self.tuning:
-            held_out = mix(chosen, key=derive(0, "tuning")) % np.uint64(TUNING_SHARE) == 0
+            held_out = self._held_out(chosen)
             chosen = chosen[held_out if split == "validation" else ~held_out]
         if split == "train" and self.most_tokens is not None:
             chosen = chosen[np.cumsum(np.diff(starts)[chosen]) <= self.most_tokens] if len(chosen) else chosen
@@ -244,6 +245,13 @@ class PreparedSource:
             key = derive(self.data_seed, "partition")
             chosen = chosen[mix(chosen, key=key) % np.uint64(parts) == np.uint64(part)]
         return Documents(starts[chosen], starts[chosen + np.uint64(1)] - starts[chosen])
+
+    def _held_out(self, documents: np.ndarray) -> np.ndarray:
+        """Which training documents the tuning evaluates: as many as validation has, drawn by a hash of their number."""
+        wanted = min(len(documents) // TUNING_SHARE, len(self.store.document_starts("validation")) - 1)
+        keys = mix(documents, key=derive(0, "tuning"))
+        count = max(1, wanted)
+        return keys <= np.partition(keys, count - 1)[count - 1]
 
     def tokens(self, addresses: np.ndarray, split: str) -> Tokens:
         stored = self.store.tokens("train" if self.tuning else split)
