@@ -175,10 +175,68 @@ def commoncrawl(
     print(f"use it: odist train task=lm data=prepared data.path={output}")
 
 
-class PrepareProgress:
-    """A bar on a terminal, a line every few seconds elsewhere; both on standard error."""
+class BadImages(StrEnum):
+    """What happens to files that are no whole image."""
 
-    def __init__(self) -> None:
+    refuse = "refuse"
+    skip = "skip"
+
+
+@prepare_app.command()
+def imagenet(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="PATH", help="Folder of train/CLASS and val/CLASS or of CLASS; tar; repeat."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Instead: a data set, or a folder of Parquet files.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Classes of ILSVRC2012_img_val.tar: ground truth, or NAME CLASS."),
+    ] = None,
+    synsets: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Classes by the ground truth's number. \\[meta.mat beside it]")
+    ] = None,
+    validation_fraction: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of validation images where no such part is. \\[0.05]")
+    ] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Seed of their draw. \\[0]")] = None,
+    short_side: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Resize larger images to this short side, as JPEG.")
+    ] = None,
+    decode: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Store squares of pixels instead of JPEG, for small images.")
+    ] = None,
+    bad: Annotated[BadImages | None, typer.Option(help="Files that are no whole image.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Parts read at once. \\[one per core]")] = None,
+) -> None:
+    """Prepare images in classes: ImageNet, CIFAR-10, Tiny ImageNet, or any other.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    from odist.cli_show import print_report
+    from odist.launch import Stop
+    from odist.prepare.commoncrawl_sources import DATASETS
+    from odist.prepare.imagenet import ImageOptions, prepare_imagenet
+
+    given: dict[str, Any] = {key: value for key, value in locals().items() if key in ImageOptions.__dataclass_fields__}
+    options = {name: getattr(value, "value", value) for name, value in given.items() if value is not None}
+    named = (inputs or []) + ([] if dataset is None else [DATASETS + dataset.removeprefix(DATASETS)])
+    with Stop().listening() as stop, PrepareProgress(unit="images") as progress:
+        report = prepare_imagenet(
+            named, output=output, options=ImageOptions(**options), progress=progress.update, stop=stop
+        )
+    print_report(report)
+    print(f"use it: odist train task=imagenet data=prepared data.path={output}")
+
+
+class PrepareProgress:
+    """A bar on a terminal, a line every few seconds elsewhere; both on standard error. unit: what is counted"""
+
+    def __init__(self, unit: str = "rows") -> None:
+        self._unit = unit
         self._bars: Any = None
         self._task: Any = None
         self._last = time.monotonic()
@@ -188,7 +246,12 @@ class PrepareProgress:
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (BarColumn(), DownloadColumn(), TextColumn("{task.fields[rows]} rows"), TimeRemainingColumn())
+            columns = (
+                BarColumn(),
+                DownloadColumn(),
+                TextColumn("{task.fields[rows]} " + self._unit),
+                TimeRemainingColumn(),
+            )
             self._bars = Progress(*columns, console=Console(stderr=True))
             self._task = self._bars.add_task("", total=None, rows="0")
             self._bars.start()
@@ -199,10 +262,10 @@ class PrepareProgress:
             self._bars.stop()
 
     def update(self, done: int, total: int, rows: int) -> None:
-        """Show `done` of `total` bytes of input and the rows so far."""
+        """Show `done` of `total` bytes of input and the rows or images so far."""
         if self._bars is not None:
             self._bars.update(self._task, completed=done, total=total or None, rows=f"{rows:,}")
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             share = f"{100 * done / total:.0f} %" if total else "?"
-            print(f"{share} of {total / 1e6:,.0f} MB, {rows:,} rows", file=sys.stderr, flush=True)
+            print(f"{share} of {total / 1e6:,.0f} MB, {rows:,} {self._unit}", file=sys.stderr, flush=True)

@@ -1,0 +1,192 @@
+"""Memory-mapped image stores: JPEG bytes one after the other, or small images as pixels, with their labels.
+
+A store is a folder: arrays and `store.json`, the commit record, which is written last. Raw files are left to
+prepare/imagenet.py, decoding to data/jpeg.py, crops to data/augment.py; this module knows folders, bytes, labels.
+
+    store.json            format, task, fingerprint, fitted_fingerprint, decoded, splits, options, report, ...
+    splits                name -> {"images": n, "bytes": b, "sha256": of images and labels in order}
+    classes.json          names of the classes; a label is the place in this list
+    labels-NAME.npy       int64 [n]; NAME is train or validation
+    images-NAME.bin       JPEG files (RGB or grey), nothing else
+    offsets-NAME.npy      int64 [n, 2]: image i is bytes [offsets[i, 0], offsets[i, 1])
+    images-NAME.npy       instead of these two in a decoded store: uint8 [n, S, S, 3]
+    dropped.jsonl         files of the input that are not in the store, and why
+
+Rows are in an order drawn by the images' content, so any first or last part of a split is a fair sample of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odist.data.rows import open_record
+from odist.data.tokens import digest
+from odist.errors import UserError
+
+FORMAT = "odist-images-1"
+SPLITS = ("train", "validation")
+CLASSES = "classes.json"
+COMMAND = "odist prepare imagenet"
+
+
+def store_record(
+    *, classes: list[str], decoded: int | None, splits: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Content of store.json with its fingerprints; callers may add keys such as "report".
+
+    decoded: side of the square images of a decoded store in pixels, None for JPEG
+    splits: name -> {"images", "bytes", "sha256"}
+    """
+    content = {"format": FORMAT, "decoded": decoded, "classes": classes, "splits": splits}
+    return {
+        "format": FORMAT,
+        "task": "imagenet",
+        "fingerprint": digest(content),
+        "fitted_fingerprint": digest({"classes": classes}),
+        "decoded": decoded,
+        "num_classes": len(classes),
+        "splits": {name: dict(entry) for name, entry in splits.items()},
+        "options": dict(options),
+    }
+
+
+class ImageStore:
+    """A finished store, opened by `ImageStore.open`; reads images, writes nothing. Safe to use from threads."""
+
+    def __init__(self, path: Path, meta: dict[str, Any], classes: list[str], splits: dict[str, _Split]) -> None:
+        self.path = path
+        self.meta = meta
+        self.classes = classes
+        self._splits = splits
+
+    @classmethod
+    def open(cls, path: Path | str) -> ImageStore:
+        """Open the store in folder `path`; UserError when it is missing, no image store, or damaged."""
+        path = Path(path)
+        meta = open_record(path, FORMAT, command=COMMAND)
+        try:
+            classes = json.loads((path / CLASSES).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise _damaged(path / CLASSES, "the file is missing") from None
+        except ValueError as error:
+            raise _damaged(path / CLASSES, f"not JSON ({error})") from None
+        if not isinstance(classes, list) or len(classes) != meta["num_classes"]:
+            raise _damaged(path / CLASSES, f"expected a list of {meta['num_classes']} names")
+        splits = {name: _Split(path, name, entry, meta["decoded"]) for name, entry in meta["splits"].items()}
+        for name, split in splits.items():
+            if len(split.labels) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(classes):
+                raise _damaged(path / f"labels-{name}.npy", f"a label outside [0, {len(classes)})")
+        return cls(path, meta, classes, splits)
+
+    @property
+    def task(self) -> str:
+        return str(self.meta["task"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Names images, labels, their order and the classes."""
+        return str(self.meta["fingerprint"])
+
+    @property
+    def fitted_fingerprint(self) -> str:
+        """Names the classes; a model may be used on every store with the same."""
+        return str(self.meta["fitted_fingerprint"])
+
+    @property
+    def decoded(self) -> int | None:
+        """Side of the images of a decoded store in pixels, None where they are JPEG."""
+        return None if self.meta["decoded"] is None else int(self.meta["decoded"])
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._splits)
+
+    def num_rows(self, split: str) -> int:
+        """Images of a split; UserError when there is no such split."""
+        return len(self._split(split).labels)
+
+    def labels(self, split: str) -> np.ndarray:
+        """Classes of all images of a split, int64 [n], read-only."""
+        return self._split(split).labels
+
+    def jpeg(self, split: str, id: int) -> bytes:
+        """The JPEG file of one image; IndexError outside [0, num_rows), TypeError for a decoded store."""
+        part = self._split(split)
+        if part.offsets is None:
+            raise TypeError(f"{self.path}: a decoded store holds pixels, no JPEG")
+        if not 0 <= id < len(part.labels):
+            raise IndexError(f"{self.path}: image {id} asked for, split {split} has {len(part.labels):,} images")
+        start, stop = map(int, part.offsets[id])
+        data = os.pread(part.descriptor, stop - start, start)  # unlike a page fault, it lets other threads run
+        if len(data) != stop - start:
+            raise _damaged(self.path / f"images-{split}.bin", f"image {id} breaks off")
+        return data
+
+    def pixels(self, split: str, ids: np.ndarray) -> np.ndarray:
+        """Copy images out of a decoded store.
+
+        ids: integers [n], row numbers within the split; IndexError outside [0, num_rows)
+        returns: uint8 [n, S, S, 3], red, green, blue; TypeError for a store of JPEG
+        """
+        part = self._split(split)
+        if part.pixels is None:
+            raise TypeError(f"{self.path}: a store of JPEG holds no pixels; prepare it with --decode")
+        ids = np.asarray(ids)
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < len(part.labels):
+            raise IndexError(
+                f"{self.path}: images {ids.min()} to {ids.max()} asked for, split {split} has {len(part.labels):,}"
+            )
+        return np.take(part.pixels, ids, axis=0, mode="clip")  # checked above
+
+    def _split(self, split: str) -> _Split:
+        if split not in self._splits:
+            raise UserError(f"{self.path}: no split {split!r}; it has {', '.join(self._splits)}.")
+        return self._splits[split]
+
+
+class _Split:
+    """The open files of one split."""
+
+    def __init__(self, path: Path, name: str, entry: dict[str, Any], decoded: int | None) -> None:
+        images = int(entry["images"])
+        self.labels = _load(path / f"labels-{name}.npy", shape=(images,), dtype="int64")
+        self.offsets: np.ndarray | None = None
+        self.pixels: np.ndarray | None = None
+        if decoded is not None:
+            self.pixels = _load(path / f"images-{name}.npy", shape=(images, decoded, decoded, 3), dtype="uint8")
+            return
+        self.offsets = _load(path / f"offsets-{name}.npy", shape=(images, 2), dtype="int64")
+        file = path / f"images-{name}.bin"
+        try:
+            self.descriptor = os.open(file, os.O_RDONLY)
+        except FileNotFoundError:
+            raise _damaged(file, "the file is missing") from None
+        weakref.finalize(self, os.close, self.descriptor)
+        size = os.fstat(self.descriptor).st_size
+        if size != int(entry["bytes"]):
+            raise _damaged(file, f"{size:,} bytes instead of {int(entry['bytes']):,}")
+        if images and not (self.offsets.min() >= 0 and self.offsets.max() <= size):
+            raise _damaged(path / f"offsets-{name}.npy", f"an image outside the {size:,} bytes of {file.name}")
+
+
+def _load(path: Path, *, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r" if all(shape) else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise _damaged(path, "the file is missing") from None
+    except (ValueError, EOFError) as error:
+        raise _damaged(path, f"no array file ({error})") from None
+    if array.shape != shape or array.dtype != dtype:
+        raise _damaged(path, f"expected {dtype} {list(shape)}, found {array.dtype} {list(array.shape)}")
+    return array
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path}: damaged: {why}. Remove the folder {path.parent} and run `{COMMAND}` again.")
