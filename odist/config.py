@@ -72,6 +72,28 @@ class LanguageConfig(TaskConfig):
 
 
 @dataclass
+class SyntheticImagesConfig:
+    """The generator behind `task=imagenet data=synthetic`."""
+
+    rows: int = 51_200  # training images of one pass, per disjoint stream
+    validation_rows: int = 4_096
+    contrast: float = 0.5  # how far the two colours of a texture lie apart at most, 1: black and white
+    noise: float = 0.15  # standard deviation of each pixel, where 1 is the range of colours
+
+
+@dataclass
+class ImageNetConfig(TaskConfig):
+    name: str = "imagenet"
+    size: int | None = None  # pixels a side; null: as a decoded store has them, 224 of JPEG, 32 of synthetic images
+    crop: str = (
+        "auto"  # training: resized | shifted (decoded stores only) | auto: shifted for decoded, resized for JPEG
+    )
+    decoder: str = "auto"  # of JPEG: fast (odist[images]) | pillow | auto: fast where it is installed
+    threads: int = 1  # threads that decode and crop; no part of the bits
+    synthetic: SyntheticImagesConfig = field(default_factory=SyntheticImagesConfig)
+
+
+@dataclass
 class DataConfig:
     name: str = MISSING  # synthetic | prepared
     path: str | None = None  # folder made by `odist prepare`
@@ -113,21 +135,36 @@ class TransformerConfig(ModelConfig):
 
 
 @dataclass
+class ResNetConfig(ModelConfig):
+    name: str = "resnet"
+    depth: int = 50  # 18 | 50 | for images of 32 pixels: 8 | 20
+    channels_last: bool = False  # memory format of weights and images
+    compile: bool = False  # by torch.compile
+
+
+@dataclass
 class OptimConfig:
-    name: str = MISSING  # adagrad | sgd | adam | adamw
+    name: str = MISSING  # adagrad | sgd | adam | adamw | lars
     lr: float = MISSING
-    momentum: float = 0.0  # sgd
-    nesterov: bool = False  # sgd
+    lr_per: int | None = None  # examples a step that `lr` is meant for: more of them scale it up; null: no scaling
+    momentum: float = 0.0  # sgd, lars
+    nesterov: bool = False  # sgd, lars
+    trust: float = 0.001  # lars: step of a layer as a share of its weights' norm, at lr 1
     beta1: float = 0.9  # adam, adamw
     beta2: float = 0.999  # adam, adamw
     eps: float = 1e-8  # adam, adamw, adagrad
     initial_accumulator: float = 0.0  # adagrad
     weight_decay: float = 0.0
+    weight_decays: list[float] = field(default_factory=list)  # after each milestone of `steps`; empty: as at the start
+    decay_vectors: bool = True  # weight decay of parameters with one dimension too: biases and gains of norms
     sparse: bool = True  # sparse gradients for embedding tables (adagrad and plain sgd, no weight decay)
     clip_norm: float | None = None  # largest gradient norm over all parameters
     schedule: str = "constant"  # constant | cosine | steps
     warmup: int = 0  # examples of linear warm-up
+    warmup_share: float = 0.0  # ... or as a share of the run
+    warmup_from: float = 0.0  # learning rate at which the warm-up begins
     milestones: list[int] = field(default_factory=list)  # examples at which `steps` multiplies by `decay`
+    milestone_shares: list[float] = field(default_factory=list)  # ... or as shares of the run
     decay: float = 0.1
     final_fraction: float = 0.0  # of the learning rate at the end of `cosine`
 
@@ -178,6 +215,7 @@ class TrainConfig:
     evaluate_every: int = 0  # examples; 0: only at the end
     evaluate_batch: int = 4096  # examples of one forward in evaluations
     evaluate_rows: int | None = None  # rows of the validation part for evaluations on the way; null: all
+    keep_evaluations: bool = False  # evaluations on the way keep their predictions, for the curve of an ensemble's mean
     checkpoint_every: int = 0  # examples; 0: only at the end and on interruption
     keep_checkpoints: int = 1
     log_every: int = 0  # examples between two training rows in metrics.jsonl; 0: a hundred rows a run
@@ -212,8 +250,13 @@ class Config:
 
 # Schema of the `task` and of the `model` node by registry name; conf/task/<name>.yaml opens with
 # `<name>_schema@task`, conf/model/<name>.yaml with `<name>_schema`.
-TASK_CONFIGS: dict[str, type[TaskConfig]] = {"criteo": CriteoConfig, "lm": LanguageConfig}
-MODEL_CONFIGS: dict[str, type[ModelConfig]] = {"mlp": MLPConfig, "lstm": LSTMConfig, "transformer": TransformerConfig}
+TASK_CONFIGS: dict[str, type[TaskConfig]] = {"criteo": CriteoConfig, "lm": LanguageConfig, "imagenet": ImageNetConfig}
+MODEL_CONFIGS: dict[str, type[ModelConfig]] = {
+    "mlp": MLPConfig,
+    "lstm": LSTMConfig,
+    "transformer": TransformerConfig,
+    "resnet": ResNetConfig,
+}
 # Nodes whose keys depend on their name: what the schema says, then the choices.
 VARIANTS: dict[type, dict[str, Any]] = {TaskConfig: TASK_CONFIGS, ModelConfig: MODEL_CONFIGS}
 
@@ -221,6 +264,7 @@ VARIANTS: dict[type, dict[str, Any]] = {TaskConfig: TASK_CONFIGS, ModelConfig: M
 # `data.path` and `algorithm.teachers` are places: what lies there is named by `config_hash(content=...)`.
 FREE_KEYS = (
     "run",
+    "task.threads",
     "data.path",
     "exchange.url",
     "exchange.timeout",

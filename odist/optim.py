@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from odist.config import OptimConfig
 from odist.errors import UserError
 
-OPTIMISERS = ("adagrad", "sgd", "adam", "adamw")
+OPTIMISERS = ("adagrad", "sgd", "adam", "adamw", "lars")
 SCHEDULES = ("constant", "cosine", "steps")
 
 
@@ -41,10 +41,28 @@ class Clock:
         return 0 if examples <= 0 else max(1, round(examples / self.examples_per_step))
 
 
+def absolute(config: OptimConfig, *, clock: Clock) -> OptimConfig:
+    """`config` with what is relative to the run made absolute: learning rate of its step, schedule in examples.
+
+    Source: Goyal et al. 2017, section 2.1 (the learning rate grows linearly with the examples of a step).
+    """
+    horizon = clock.horizon
+    return replace(
+        config,
+        lr=config.lr if config.lr_per is None else config.lr * clock.examples_per_step / config.lr_per,
+        lr_per=None,
+        warmup=config.warmup or round(config.warmup_share * horizon),
+        warmup_share=0.0,
+        milestones=config.milestones or [round(share * horizon) for share in config.milestone_shares],
+        milestone_shares=[],
+    )
+
+
 def learning_rate(config: OptimConfig, examples: float, *, horizon: int) -> float:
     """Learning rate after `examples` examples per group of a run of `horizon` examples.
 
-    Linear warm-up multiplies whichever schedule follows (Goyal et al. 2017, section 2.2).
+    config: with `absolute` values
+    Linear warm-up goes up to whichever schedule follows (Goyal et al. 2017, section 2.2).
     """
     rate = config.lr
     if config.schedule == "cosine":
@@ -52,10 +70,22 @@ def learning_rate(config: OptimConfig, examples: float, *, horizon: int) -> floa
         low = config.final_fraction
         rate *= low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share))
     elif config.schedule == "steps":
-        rate *= config.decay ** sum(examples >= milestone for milestone in config.milestones)
+        rate *= config.decay ** _passed(config, examples)
     if examples < config.warmup:
-        rate *= (examples + 1) / config.warmup
+        rate = config.warmup_from + (rate - config.warmup_from) * ((examples + 1) / config.warmup)
     return rate
+
+
+def weight_decay(config: OptimConfig, examples: float) -> float:
+    """Weight decay after `examples` examples per group.
+
+    Source: Sodhani et al. 2020, "A closer look at codistillation for distributed training": 1e-4, then 1e-5, then 0.
+    """
+    return [config.weight_decay, *config.weight_decays][_passed(config, examples) if config.weight_decays else 0]
+
+
+def _passed(config: OptimConfig, examples: float) -> int:
+    return sum(examples >= milestone for milestone in config.milestones)
 
 
 class Optimizer:
@@ -65,6 +95,7 @@ class Optimizer:
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig, *, clock: Clock) -> None:
+        config = absolute(config, clock=clock)
         self.model = model
         self.config = config
         self.clock = clock
@@ -76,9 +107,9 @@ class Optimizer:
         ]
         tables = [parameter for parameter in model.parameters() if id(parameter) in sparse]
         self.parameters = [*dense, *tables]
-        self._parts = [_torch_optimizer(dense, config, fused=True)] if dense else []
+        self._parts = [_torch_optimizer(_by_decay(dense, config), config, fused=True)] if dense else []
         if tables:
-            self._parts.append(_torch_optimizer(tables, config, fused=False))
+            self._parts.append(_torch_optimizer([{"params": tables}], config, fused=False))
 
     def twin(self) -> Optimizer:
         """Another optimiser over the same parameters with state of its own."""
@@ -98,9 +129,12 @@ class Optimizer:
             self._clipped_norm = norm
             if norm > self.config.clip_norm:
                 _scale_gradients(self.parameters, self.config.clip_norm / norm)
+        _match_layouts(self.parameters)
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = self.last_lr
+                if self.config.weight_decays and not group.get("never_decays"):
+                    group["weight_decay"] = weight_decay(self.config, examples)
             part.step()
 
     def grad_norm(self) -> float:
@@ -111,7 +145,7 @@ class Optimizer:
         for parameter in self.parameters:
             if parameter.grad is not None:
                 values = parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
-                total += float(torch.linalg.vector_norm(values.float())) ** 2
+                total += float(_norm(values)) ** 2
         return math.sqrt(total)
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,7 +163,8 @@ def set_sparse_gradients(model: nn.Module, config: OptimConfig) -> set[int]:
     momentum move every row at every step, so their tables stay dense.
     """
     plain_sgd = config.name == "sgd" and config.momentum == 0
-    same = config.weight_decay == 0 and (config.name == "adagrad" or plain_sgd)
+    decays = config.weight_decay != 0 or any(config.weight_decays)
+    same = not decays and (config.name == "adagrad" or plain_sgd)
     sparse = set()
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -139,8 +174,47 @@ def set_sparse_gradients(model: nn.Module, config: OptimConfig) -> set[int]:
     return sparse
 
 
-def _torch_optimizer(parameters: Iterable[Tensor], config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
-    parameters = list(parameters)
+class LARS(torch.optim.SGD):
+    """SGD with momentum in which a layer's step is a share `trust` of its weights' norm, at learning rate 1.
+
+    Source: You, Gitman and Ginsburg 2017, "Large batch training of convolutional networks", algorithm 1, with the
+    learning rate outside of the momentum as in torch's SGD. Our choice, as in most implementations: parameters of one
+    dimension, and those whose norm or gradient is 0, move as by SGD.
+    """
+
+    def __init__(self, params: Iterable[Any], *, trust: float, **options: Any) -> None:
+        super().__init__(params, **options)
+        self.trust = trust
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                gradient, size = parameter.grad, _norm(parameter)
+                slope = _norm(gradient)
+                gradient.add_(parameter, alpha=decay)
+                if parameter.ndim > 1:
+                    share = self.trust * size / (slope + decay * size)
+                    gradient.mul_(torch.where((size > 0) & (slope > 0), share, 1.0))
+            group["weight_decay"] = 0.0  # is in the gradient already
+        super().step()
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+
+
+def _by_decay(parameters: list[nn.Parameter], config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameter groups: one, or those with weight decay and those that never have any."""
+    if config.decay_vectors:
+        return [{"params": parameters}]
+    groups: list[dict[str, Any]] = [{"params": [parameter for parameter in parameters if parameter.ndim > 1]}]
+    groups.append({"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "never_decays": True})
+    return [group for group in groups if group["params"]]
+
+
+def _torch_optimizer(parameters: list[dict[str, Any]], config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
     if config.name == "adagrad":
         return torch.optim.Adagrad(
             parameters,
@@ -153,6 +227,16 @@ def _torch_optimizer(parameters: Iterable[Tensor], config: OptimConfig, *, fused
     if config.name == "sgd":
         return torch.optim.SGD(
             parameters,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            fused=fused or None,
+        )
+    if config.name == "lars":
+        return LARS(
+            parameters,
+            trust=config.trust,
             lr=config.lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
@@ -177,3 +261,16 @@ def _scale_gradients(parameters: Sequence[Tensor], factor: float) -> None:
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad.mul_(factor)
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    # A sum in the order of the memory has other bits in another memory format, and gradients come in several.
+    return torch.linalg.vector_norm(tensor.detach().float().contiguous())
+
+
+def _match_layouts(parameters: Sequence[Tensor]) -> None:
+    """Give every dense gradient its parameter's memory format, as fused kernels expect."""
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is not None and not gradient.is_sparse and gradient.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)

@@ -12,16 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from odist import registry, sinks
-from odist.config import Config, CriteoConfig, LanguageConfig, LSTMConfig, TransformerConfig, flatten, to_dict
+from odist.config import (
+    Config,
+    CriteoConfig,
+    ImageNetConfig,
+    LanguageConfig,
+    LSTMConfig,
+    TransformerConfig,
+    flatten,
+    to_dict,
+)
 from odist.errors import UserError
 from odist.run import Run
 from odist.suggest import choose
 
-CHOICES = {
+CHOICES: dict[str, tuple[str | int, ...]] = {
     "data.name": ("synthetic", "prepared"),
     "data.partition": ("same", "identical", "disjoint"),
     "data.holdout": ("validation", "tuning"),
-    "optim.name": ("adagrad", "sgd", "adam", "adamw"),
+    "task.crop": ("auto", "resized", "shifted"),
+    "task.decoder": ("auto", "fast", "pillow"),
+    "model.depth": (8, 18, 20, 50),
+    "optim.name": ("adagrad", "sgd", "adam", "adamw", "lars"),
     "optim.schedule": ("constant", "cosine", "steps"),
     "algorithm.distill_loss": ("cross_entropy", "kl", "squared_logits"),
     "algorithm.average": ("probabilities", "logits"),
@@ -62,19 +74,29 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "task.synthetic.followers": POSITIVE,
     "task.synthetic.phrase": SHARE,
     "task.synthetic.recall": SHARE,
+    "task.synthetic.contrast": SHARE,
+    "task.synthetic.noise": NOT_NEGATIVE,
     "task.unroll": POSITIVE,
+    "task.size": (8, math.inf, True),
+    "task.threads": POSITIVE,
     "model.embedding_dim": POSITIVE,
     "model.hidden": POSITIVE,
     "model.layers": POSITIVE,
     "model.width": POSITIVE,
     "model.heads": POSITIVE,
     "optim.lr": POSITIVE,
+    "optim.lr_per": POSITIVE,
+    "optim.trust": POSITIVE,
     "optim.eps": POSITIVE,
     "optim.initial_accumulator": NOT_NEGATIVE,
     "optim.weight_decay": NOT_NEGATIVE,
+    "optim.weight_decays": NOT_NEGATIVE,
     "optim.clip_norm": POSITIVE,
     "optim.warmup": NOT_NEGATIVE,
+    "optim.warmup_share": SHARE,
+    "optim.warmup_from": NOT_NEGATIVE,
     "optim.milestones": POSITIVE,
+    "optim.milestone_shares": SHARE,
     "optim.decay": POSITIVE,
     "optim.final_fraction": SHARE,
     "algorithm.label_weight": NOT_NEGATIVE,
@@ -103,7 +125,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "train.prefetch": NOT_NEGATIVE,
 }
 PREPARED_BY = {"lm": "commoncrawl"}  # the verb's name where it is not the task's
-MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer")}
+MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer"), "imagenet": ("resnet",)}
 BELOW_ONE = ("model.dropout", "optim.momentum", "optim.beta1", "optim.beta2")  # 0 <= value < 1
 
 
@@ -130,9 +152,9 @@ def validate(config: Config) -> None:
     sinks.check(config.run.sinks)
 
 
-def _in(values: dict[str, Any], key: str, choices: tuple[str, ...]) -> None:
+def _in(values: dict[str, Any], key: str, choices: tuple[str | int, ...]) -> None:
     if key in values and values[key] not in choices:
-        raise UserError(f"{key}={values[key]}: {choose(str(values[key]), choices)}")
+        raise UserError(f"{key}={values[key]}: {choose(str(values[key]), [str(choice) for choice in choices])}")
 
 
 def _within(values: dict[str, Any], key: str, bounds: tuple[float, float, bool]) -> None:
@@ -166,16 +188,26 @@ def _check_model(config: Config) -> None:
 
 def _check_optim(config: Config) -> None:
     optim = config.optim
-    if (optim.schedule == "steps") != bool(optim.milestones):
-        raise UserError(f"optim.schedule={optim.schedule} with optim.milestones={optim.milestones}: `steps` needs "
-                        "milestones (in examples, as in optim.milestones=[100000,200000]), the others take none.")  # fmt: skip
-    if optim.milestones != sorted(set(optim.milestones)):
-        raise UserError(f"optim.milestones={optim.milestones}: expected rising numbers of examples.")
+    for key, share in (("milestones", "milestone_shares"), ("warmup", "warmup_share")):
+        if getattr(optim, key) and getattr(optim, share):
+            raise UserError(f"optim.{key}={getattr(optim, key)} with optim.{share}={getattr(optim, share)}: give one of "
+                            "the two, the first in examples, the second in shares of the run.")  # fmt: skip
+    milestones = optim.milestones or optim.milestone_shares
+    if (optim.schedule == "steps") != bool(milestones):
+        raise UserError(f"optim.schedule={optim.schedule} with optim.milestones={milestones}: `steps` needs "
+                        "milestones (in examples, as in optim.milestones=[100000,200000], or in shares of the run, as in "
+                        "optim.milestone_shares=[0.3,0.6]), the others take none.")  # fmt: skip
+    if milestones != sorted(set(milestones)):
+        raise UserError(f"optim.milestones={milestones}: expected rising numbers.")
+    if optim.weight_decays and len(optim.weight_decays) != len(milestones):
+        raise UserError(f"optim.weight_decays={optim.weight_decays}: expected one for each of the {len(milestones)} "
+                        "milestones of optim.schedule=steps.")  # fmt: skip
     if optim.nesterov and optim.momentum == 0:
         raise UserError("optim.nesterov=true needs momentum: add optim.momentum=0.9.")
     for key in ("momentum", "nesterov"):
-        if getattr(optim, key) and optim.name != "sgd":
-            raise UserError(f"optim.{key}={getattr(optim, key)}: only optim=sgd has it, not optim={optim.name}.")
+        if getattr(optim, key) and optim.name not in ("sgd", "lars"):
+            raise UserError(f"optim.{key}={getattr(optim, key)}: only optim=sgd and optim=lars have it, not "
+                            f"optim={optim.name}.")  # fmt: skip
 
 
 def _check_launch(config: Config) -> None:
@@ -260,8 +292,11 @@ def read_store(path: str) -> dict[str, Any]:
 def remarks(config: Config) -> list[str]:
     """What is allowed but probably not meant, as sentences."""
     examples = [config.train.max_examples] if config.train.max_examples is not None else []
-    if config.data.name == "synthetic" and isinstance(config.task, CriteoConfig | LanguageConfig):
+    if config.data.name == "synthetic" and isinstance(config.task, CriteoConfig | LanguageConfig | ImageNetConfig):
         examples.append(int(config.train.passes * config.task.synthetic.rows))
+    elif config.data.path is not None and isinstance(config.task, ImageNetConfig):  # its passes are many
+        images = read_store(config.data.path).get("splits", {}).get("train", {}).get("images")
+        examples += [] if images is None else [int(config.train.passes * images)]
     if config.algorithm.teacher in ("peers", "fixed") and examples and config.algorithm.burn_in >= min(examples):
         return [
             f"the teacher is never heard: algorithm.burn_in={config.algorithm.burn_in} examples, "

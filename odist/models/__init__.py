@@ -4,4 +4,5 @@ MODELS = {
     "mlp": "odist.models.mlp:EmbeddingMLP",
     "lstm": "odist.models.lstm:LSTM",
     "transformer": "odist.models.transformer:Transformer",
+    "resnet": "odist.models.resnet:ResNet",
 }

@@ -1,0 +1,146 @@
+"""Residual networks: the paper's ImageNet model and small ones for images of 32 pixels.
+
+Parameters are named as in torchvision, so its weights load. Crops and colours are left to the task; which statistics a
+virtual worker's batch norms start from and keep, to the strategies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from odist.errors import UserError
+
+DEPTHS = (8, 18, 20, 50)
+LARGE = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # blocks of each stage: He et al. 2016, table 1
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 5 left)."""
+
+    expansion = 1
+
+    def __init__(self, width_in: int, width: int, *, stride: int) -> None:
+        super().__init__()
+        self.conv1 = convolution(width_in, width, size=3, stride=stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = convolution(width, width, size=3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = projection(width_in, width, stride=stride)
+        nn.init.zeros_(self.bn2.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        values = self.bn2(self.conv2(values))
+        shortcut = images if self.downsample is None else self.downsample(images)
+        return F.relu(values + shortcut, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (figure 5 right); the 3x3 has the stride, as in Goyal et al. 2017."""
+
+    expansion = 4
+
+    def __init__(self, width_in: int, width: int, *, stride: int) -> None:
+        super().__init__()
+        width_out = self.expansion * width
+        self.conv1 = convolution(width_in, width, size=1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = convolution(width, width, size=3, stride=stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = convolution(width, width_out, size=1)
+        self.bn3 = nn.BatchNorm2d(width_out)
+        self.downsample = projection(width_in, width_out, stride=stride)
+        nn.init.zeros_(self.bn3.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        values = F.relu(self.bn2(self.conv2(values)), inplace=True)
+        values = self.bn3(self.conv3(values))
+        shortcut = images if self.downsample is None else self.downsample(images)
+        return F.relu(values + shortcut, inplace=True)
+
+
+class ResNet(nn.Module):
+    """Image classifier of `depth` weighted layers.
+
+    num_classes: outputs
+    depth: 18 or 50, of stages of 64-128-256-512 behind a 7x7 stem of stride 2 and a pooling; 8 or 20, of stages of
+        16-32-64 behind a 3x3 stem, for images of 32 pixels
+    dropout: probability before the last layer
+    channels_last: keep weights and images in that memory format, which is faster on most hardware
+    compile: by torch.compile; its first steps take a minute
+    Source: He et al. 2016, sections 3.4 and 4.2; Goyal et al. 2017, section 5.1: stride in the 3x3, last gain of each
+    block zero at the start, last layer normal 0.01. Our choice: the small ones too project where the width grows.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        depth: int,
+        dropout: float = 0.0,
+        channels_last: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if depth not in DEPTHS:
+            raise UserError(f"model.depth={depth}: choose one of {', '.join(map(str, DEPTHS))}.")
+        self.stem_pools = depth in LARGE
+        blocks = LARGE.get(depth) or 3 * ((depth - 2) // 6,)
+        block = Bottleneck if depth == 50 else BasicBlock
+        width = 64 if self.stem_pools else 16
+        self.conv1 = convolution(3, width, size=7, stride=2) if self.stem_pools else convolution(3, width, size=3)
+        self.bn1 = nn.BatchNorm2d(width)
+        width_in = width
+        self.stages = [f"layer{stage + 1}" for stage in range(len(blocks))]
+        for stage, count in enumerate(blocks):
+            made = []
+            for number in range(count):
+                made.append(block(width_in, width << stage, stride=2 if stage > 0 and number == 0 else 1))
+                width_in = block.expansion * (width << stage)
+            self.add_module(self.stages[stage], nn.Sequential(*made))
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(width_in, num_classes)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.compiled = compile
+        if compile:
+            self.compile()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.compiled:  # a copy, such as a teacher, is compiled anew
+            self.compile()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [batch, classes] of normalised images [batch, 3, height, width]."""
+        values = self.conv1(images.contiguous(memory_format=self.memory_format))
+        values = F.relu(self.bn1(values), inplace=True)
+        if self.stem_pools:
+            values = F.max_pool2d(values, 3, stride=2, padding=1)
+        for stage in self.stages:
+            values = self.get_submodule(stage)(values)
+        return self.fc(self.dropout(values.mean(dim=(2, 3))))
+
+
+def convolution(width_in: int, width_out: int, *, size: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps the size at stride 1.
+
+    Source of the start: He et al. 2015, "Delving deep into rectifiers", equation 14 (normal, fan-out).
+    """
+    layer = nn.Conv2d(width_in, width_out, size, stride=stride, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
+
+
+def projection(width_in: int, width_out: int, *, stride: int) -> nn.Sequential | None:
+    """The shortcut where shapes change, None where they do not (He et al. 2016, section 3.3, option B)."""
+    if stride == 1 and width_in == width_out:
+        return None
+    return nn.Sequential(convolution(width_in, width_out, size=1, stride=stride), nn.BatchNorm2d(width_out))
