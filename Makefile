@@ -3,12 +3,15 @@ PYTHON ?= python3
 SCALE ?= small
 JOBS ?= 2
 CRITEO ?= ../shared/data/criteo/train.txt.gz
+NOVELS ?= ../shared/data/text/100_english_novels.tar.gz
+POSTS ?= ../shared/data/text/digitalgov/digitalgov_news.jsonl.gz
+LM_RECIPES := lm_fig1_scaling lm_fig2a_codistillation lm_fig2b_partition lm_fig4_staleness lm_two_phase
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format reproduce-criteo tune-criteo golden clean
+.PHONY: demo test check format reproduce-criteo tune-criteo reproduce-lm tune-lm golden clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -45,6 +48,19 @@ reproduce-criteo: $(READY) data/criteo/store.json
 
 tune-criteo: $(READY) data/criteo/store.json
 	$(BIN)/odist tune criteo_table1 --scale $(SCALE) --jobs $(JOBS) $$([ -f data/criteo/store.json ] && echo --data-path data/criteo)
+
+## Figures 1, 2a, 2b, 4 and two-phase distillation: text from NOVELS and POSTS (any files that prepare commoncrawl reads)
+data/lm/store.json: $(READY)
+	@if [ -f "$(NOVELS)" ]; then $(BIN)/odist prepare commoncrawl --input "$(NOVELS)" --input "$(POSTS)" --output data/lm \
+		--vocabulary 1000 --validation-fraction 0.004; \
+	else echo "no text at NOVELS=$(NOVELS): only SCALE=smoke runs, on synthetic text"; fi
+
+reproduce-lm: $(READY) data/lm/store.json
+	@for recipe in $(LM_RECIPES); do $(BIN)/odist reproduce $$recipe --scale $(SCALE) --jobs $(JOBS) \
+		$$([ -f data/lm/store.json ] && echo --data-path data/lm) || exit $$?; done
+
+tune-lm: $(READY) data/lm/store.json
+	$(BIN)/odist tune lm --scale $(SCALE) --jobs $(JOBS) $$([ -f data/lm/store.json ] && echo --data-path data/lm)
 
 ## Rewrite the golden loss traces after a change that was meant
 golden: $(READY)

@@ -15,7 +15,8 @@ from typing import Any
 
 from odist.errors import UserError
 from odist.jobs import Echo, train_all, train_command
-from odist.report.recipe import PlannedRun, Recipe, Reference, load_recipe
+from odist.report.page import PAPER_FILE, build_report, home_of
+from odist.report.recipe import PlannedRun, Recipe, Reference, load_recipe, paper_figure
 from odist.report.tuning import FILE as TUNING_FILE
 from odist.report.tuning import chosen_values, found_at, read_tuning
 from odist.run import Run, write_atomically
@@ -69,29 +70,33 @@ def reproduce(
     variables = {} if data_path is None else {"data_path": str(data_path.resolve())}
     plan, left_out = recipe.plan(scale, variables=variables)
     folder = output / (recipe.name if scale == recipe.scale else f"{recipe.name}-{scale}")
+    home = home_of(recipe, folder)
     tuning = find_tuning(recipe, output=output)
     chosen = chosen_values(recipe, tuning, scale=scale)
     plan = [use_tuned(run, chosen.get((run.variant, run.system))) for run in plan]
-    paths = [runs_dir / recipe.name / scale / _folder_name(run, chosen.get((run.variant, run.system))) for run in plan]
+    paths = [runs_dir / recipe.home / scale / _folder_name(run, chosen.get((run.variant, run.system))) for run in plan]
+    plan = _with_teachers(recipe, plan, paths=paths)
     commands = [train_command(run, path) for run, path in zip(plan, paths, strict=True)]
     for variant, variable in left_out.items():
         echo(f"left out: variant {variant}, which needs --{variable.replace('_', '-')}")
     for variant in dict.fromkeys(run.variant for run in plan):
         if recipe.tuning is not None and found_at(tuning, scale=scale, variant=variant) is None:
             echo(f"untuned: {variant or recipe.name} at scale {scale} uses the preset's {recipe.tuning.key} for every "
-                 f"system; `odist tune {recipe.name} --scale {scale}` tunes it")  # fmt: skip
+                 f"system; `odist tune {recipe.home} --scale {scale}` tunes it")  # fmt: skip
     if dry_run:
         for command in commands:
             echo("odist " + " ".join(command[3:]))
         return ReproduceResult(folder, commands=commands, left_out=left_out)
     if not only_report:
-        train_all(plan, paths=paths, jobs=jobs or os.cpu_count() or 1, echo=echo)
-        _record(recipe, plan, paths=paths, folder=folder)
+        for phase in _phases(recipe, plan):
+            own = [(run, path) for run, path in zip(plan, paths, strict=True) if run.system in phase]
+            train_all(
+                [run for run, _ in own], paths=[path for _, path in own], jobs=jobs or os.cpu_count() or 1, echo=echo
+            )
+        _record(recipe, plan, paths=paths, folder=folder, home=home)
         _record_references(recipe, plan, paths=paths, folder=folder, echo=echo)
         if tuning is not None:
-            write_atomically(folder / TUNING_FILE, json.dumps(tuning, indent=1, allow_nan=False) + "\n")
-    from odist.report.page import build_report
-
+            write_atomically(home / TUNING_FILE, json.dumps(tuning, indent=1, allow_nan=False) + "\n")
     files = build_report(folder, name=recipe.name)
     echo(f"report: {folder / recipe.name}.md")
     return ReproduceResult(folder, files=files, commands=commands, left_out=left_out)
@@ -102,10 +107,28 @@ def find_tuning(recipe: Recipe, *, output: Path) -> dict[str, Any] | None:
     if recipe.tuning is None:
         return None
     for folder in (output, Path("reports"), Path(__file__).resolve().parent.parent / "reports"):
-        found = read_tuning(folder / recipe.name / TUNING_FILE)
+        found = read_tuning(folder / recipe.home / TUNING_FILE)
         if found is not None:
             return found
     return None
+
+
+def _with_teachers(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path]) -> list[PlannedRun]:
+    """The plan with each student's finished teachers, of the same seed, as an override."""
+    where = {(run.variant, run.system, run.seed): path for run, path in zip(plan, paths, strict=True)}
+    taught = []
+    for run in plan:
+        teachers = recipe.systems[run.system].teachers
+        lines = [f"algorithm.teachers=[{where[run.variant, teachers, run.seed]}]"] if teachers else []
+        taught.append(replace(run, overrides=run.override(lines)) if lines else run)
+    return taught
+
+
+def _phases(recipe: Recipe, plan: Sequence[PlannedRun]) -> list[set[str]]:
+    """Systems in the order in which they can be trained: those without teachers first."""
+    names = {run.system for run in plan}
+    students = {name for name in names if recipe.systems[name].teachers}
+    return [phase for phase in (names - students, students) if phase]
 
 
 def use_tuned(run: PlannedRun, chosen: tuple[str, float] | None) -> PlannedRun:
@@ -118,21 +141,25 @@ def _folder_name(run: PlannedRun, chosen: tuple[str, float] | None) -> str:
     return run.name if chosen is None else f"{run.name}-{chosen[0].rsplit('.', 1)[-1]}{chosen[1]:g}"
 
 
-def _record(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path], folder: Path) -> None:
-    """Write the recipe and its records into the report's folder; records of no planned run are removed.
+def _record(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path], folder: Path, home: Path) -> None:
+    """Write the recipe into the report's folder and its records into `home`; records of no planned run are removed.
 
     Records of variants left out this time stay: they were made where their data lay.
     """
     from odist.report.record import write_records
 
     folder.mkdir(parents=True, exist_ok=True)
-    written = write_records(recipe.name, plan, runs=[Run.open(path) for path in paths], folder=folder / "runs")
+    written = write_records(recipe.name, plan, runs=[Run.open(path) for path in paths], folder=home / "runs")
     variants = {run.variant for run in plan}
-    for path in (folder / "runs").glob("*.json"):
+    for path in (home / "runs").glob("*.json"):
+        if recipe.runs_of and json.loads(path.read_text(encoding="utf-8"))["system"] not in recipe.systems:
+            continue  # another recipe's
         variant = next((key for key in recipe.variants if key and path.stem.startswith(f"{key}-")), "")
         if path not in written and variant in variants:
             path.unlink()
     write_atomically(folder / "recipe.yaml", recipe.text)
+    if recipe.paper_figure:
+        write_atomically(folder / PAPER_FILE, paper_figure(recipe.paper_figure))
 
 
 def _record_references(

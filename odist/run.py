@@ -192,6 +192,10 @@ class Run:
     def prediction_root(self, split: str) -> Path:
         return self.path / "predictions" / split
 
+    def evaluation_root(self, group: int) -> Path:
+        """Where `train.keep_evaluations` leaves predictions until the run is finished, one file a step."""
+        return self.path / "evaluations" / f"group-{group}"
+
     def predictions(self, split: str = "validation") -> Predictions:
         """What the run predicts: group 0's probabilities, or the mean over groups for an ensemble.
 

@@ -23,7 +23,7 @@ from odist.log import MetricsLog
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
 from odist.rng import derive
-from odist.run import Run
+from odist.run import Run, step_name
 from odist.strategies.base import Strategy
 from odist.tasks.base import Batch, Carry, Task
 from odist.teachers.base import Teacher
@@ -34,6 +34,7 @@ class Cadence:
     """When something besides training happens, in steps; 0: only at the end.
 
     evaluate_rows: rows of evaluations on the way, None for all; the last one always reads all
+    keep_evaluations: each leaves its predictions in the run's `evaluation_root`
     """
 
     evaluate: int = 0
@@ -41,6 +42,7 @@ class Cadence:
     log: int = 1
     evaluate_rows: int | None = None
     evaluate_batch: int = 4096
+    keep_evaluations: bool = False
 
 
 @dataclass
@@ -190,8 +192,15 @@ class Trainer:
         if not self.mesh.is_writer:
             return
         metrics = self.task.metrics()
+        kept = []
         for logits, batch in self._evaluate(rows):
             metrics.update(logits, batch.targets, batch.weights, bayes=batch.bayes)
+            if self.cadence.keep_evaluations:
+                kept.append(self.task.probabilities(logits.float(), batch).cpu().numpy().astype(np.float32))
+        if kept:
+            root = self.run.evaluation_root(self.mesh.group.index)
+            root.mkdir(parents=True, exist_ok=True)
+            np.save(root / f"{step_name(done)}.npy", np.concatenate(kept))
         self._write("evaluate", done, split="validation", **metrics.result())
 
     def _write(self, kind: str, done: int, **values: Any) -> None:

@@ -146,6 +146,7 @@ def validate(config: Config) -> None:
             raise UserError(f"{key}={values[key]}: expected a number from 0 to below 1.")
     _check_model(config)
     _check_optim(config)
+    _check_train(config)
     _check_algorithm(config)
     _check_launch(config)
     _check_data(config)
@@ -227,6 +228,12 @@ def _check_launch(config: Config) -> None:
                 if config.workers % p == 0 and (config.workers // p) & (config.workers // p - 1) == 0]  # fmt: skip
         raise UserError(f"launch.processes={launch.processes} cannot carry workers={config.workers}: each process takes "
                         f"1, 2, 4, 8 ... of them. Choose launch.processes from {', '.join(map(str, fits))}.")  # fmt: skip
+
+
+def _check_train(config: Config) -> None:
+    if config.train.keep_evaluations and config.train.evaluate_rows is not None:
+        raise UserError(f"train.keep_evaluations=true with train.evaluate_rows={config.train.evaluate_rows}: the curve of an "
+                        "ensemble needs all rows at every evaluation. Add train.evaluate_rows=null.")  # fmt: skip
 
 
 def _check_algorithm(config: Config) -> None:

@@ -120,6 +120,7 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool]) -> T
             log=clock.steps(train.log_every) or max(1, clock.num_steps // 100),
             evaluate_rows=train.evaluate_rows,
             evaluate_batch=train.evaluate_batch,
+            keep_evaluations=train.keep_evaluations and predictor(config) == "mean",
         ),
         run=parts.run,
         log=parts.log,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from odist.errors import UserError
 from odist.report import style
-from odist.report.plot import Curves, draw_curves, draw_tradeoff
+from odist.report.plot import Curves, draw_curves, draw_points, draw_tradeoff
 from odist.report.recipe import Claim, Recipe
 from odist.report.recipe_file import parse_recipe
 from odist.report.record import read_records
@@ -27,9 +27,17 @@ from odist.report.references import read_reference
 from odist.report.section import NAMES, variant_parts
 from odist.report.summary import SystemSummary, Verdict, judge_all, retrains_by_system, summarise
 from odist.report.table import csv_table
+from odist.report.targets import curve_of, targets_of, with_targets
 from odist.report.tuning import FILE as TUNING_FILE
 from odist.report.tuning import read_tuning, tuning_parts
 from odist.run import write_atomically
+
+PAPER_FILE = "paper.csv"
+_HOW_TARGETS = (
+    " Steps to a loss are those of the first crossing, straight lines between evaluations; the time of evaluations is not "
+    "counted. A run that never gets there counts with its horizon, marked > in a mean and in a ratio whose other side it "
+    "is; it leaves a claim open that it could overturn. An ensemble's curve is that of its mean prediction."
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,21 +52,25 @@ def build_report(folder: Path, *, name: str) -> list[Path]:
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder}: no report of a recipe (it has no recipe.yaml). `odist reproduce {name}` makes it.")
     recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), name=name)
-    records = read_records(folder / "runs")
+    home = home_of(recipe, folder)
+    records = {key: record for key, record in read_records(home / "runs").items()
+               if not recipe.runs_of or record["system"] in recipe.systems}  # fmt: skip
     if not records:
-        raise UserError(f"{folder / 'runs'}: no records of finished runs. `odist reproduce {name}` trains them.")
+        raise UserError(f"{home / 'runs'}: no records of finished runs. `odist reproduce {name}` trains them.")
+    records = dict(zip(records, with_targets(recipe, list(records.values())), strict=True))
     summaries = summarise(list(records.values()), recipe)
     retrains = retrains_by_system(list(records.values()), recipe)
     verdicts = {
         variant: judge_all(_claims_of(recipe, variant), retrains, variant=variant) for variant in recipe.variants
     }
-    tuning = read_tuning(folder / TUNING_FILE)
+    tuning = read_tuning(home / TUNING_FILE)
     references = {
         (variant, name): read_reference(folder, variant=variant, name=name)
         for variant, layer in recipe.variants.items()
         for name in layer.references
     }
-    written = _draw(folder / name, recipe=recipe, summaries=summaries, records=list(records.values()))
+    paper = _paper_points(folder / PAPER_FILE) if recipe.paper_figure else None
+    written = _draw(folder / name, recipe=recipe, summaries=summaries, records=list(records.values()), paper=paper)
     texts = {
         f"{name}.md": _page(
             recipe, summaries=summaries, verdicts=verdicts, records=records, references=references, tuning=tuning
@@ -71,6 +83,11 @@ def build_report(folder: Path, *, name: str) -> list[Path]:
     manifest = _manifest(recipe, records=records, files=sorted(written), verdicts=verdicts)
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return [*written, folder / "manifest.json"]
+
+
+def home_of(recipe: Recipe, folder: Path) -> Path:
+    """The folder of the records: the report's own, or that of the recipe whose runs it reads, beside it."""
+    return folder.with_name(folder.name.replace(recipe.name, recipe.home, 1))
 
 
 def _claims_of(recipe: Recipe, variant: str) -> list[Claim]:
@@ -100,10 +117,15 @@ def _page(
     tuning: Mapping[str, Any] | None,
 ) -> str:
     parts = [f"# {recipe.title}\n", *([recipe.description + "\n"] if recipe.description else [])]
-    parts.append(f"Made from the records in `runs/` by\n\n    {command_of(recipe, records)}\n")
-    parts.append(f"![Loss against churn, and learning curves]({recipe.name}.svg)\n")
+    scale = next(iter(records.values()))["scale"]
+    runs = f"../{recipe.home}{'' if scale == recipe.scale else f'-{scale}'}/runs" if recipe.runs_of else "runs"
+    shown = "Learning curves here, and the paper's" if recipe.targets else "Loss against churn, and learning curves"
+    parts.append(f"Made from the records in `{runs}/` by\n\n    {command_of(recipe, records)}\n")
+    parts.append(f"![{shown}]({recipe.name}.svg)\n")
     for variant, layer in recipe.variants.items():
         own = [summary for summary in summaries if summary.variant == variant]
+        if not own and layer.scales is not None and next(iter(records.values()))["scale"] not in layer.scales:
+            continue
         if variant:
             parts.append(f"## {layer.label or variant}\n")
         if not own:
@@ -124,7 +146,9 @@ def _page(
         "Metrics are means over seeds with Student's 95 % interval. Churn is the mean of |p1 - p2| over validation rows "
         "and all pairs of retrains, with the delete-one-run jackknife 95 % interval; no interval below three retrains. "
         "A claim holds, or does not, when the interval of the difference over common seeds lies wholly on one side; "
-        "otherwise it is not resolved. The paper gives the mean of five repeats and half their range.\n"
+        "otherwise it is not resolved."
+        + (_HOW_TARGETS if recipe.targets else " The paper gives the mean of five repeats and half their range.")
+        + "\n"
     )
     parts += tuning_parts(recipe, tuning, scale=next(iter(records.values()))["scale"], names=NAMES)
     parts.append("## Where it ran\n")
@@ -161,11 +185,19 @@ def _csv_row(recipe: Recipe, summary: SystemSummary) -> dict[str, Any]:
 
 
 def _draw(
-    base: Path, *, recipe: Recipe, summaries: Sequence[SystemSummary], records: Sequence[Mapping[str, Any]]
+    base: Path,
+    *,
+    recipe: Recipe,
+    summaries: Sequence[SystemSummary],
+    records: Sequence[Mapping[str, Any]],
+    paper: Mapping[str, Sequence[tuple[float, float]]] | None,
 ) -> list[Path]:
-    """One row of panels a variant: loss against churn, and the learning curves of the first metric."""
+    """One row of panels a variant: learning curves of the first metric beside loss against churn, or, in a recipe with
+    targets, beside the paper's curves."""
     variants = [variant for variant in recipe.variants if any(s.variant == variant for s in summaries)]
     metric = recipe.metrics[0]
+    if recipe.targets is not None:
+        return _draw_with_paper(base, recipe=recipe, variants=variants, records=records, paper=paper or {})
     with style.panels(2, rows=len(variants), systems=len(recipe.systems)) as (figure, axes):
         for index, variant in enumerate(variants):
             own = [summary for summary in summaries if summary.variant == variant]
@@ -200,15 +232,61 @@ def _draw_curves(axes: Axes, recipe: Recipe, records: Sequence[Mapping[str, Any]
     curves = []
     for name, system in recipe.systems.items():
         own = [record for record in records if record["system"] == name]
-        frames = [pd.DataFrame([row for row in record["evaluations"] if row.get("group", 0) == 0]) for record in own]
+        frames = [pd.DataFrame(curve_of(record)) for record in own]
+        for frame, record in zip(frames, own, strict=True):
+            if record.get("first_phase_steps"):
+                frame["step"] += record["first_phase_steps"]
         frames = [frame for frame in frames if not frame.empty and metric in frame]
         if frames:
-            member = ", one member" if any(record["results"].get("predictor") == "mean" for record in own) else ""
+            mean = any(record["results"].get("predictor") == "mean" for record in own)
+            member = ", one member" if mean and any((frame["group"] == 0).any() for frame in frames) else ""
             curves.append(Curves(system.label + member, frames))
     if curves:
-        draw_curves(axes, curves, metric=metric)
+        draw_curves(axes, curves, metric=metric, x="steps" if recipe.targets else "examples")
     else:
         axes.set_axis_off()
+
+
+def _draw_with_paper(
+    base: Path,
+    *,
+    recipe: Recipe,
+    variants: Sequence[str],
+    records: Sequence[Mapping[str, Any]],
+    paper: Mapping[str, Sequence[tuple[float, float]]],
+) -> list[Path]:
+    """One row of panels a variant, ours and the paper's, one colour a system in both."""
+    metric = recipe.metrics[0]
+    columns = 2 if paper else 1
+    with style.panels(columns, rows=len(variants), systems=len(recipe.systems)) as (figure, axes):
+        for index, variant in enumerate(variants):
+            ours, *theirs = axes[columns * index : columns * (index + 1)]
+            own = [record for record in records if record["variant"] == variant]
+            _draw_curves(ours, recipe, own, metric)
+            ends = [target.value for target in targets_of(recipe, own)]
+            for value in ends[-1:]:
+                ours.axhline(value, color="#555555", linewidth=0.8, linestyle=":")
+            curves = [row[metric] for record in own for row in curve_of(record)]
+            if ends and curves:  # the first evaluations would flatten what is compared
+                ours.set_ylim(min(curves) - 0.02, max(ends[0] + 3 * (ends[0] - min(curves)), min(curves) + 0.1))
+            ours.set_title(recipe.variants[variant].label or "here")
+            for axis in theirs:
+                draw_points(axis, {recipe.systems[name].label: (place, paper[str(system.paper_curve)])
+                                   for place, (name, system) in enumerate(recipe.systems.items())
+                                   if system.paper_curve in paper}, metric=metric)  # fmt: skip
+                axis.set_title("the paper (Anil et al. 2018)")
+        return style.save(figure, base)
+
+
+def _paper_points(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """The paper's curves, system -> (step, value), from the CSV that lies beside the report."""
+    import csv
+
+    curves: dict[str, list[tuple[float, float]]] = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for system, step, value in list(csv.reader(file))[1:]:
+            curves.setdefault(system, []).append((float(step), float(value)))
+    return {system: sorted(points) for system, points in curves.items()}
 
 
 def _manifest(

@@ -110,6 +110,21 @@ def draw_curves(axes: Axes, curves: Sequence[Curves], *, metric: str, x: str = "
     style.finish(axes, x=X_LABELS[x], y=METRIC_LABELS.get(metric, metric))
 
 
+def draw_points(axes: Axes, curves: Mapping[str, tuple[int, Sequence[tuple[float, float]]]], *, metric: str) -> None:
+    """Draw published curves by steps. curves: label -> (index of its look, its points (step, value))."""
+    from matplotlib.ticker import EngFormatter
+
+    for label, (index, points) in curves.items():
+        colour, marker, line = style.look(index)
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, color=colour, linestyle=line, marker=marker, markersize=2.5, linewidth=0.9, label=label)
+    values = sorted(value for _, points in curves.values() for _, value in points)
+    if values:
+        axes.set_ylim(values[0] - 0.03, values[len(values) * 4 // 5] + 0.1)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    style.finish(axes, x=X_LABELS["steps"], y=METRIC_LABELS.get(metric, metric))
+
+
 def draw_tradeoff(axes: Axes, frame: pd.DataFrame) -> None:
     """Draw loss against churn, one point a system with the intervals of both; see `plot_tradeoff`."""
     for index, row in enumerate(frame.to_dict("records")):

@@ -94,10 +94,18 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """The baseline whose loss the other systems are timed against (odist.report.targets)."""
+
+    system: str
+    metric: str
+
+
+@dataclass(frozen=True)
 class Layer:
     """What a scale or a variant adds: overrides for all systems and for some, seeds, variables.
 
-    without: systems that a variant leaves out
+    without: systems that a variant leaves out; scales: those that a variant is run at, None for all
     """
 
     label: str = ""
@@ -107,6 +115,7 @@ class Layer:
     variables: dict[str, str] = field(default_factory=dict)
     needs: str | None = None  # a variable that the caller must give
     without: tuple[str, ...] = ()
+    scales: tuple[str, ...] | None = None
     references: dict[str, Reference] = field(default_factory=dict)
     tuning_seeds: tuple[int, ...] | None = None  # of the trials on this variant; None: as for all
 
@@ -149,6 +158,14 @@ class Recipe:
     variants: dict[str, Layer]
     tuning: Tuning | None = None
     decision: Decision | None = None
+    targets: Targets | None = None
+    paper_figure: str | None = None  # CSV in recipes/paper: system, step, value
+    runs_of: str | None = None  # the recipe whose runs and tuning this one reads
+
+    @property
+    def home(self) -> str:
+        """Name of the recipe that owns the runs and the tuning."""
+        return self.runs_of or self.name
 
     def systems_in(self, variant: str) -> list[str]:
         """Names of the systems that a variant trains."""
@@ -171,6 +188,8 @@ class Recipe:
         of_scale = self.layer(scale)
         runs, left_out = [], {}
         for variant, layer in self.variants.items():
+            if layer.scales is not None and scale not in layer.scales:
+                continue
             if layer.needs and not variables.get(layer.needs):
                 left_out[variant] = layer.needs
                 continue
@@ -213,9 +232,17 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         path = present[0]
     if not path.is_file():
         raise UserError(f"{path}: no such recipe.")
-    from odist.report.recipe_file import parse_recipe
+    from odist.report.recipe_file import parse_recipe, with_shared
 
-    return parse_recipe(path.read_text(encoding="utf-8"), name=path.stem)
+    return parse_recipe(with_shared(path), name=path.stem)
+
+
+def paper_figure(name: str) -> str:
+    """The text of a CSV of the paper's points, `paper/NAME` beside the recipes; UserError where there is none."""
+    for folder in recipe_folders():
+        if (folder / "paper" / name).is_file():
+            return (folder / "paper" / name).read_text(encoding="utf-8")
+    raise UserError(f"paper_figure: no file paper/{name} beside the recipes.")
 
 
 def last_of_each_key(lines: Sequence[str]) -> tuple[str, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from odist.errors import UserError
-from odist.report.recipe import Claim, Decision, Layer, Recipe, Reference, System, Tuning
+from odist.report.recipe import Claim, Decision, Layer, Recipe, Reference, System, Targets, Tuning
 
 RELATIONS = ("<", ">", "within")
 VERDICTS = ("holds", "does not hold", "not resolved")
@@ -26,7 +27,7 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
         raise UserError(f"recipe {name} is no YAML: {error}") from error
     fields = {"title", "systems", "reference", "seeds", "metrics", "scales"}
     _keys(content, f"recipe {name}", required=fields, optional={"description", "overrides", "claims", "variants",
-                                                                "scale", "tuning", "decision"})  # fmt: skip
+                                                                "scale", "tuning", "decision", "targets", "paper_figure", "runs_of"})  # fmt: skip
     systems = {}
     for key, value in content["systems"].items():
         _keys(value, f"recipe {name}, system {key}", required={"label"}, optional={"overrides", "paper", *OF_A_SYSTEM})
@@ -55,10 +56,53 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
         scales=layers["scales"],
         variants=layers["variants"],
         tuning=_tuning(content["tuning"], f"recipe {name}, tuning") if content.get("tuning") else None,
+        targets=_targets(content["targets"], name, systems) if content.get("targets") else None,
+        paper_figure=content.get("paper_figure"),
+        runs_of=content.get("runs_of"),
         decision=_decision(content["decision"], name, claims) if content.get("decision") else None,
     )
     _check_tuning_seeds(recipe)
     return recipe
+
+
+def with_shared(path: Path) -> str:
+    """The text of a recipe's file, completed by the recipe beside it that it names with `runs_of`.
+
+    Such a file lists in `systems` those of the shared ones that it is about; what it says itself counts.
+    UserError for an unknown recipe or system.
+    """
+    import yaml
+
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path.stem} is no YAML: {error}") from error
+    if not isinstance(content, dict) or not content.get("runs_of"):
+        return text
+    shared_path = path.with_name(f"{content['runs_of']}.yaml")
+    if not shared_path.is_file():
+        raise UserError(f"recipe {path.stem}, runs_of: {shared_path}: no such recipe.")
+    shared = yaml.safe_load(shared_path.read_text(encoding="utf-8"))
+    chosen = content.get("systems")
+    if not isinstance(chosen, list):
+        raise UserError(f"recipe {path.stem}, systems: expected a list of systems of {shared_path.name}.")
+    for system in chosen:
+        _one_of(system, shared["systems"], f"recipe {path.stem}, systems")
+    merged = {**shared, **content, "systems": {system: shared["systems"][system] for system in chosen}}
+    for kind in ("scales", "variants"):
+        for layer in (merged.get(kind) or {}).values():
+            for key, pick in (("systems", dict), ("without", list)):
+                if layer and layer.get(key):
+                    own = [name for name in layer[key] if name in chosen]
+                    layer[key] = {name: layer[key][name] for name in own} if pick is dict else own
+    return yaml.safe_dump(merged, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _targets(content: dict[str, Any], name: str, systems: Mapping[str, System]) -> Targets:
+    _keys(content, f"recipe {name}, targets", required={"system", "metric"})
+    _one_of(content["system"], systems, f"recipe {name}, targets, system")
+    return Targets(**content)
 
 
 def _tuning(content: dict[str, Any], where: str) -> Tuning:
@@ -101,7 +145,7 @@ def _reference(key: str, content: dict[str, Any], where: str, systems: Mapping[s
 
 
 def _layer(content: dict[str, Any], where: str, systems: Mapping[str, System]) -> Layer:
-    _keys(content, where, optional={"label", "overrides", "systems", "seeds", "variables", "needs", "without", "tuning_seeds",
+    _keys(content, where, optional={"label", "overrides", "systems", "seeds", "variables", "needs", "without", "tuning_seeds", "scales",
                                     "references"})  # fmt: skip
     for system in [*(content.get("systems") or {}), *(content.get("without") or ())]:
         _one_of(system, systems, f"{where}, systems")
@@ -114,6 +158,7 @@ def _layer(content: dict[str, Any], where: str, systems: Mapping[str, System]) -
         needs=content.get("needs"),
         tuning_seeds=_seeds(content["tuning_seeds"], where) if content.get("tuning_seeds") else None,
         without=tuple(content.get("without") or ()),
+        scales=tuple(content["scales"]) if content.get("scales") else None,
         references={key: _reference(key, value, f"{where}, reference {key}", systems)
                     for key, value in (content.get("references") or {}).items()},
     )  # fmt: skip

@@ -13,12 +13,21 @@ from odist.report.recipe import Recipe
 from odist.report.references import reference_parts, reference_row, values_of
 from odist.report.summary import COSTS, SystemSummary, Verdict
 from odist.report.table import ABSENT, count, estimate, markdown_table
+from odist.report.targets import target_parts
 from odist.report.tuning import tuning_notes
 
 NAMES = {
     "log_loss": "log loss",
     "excess_log_loss": "excess log loss",
     "cross_entropy": "cross-entropy",
+    "excess_cross_entropy": "excess cross-entropy",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+    "top1": "top-1",
+    "top5": "top-5",
+    "steps_to_50": "steps to the baseline's loss at 50 %",
+    "steps_to_75": "steps to the baseline's loss at 75 %",
+    "steps_to_end": "steps to the baseline's last loss",
     "auc": "AUC",
     "calibration_error": "calibration error",
     "brier": "Brier score",
@@ -57,6 +66,7 @@ def variant_parts(
     parts = [f"{note}\n" if note.startswith("**") else f"Note: {note}\n" for note in notes]
     parts += _decision_parts(recipe, verdicts)
     parts += _tables(recipe, variant=variant, summaries=summaries, references=references)
+    parts += target_parts(recipe, records)
     if verdicts:
         parts.append("Claims:\n")
         parts += [_verdict_line(recipe, verdict) for verdict in verdicts]
@@ -93,7 +103,8 @@ def _tables(
     metrics = [name for name in recipe.metrics if any(name in s.metrics or name in s.churn for s in summaries)]
     columns = {"label": "system", "seeds": "retrains"}
     columns |= {name: NAMES.get(name, name.replace("_", " ")) for name in metrics}
-    columns["ratio"] = f"churn / {recipe.systems[recipe.reference].label}"
+    if any(name in PAIR_METRICS for name in recipe.metrics):
+        columns["ratio"] = f"churn / {recipe.systems[recipe.reference].label}"
     rows = []
     for summary in summaries:
         row = {"label": recipe.systems[summary.system].label, "seeds": str(len(summary.seeds))}

@@ -69,6 +69,10 @@ class Retrains:
         values = [self.by_seed[seed]["results"]["metrics"].get(name) for seed in seeds]
         return [] if None in values else [float(value) for value in values]
 
+    def censored(self, name: str, seeds: Sequence[int]) -> bool:
+        """Whether the metric of some seed is a lower bound: a target that the run never reached."""
+        return any(name in self.by_seed[seed].get("censored", ()) for seed in seeds)
+
     def pairs(self, seeds: Sequence[int]) -> dict[tuple[int, int], dict[str, float | None]]:
         """PAIR_METRICS of every pair of `seeds`, keyed by their places."""
         return {(i, j): self.by_seed[seeds[i]]["churn"][str(seeds[j])] for i, j in combinations(range(len(seeds)), 2)}
@@ -159,7 +163,17 @@ def judge(claim: Claim, *, left: Retrains | None, right: Retrains | None) -> Ver
         value, interval = jackknife(difference, len(seeds))
     else:
         value, interval = difference(everyone), mean_interval([difference([place]) for place in everyone])
-    return Verdict(claim, verdict_of(claim, interval), value, interval, len(seeds))
+    verdict = verdict_of(claim, interval)
+    if any(side.censored(claim.metric, seeds) for side in _smaller_sides(claim, verdict, left, right)):
+        verdict = OPEN  # a run that never got there counts with its horizon, so what is smaller may be larger
+    return Verdict(claim, verdict, value, interval, len(seeds))
+
+
+def _smaller_sides(claim: Claim, verdict: str, left: Retrains, right: Retrains) -> list[Retrains]:
+    """The sides whose numbers must not be lower bounds for the verdict to stand."""
+    if claim.relation == "within":
+        return [left, right]
+    return [left if (claim.relation == "<") == (verdict == HOLDS) else right]
 
 
 def judge_ratios(claim: Claim, *, sides: Sequence[Retrains | None]) -> Verdict:
@@ -170,7 +184,8 @@ def judge_ratios(claim: Claim, *, sides: Sequence[Retrains | None]) -> Verdict:
     present = [side for side in sides if side is not None]
     seeds = _common_seeds(present[0], *present[1:]) if len(present) == 4 else ()
     enough = 2 if claim.metric in PAIR_METRICS else 1
-    if len(seeds) < enough or not all(side.has(claim.metric, seeds) for side in present):
+    known = all(side.has(claim.metric, seeds) and not side.censored(claim.metric, seeds) for side in present)
+    if len(seeds) < enough or not known:
         return Verdict(claim, OPEN, None, None, len(seeds))
     left, right, other_left, other_right = (side.statistic(claim.metric, seeds) for side in present)
     everyone = list(range(len(seeds)))

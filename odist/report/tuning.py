@@ -51,9 +51,10 @@ def chosen_values(
     chosen = {}
     for variant in recipe.variants:
         found = found_at(tuning, scale=scale, variant=variant)
-        for system, entry in (found or {"systems": {}})["systems"].items():
-            if found is not None and system in recipe.systems and entry["chosen"] is not None:
-                chosen[variant, system] = (found["key"], entry["chosen"])
+        for name, system in recipe.systems.items():
+            entry = found["systems"].get(system.tuned_with or name) if found is not None else None
+            if found is not None and entry is not None and entry["chosen"] is not None:
+                chosen[variant, name] = (found["key"], entry["chosen"])
     return chosen
 
 
@@ -102,7 +103,7 @@ def tuning_notes(
         return []
     found = found_at(tuning, scale=scale, variant=variant)
     if found is None:
-        return [f"**Untuned: every system used the preset's `{recipe.tuning.key}`.** `odist tune {recipe.name} --scale "
+        return [f"**Untuned: every system used the preset's `{recipe.tuning.key}`.** `odist tune {recipe.home} --scale "
                 f"{scale}` tunes it for each system."]  # fmt: skip
     notes, chosen = [], chosen_values(recipe, tuning, scale=scale)
     for name, system in recipe.systems.items():
@@ -118,6 +119,9 @@ def tuning_notes(
             notes.append(
                 f"{system.label} ran with `{key}` {', '.join(f'{u:g}' for u in used)}, tuning chose {value:g}."
             )
+        if system.tuned_with:
+            notes.append(f"{system.label} has no trials of its own: it ran with the `{key}` of {system.tuned_with}.")
+            continue
         entry = found["systems"][name]
         changed = sorted(
             {key for record in own for key in _differing(settings(record["config"], recipe.tuning), entry)}
@@ -154,7 +158,10 @@ def tuning_parts(
         )
         columns = {"label": "system", "batch": "batch"} | {f"{v:g}": f"{v:g}" for v in found["grid"]}
         rows = []
+        needed = {system.tuned_with or name for name, system in recipe.systems.items()}
         for name, entry in found["systems"].items():
+            if name not in needed:
+                continue
             label = recipe.systems[name].label if name in recipe.systems else name
             row = {"label": label, "batch": str(entry["batch"])}
             for value in entry["values"]:
