@@ -3,4 +3,5 @@
 TASKS = {
     "criteo": "odist.tasks.criteo:CriteoTask",
     "lm": "odist.tasks.language:LanguageTask",
+    "imagenet": "odist.tasks.imagenet:ImageNetTask",
 }
