@@ -18,6 +18,7 @@ from odist.checkpoint import common_step, load_weights
 from odist.churn import churn
 from odist.config import SyntheticTextConfig, load
 from odist.data.lanes import Documents, EvaluationLanes, TrainingLanes, union
+from odist.data.order import order_seed
 from odist.data.tokens import write_token_store
 from odist.errors import Interrupted, UserError
 from odist.evaluation import evaluate
@@ -516,3 +517,17 @@ def test_churn_of_what_is_stored_for_a_language_model():
 def test_what_validate_refuses(overrides, said):
     with pytest.raises(UserError, match=said):
         validate(make_config(*overrides))
+
+
+def test_groups_read_identical_sequences_on_request_and_are_counted_once(store):
+    for data in ([], ["data=prepared", f"data.path={store.path}"]):
+        batches, distinct = {}, {}
+        for partition in ("identical", "same"):
+            task = LanguageTask(make_config("task=lm", "num_groups=2", f"data.partition={partition}", *data))
+            seeds = [order_seed(0, group=group, partition=partition) for group in range(2)]
+            orders = [task.order(group=g, num_groups=2, examples_per_step=4, seed=seeds[g]) for g in range(2)]
+            batches[partition] = [order.ids(3) for order in orders]
+            distinct[partition] = task.distinct_rows(num_groups=2, examples=32)
+        assert np.array_equal(*batches["identical"])
+        assert not np.array_equal(*batches["same"])
+        assert distinct["identical"] < distinct["same"]

@@ -1,0 +1,222 @@
+"""Steps to the baseline's losses, recipes that share runs, and an ensemble's own curve, with real runs where runs matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from odist.errors import UserError
+from odist.report.recipe import Claim, Recipe, load_recipe
+from odist.report.recipe_file import parse_recipe
+from odist.report.summary import Retrains, judge, judge_ratios
+from odist.report.targets import curve_of, first_reach, target_parts, targets_of, with_targets
+from odist.reproduce import reproduce
+from odist.run import Run
+
+RECIPE = """
+title: T
+reference: base
+seeds: [1, 2]
+metrics: [cross_entropy]
+targets: {system: base, metric: cross_entropy}
+systems:
+  base: {label: Base}
+  fast: {label: Fast}
+  pupil: {label: Pupil, teachers: base}
+scales: {smoke: {}}
+"""
+
+
+def recipe() -> Recipe:
+    return parse_recipe(RECIPE, name="t")
+
+
+def record(system: str, seed: int, losses: list[float], *, groups: int = 1, group: int = 0) -> dict[str, Any]:
+    """A run of 100 steps an evaluation, 8 examples a step and group, a second a step."""
+    rows = [
+        {"group": group, "step": 100 * (i + 1), "seconds": 100.0 * (i + 1), "cross_entropy": loss}
+        for i, loss in enumerate(losses)
+    ]
+    steps = 100 * len(losses)
+    results = {"metrics": {"cross_entropy": losses[-1]}, "steps": steps, "total_examples": 8 * steps * groups,
+               "groups": [{"seconds": float(steps)}] * groups}  # fmt: skip
+    return {"variant": "", "system": system, "seed": seed, "evaluations": rows, "results": results, "churn": {}}
+
+
+BASE = [5.0, 4.0, 3.5, 3.3, 3.2, 3.1, 3.1, 3.1]
+
+
+def test_the_targets_are_the_means_of_the_baselines_over_seeds() -> None:
+    records = [record("base", 1, BASE), record("base", 2, [v + 0.2 for v in BASE]), record("fast", 1, [1.0] * 8)]
+    found = {target.name: target.value for target in targets_of(recipe(), records)}
+    assert found == pytest.approx({"steps_to_50": 3.4, "steps_to_75": 3.2, "steps_to_end": 3.2})
+
+
+def test_a_crossing_lies_on_the_line_between_two_evaluations() -> None:
+    curve = curve_of(record("base", 1, BASE))
+    assert first_reach(curve, metric="cross_entropy", target=3.75) == pytest.approx((250.0, 250.0))
+    assert first_reach(curve, metric="cross_entropy", target=3.5) == pytest.approx((300.0, 300.0))
+    assert first_reach(curve, metric="cross_entropy", target=6.0) == (100.0, 100.0)
+    assert first_reach(curve, metric="cross_entropy", target=3.0) is None
+    wavy = curve_of(record("base", 1, [5.0, 3.0, 4.0, 3.5]))
+    assert first_reach(wavy, metric="cross_entropy", target=3.5) == pytest.approx((175.0, 175.0))
+
+
+def test_steps_examples_and_seconds_are_metrics_and_what_is_never_reached_is_censored() -> None:
+    slow = [v + 1.0 for v in BASE]
+    base, fast, late = with_targets(
+        recipe(), [record("base", 1, BASE), record("fast", 1, [3.0] * 8, groups=2), record("fast", 2, slow)]
+    )
+    assert base["results"]["metrics"]["steps_to_end"] == pytest.approx(600)
+    assert fast["results"]["metrics"]["steps_to_end"] == 100
+    assert fast["results"]["metrics"]["examples_to_end"] == pytest.approx(100 * 8 * 2)
+    assert late["censored"] == ["steps_to_50", "steps_to_75", "steps_to_end"]
+    assert late["results"]["metrics"]["steps_to_end"] == 800
+    assert base["censored"] == fast["censored"] == []
+
+
+def test_a_student_pays_for_its_teachers() -> None:
+    records = [record("base", 1, BASE), record("pupil", 1, [3.0] * 8)]
+    _, pupil = with_targets(recipe(), records)
+    assert pupil["results"]["metrics"]["steps_to_end"] == 900
+    assert pupil["results"]["metrics"]["examples_to_end"] == pytest.approx(900 * 8)
+    assert pupil["first_phase_steps"] == 800
+    alone = with_targets(recipe(), [record("base", 2, BASE), record("pupil", 1, BASE)])[1]
+    assert "steps_to_end" not in alone["results"]["metrics"]
+
+
+def test_the_mean_of_an_ensemble_is_its_curve() -> None:
+    both = record("base", 1, BASE)
+    both["evaluations"] += record("base", 1, [2.0] * 8, group=-1)["evaluations"]
+    assert [row["cross_entropy"] for row in curve_of(both)] == [2.0] * 8
+
+
+def judged(left: list[float], right: list[float], relation: str, censored: str) -> str:
+    sides = []
+    for name, values in (("a", left), ("b", right)):
+        own = []
+        for seed, value in enumerate(values):
+            one = record(name, seed, BASE)
+            one["results"]["metrics"]["steps_to_end"] = value
+            one["censored"] = ["steps_to_end"] if name in censored else []
+            own.append(one)
+        sides.append(Retrains(own))
+    claim = Claim(id="x", text="", metric="steps_to_end", left="a", right="b", relation=relation)
+    return judge(claim, left=sides[0], right=sides[1]).verdict
+
+
+@pytest.mark.parametrize(
+    ("relation", "censored", "expected"),
+    [("<", "", "holds"), ("<", "b", "holds"), ("<", "a", "not resolved"), (">", "", "does not hold"),
+     (">", "b", "does not hold"), (">", "a", "not resolved"), ("<", "ab", "not resolved")],
+)  # fmt: skip
+def test_a_lower_bound_decides_only_what_it_can(relation: str, censored: str, expected: str) -> None:
+    assert judged([100, 110, 105], [300, 310, 302], relation, censored) == expected
+
+
+def test_ratios_of_lower_bounds_are_open() -> None:
+    sides = []
+    for factor in (1.0, 2.0, 1.0, 4.0):
+        own = [record("a", seed, BASE) for seed in range(3)]
+        for seed, one in enumerate(own):
+            one["results"]["metrics"]["steps_to_end"] = factor * (100 + seed)
+        sides.append(Retrains(own))
+    claim = Claim(id="x", text="", metric="steps_to_end", left="a", right="a", relation=">", versus=("a", "a"))
+    assert judge_ratios(claim, sides=sides).verdict == "holds"
+    sides[3].by_seed[0]["censored"] = ["steps_to_end"]
+    assert judge_ratios(claim, sides=sides).verdict == "not resolved"
+
+
+def test_the_table_marks_bounds() -> None:
+    slow = [v + 1.0 for v in BASE]
+    records = with_targets(recipe(), [record("base", 1, BASE), record("base", 2, BASE), record("fast", 1, BASE),
+                                      record("fast", 2, slow)])  # fmt: skip
+    [heading, table] = target_parts(recipe(), records)
+    assert "3.1000" in heading
+    [fast] = [line for line in table.splitlines() if line.startswith("| Fast")]
+    assert "> 700 (1 of 2 never)" in fast
+    assert "< 0.857" in fast
+
+
+SHARED = """
+title: Shared
+reference: sync
+seeds: [1, 2]
+metrics: [cross_entropy]
+overrides: [task=lm, data=synthetic, train.max_examples=64, train.evaluate_every=16, train.evaluate_rows=null]
+targets: {system: sync, metric: cross_entropy}
+paper_figure: figure_lm_validation.csv
+systems:
+  sync: {label: sync, overrides: [algorithm=sync], paper_curve: sync_128}
+  ensemble: {label: ensemble, overrides: [algorithm=ensemble, num_groups=2, train.keep_evaluations=true]}
+  student: {label: student, overrides: [algorithm=distill], teachers: ensemble}
+scales: {smoke: {systems: {ensemble: [optim.lr=0.01]}}}
+"""
+PAGE = """
+runs_of: shared
+title: Page
+systems: [{systems}]
+claims:
+  - id: c
+    text: C.
+    statement: {{metric: steps_to_end, left: {left}, right: sync, relation: "<"}}
+"""
+
+
+def test_recipes_share_runs_records_and_students_follow_their_teachers(tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(SHARED)
+    (tmp_path / "first.yaml").write_text(PAGE.format(systems="sync, ensemble", left="ensemble"))
+    (tmp_path / "second.yaml").write_text(PAGE.format(systems="sync, ensemble, student", left="student"))
+    places = {"output": tmp_path / "reports", "runs_dir": tmp_path / "runs", "jobs": 2}
+    reproduce(tmp_path / "first.yaml", **places, echo=lambda text: None)
+    assert len(list((tmp_path / "reports/shared/runs").glob("*.json"))) == 4
+    trained = {
+        path: (path / "results.json").stat().st_mtime_ns for path in (tmp_path / "runs/shared/smoke").glob("*-s?")
+    }
+    lines: list[str] = []
+    reproduce(tmp_path / "second.yaml", **places, echo=lines.append)
+    assert {path: (path / "results.json").stat().st_mtime_ns for path in trained} == trained
+    student = Run.open(tmp_path / "runs/shared/smoke/student-s2")
+    assert [Path(path).name for path in student.config["algorithm"]["teachers"]] == ["ensemble-s2"]
+    first, second = ((tmp_path / f"reports/{name}/{name}.md").read_text() for name in ("first", "second"))
+    assert "student" not in first
+    assert "student" in second
+    assert "../shared/runs/" in second
+    for name in ("first", "second"):
+        folder = tmp_path / "reports" / name
+        before = (folder / f"{name}.md").read_bytes(), (folder / f"{name}.svg").read_bytes()
+        reproduce(tmp_path / f"{name}.yaml", **places, only_report=True, echo=lambda text: None)
+        assert ((folder / f"{name}.md").read_bytes(), (folder / f"{name}.svg").read_bytes()) == before
+
+
+def test_a_page_names_only_systems_that_are_shared(tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(SHARED)
+    (tmp_path / "page.yaml").write_text(PAGE.format(systems="sync, ensembel", left="sync"))
+    with pytest.raises(UserError, match="ensembel"):
+        load_recipe(tmp_path / "page.yaml")
+    (tmp_path / "lost.yaml").write_text(PAGE.replace("shared", "nowhere").format(systems="sync", left="sync"))
+    with pytest.raises(UserError, match=r"nowhere\.yaml: no such recipe"):
+        load_recipe(tmp_path / "lost.yaml")
+
+
+def test_the_curve_of_an_ensemble_is_that_of_its_mean(train: Callable[..., Run]) -> None:
+    run = train(
+        "task=lm", "algorithm=ensemble", "num_groups=2", "train.keep_evaluations=true", "train.evaluate_rows=null",
+        "train.max_examples=64", "train.evaluate_every=16",
+    )  # fmt: skip
+    rows = run.metrics(kind="evaluate")
+    mean, members = rows[rows["group"] == -1], rows[rows["group"] >= 0]
+    assert sorted(mean["step"]) == sorted(set(members["step"]))
+    last = mean[mean["step"] == mean["step"].max()].iloc[0]
+    assert last["cross_entropy"] == pytest.approx(run.results["metrics"]["cross_entropy"], abs=1e-9)
+    for step, own in members.groupby("step"):  # the mean probability of two is never worse than the worse of them
+        assert mean.set_index("step")["cross_entropy"][step] < own["cross_entropy"].mean()
+    whole = run.predictions()
+    assert last["cross_entropy"] == pytest.approx(-np.log(whole.probabilities).mean(), abs=1e-6)
+    assert math.isfinite(last["cross_entropy"])
+    assert not (run.path / "evaluations").exists()
