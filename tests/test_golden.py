@@ -16,6 +16,7 @@ COMMON = (
     "exchange.interval=100",
     "train.batch=50",
 )
+LANGUAGE = ("train.batch=8", "train.max_examples=160", "train.log_every=16", "algorithm.burn_in=64", "exchange.interval=32")
 ALGORITHMS = {
     "sync": ["algorithm=sync"],
     "ensemble": ["algorithm=ensemble"],
@@ -27,6 +28,8 @@ ALGORITHMS = {
     "sgd_cosine": ["algorithm=sync", "optim=sgd", "optim.lr=0.3", "optim.momentum=0.9", "optim.schedule=cosine",
                    "optim.warmup=200"],
     "adamw_clip": ["algorithm=sync", "optim=adamw", "optim.lr=0.01", "optim.clip_norm=0.2"],
+    "lm_codistill": ["task=lm", "algorithm=codistill", "data.partition=disjoint", *LANGUAGE],
+    "lm_transformer_smoothing": ["task=lm", "model=transformer", "algorithm=label_smoothing", *LANGUAGE],
 }  # fmt: skip
 
 
