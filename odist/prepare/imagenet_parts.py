@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -45,7 +44,7 @@ class PartCounts:
     dropped: list[Dropped] = field(default_factory=list)
     grayscale: int = 0
     resized: int = 0
-    converted: Counter[str] = field(default_factory=Counter)
+    converted: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def read_part(job: PartJob, tell: Tell) -> None:
             counts.grayscale += image.grayscale
             counts.resized += image.resized
             if image.was:
-                counts.converted[image.was] += 1
+                counts.converted[image.was] = counts.converted.get(image.was, 0) + 1
         file.flush()
         os.fsync(file.fileno())
     save_array(job.path("npy"), np.array(table, dtype=np.int64).reshape(-1, 5))

@@ -137,15 +137,21 @@ def plan_files(
     dropped: list[Dropped] = []
     for position, source in enumerate(sources):
         flat: dict[str, tuple[str, ImageFile]] = {}
+        loose: list[tuple[str, str | None]] = []
+        sorted_parts = set()
         for place, file, split, parts in _placed(source, files(position, source), dropped):
             if labels is not None and (split == "validation" or (split is None and len(parts) == 1)):
                 flat[file.path] = (place, file)
             elif len(parts) > 1:
                 found.append((place, file, split, parts[0]))
-            elif split != "train" and file.path.lower().endswith(SUFFIXES):
-                raise UserError(f"{place}: an image in no class folder. Name a list of the classes of such images by --labels.")  # fmt: skip
+                sorted_parts.add(split)
             else:
-                dropped.append(Dropped(place, OUTSIDE))
+                loose.append((place, split))
+        for place, split in loose:
+            if split not in sorted_parts and place.lower().endswith(SUFFIXES):
+                raise UserError(f"{place}: an image in no class folder. Sort images into a folder for each class, or name a "
+                                "list of the classes of validation images by --labels.")  # fmt: skip
+            dropped.append(Dropped(place, OUTSIDE))
         found += _labelled(flat, labels, dropped)
     if labels is not None and not any(split == "validation" for _, _, split, _ in found):
         raise UserError(f"{labels.path}: no image of the input is named in it, or there is none without a class folder.")  # fmt: skip
@@ -246,9 +252,9 @@ def plan_dataset(sources: list[ImageSource]) -> Plan:
         raise UserError("no training row in the data set. Name it without ?split=, or with a training part.")
     order = list(range(len(names))) if names is not None else sorted(train, key=lambda value: natural(str(value)))
     classes = names if names is not None else [str(value) for value in order]
-    _check_classes(classes, {str(value) for item, value in found if value not in order})
-    drawn = not any(item.split == "validation" for item, _ in found)
     numbers = {value: number for number, value in enumerate(order)}
+    _check_classes(classes, {str(value) for _, value in found if value not in numbers})
+    drawn = not any(item.split == "validation" for item, _ in found)
     items = [Item(item.place, item.file, numbers[value], None if drawn else item.split) for item, value in found]
     return Plan(classes, items, dropped)
 

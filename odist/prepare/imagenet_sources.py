@@ -193,6 +193,10 @@ def _list_members(file: IO[bytes], holder: str, *, base: int, prefix: str) -> It
             inner = archive.extractfile(member)
             assert inner is not None
             yield from _list_members(inner, holder, base=start, prefix=_inner(path))
+        # tarfile takes a damaged or cut header for the end; the end is a block of zeros.
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no header and no end at byte {base + archive.offset:,}")
 
 
 def _inner(path: str) -> str:
