@@ -149,7 +149,7 @@ def _record(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path]
     from odist.report.record import write_records
 
     folder.mkdir(parents=True, exist_ok=True)
-    written = write_records(recipe.name, plan, runs=[Run.open(path) for path in paths], folder=home / "runs")
+    written = write_records(recipe.home, plan, runs=[Run.open(path) for path in paths], folder=home / "runs")
     variants = {run.variant for run in plan}
     for path in (home / "runs").glob("*.json"):
         if recipe.runs_of and json.loads(path.read_text(encoding="utf-8"))["system"] not in recipe.systems:
