@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from odist.report.summary import Retrains, judge, judge_ratios
 from odist.report.targets import curve_of, first_reach, target_parts, targets_of, with_targets
 from odist.reproduce import reproduce
 from odist.run import Run
+from odist.tune import tune
 
 RECIPE = """
 title: T
@@ -220,3 +222,41 @@ def test_the_curve_of_an_ensemble_is_that_of_its_mean(train: Callable[..., Run])
     assert last["cross_entropy"] == pytest.approx(-np.log(whole.probabilities).mean(), abs=1e-6)
     assert math.isfinite(last["cross_entropy"])
     assert not (run.path / "evaluations").exists()
+
+
+TUNED = (
+    SHARED
+    + """
+tuning: {key: optim.lr, grid: [0.01, 0.02, 0.04], seeds: [9], metric: cross_entropy, overrides: [data.holdout=tuning]}
+"""
+)
+
+
+def test_a_system_tuned_with_another_has_no_trials_and_uses_its_value(tmp_path: Path) -> None:
+    text = TUNED.replace("teachers: ensemble}", "teachers: ensemble, tuned_with: sync}")
+    (tmp_path / "shared.yaml").write_text(text)
+    (tmp_path / "page.yaml").write_text(PAGE.format(systems="sync, ensemble, student", left="student"))
+    lines: list[str] = []
+    tune(tmp_path / "shared.yaml", output=tmp_path / "reports", dry_run=True, echo=lines.append)
+    assert len(lines) == 6
+    assert not any("algorithm=distill" in line for line in lines)
+    entries = {name: {"chosen": value, "at_edge": None, "batch": 8, "values": [], "settings": {}}
+               for name, value in (("sync", 0.02), ("ensemble", 0.04))}  # fmt: skip
+    found = {"key": "optim.lr", "metric": "cross_entropy", "seeds": [9], "overrides": [], "grid": [0.01, 0.02, 0.04],
+             "systems": entries}  # fmt: skip
+    path = tmp_path / "reports/shared/tuning.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"format": "odist-tuning-1", "recipe": "shared", "scales": {"smoke": {"all": found}}}))
+    lines.clear()
+    reproduce(tmp_path / "page.yaml", output=tmp_path / "reports", dry_run=True, echo=lines.append)
+    students = [line for line in lines if "algorithm=distill" in line]
+    assert len(students) == 2
+    assert all("optim.lr=0.02" in line for line in students)
+
+
+def test_a_variant_is_run_at_its_scales_only() -> None:
+    text = RECIPE.replace("scales: {smoke: {}}", "scales: {smoke: {}, small: {}}")
+    text += 'variants: {"": {}, quick: {scales: [smoke], overrides: [data=synthetic]}}\n'
+    plans = {scale: parse_recipe(text, name="t").plan(scale, variables={})[0] for scale in ("smoke", "small")}
+    assert {run.variant for run in plans["smoke"]} == {"", "quick"}
+    assert {run.variant for run in plans["small"]} == {""}
