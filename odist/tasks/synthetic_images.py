@@ -1,8 +1,9 @@
 """An endless stream of images of ten classes: five shapes, each striped or checked, on a textured ground.
 
 Image r is a pure function of (data.seed, split, r), so any image of any split can be asked for in any order, nothing is
-stored and no two streams overlap. Colour, place, size, turn, texture and ground tell nothing about the class, so a
-network has to find form and pattern. What the images are used for is left to the task.
+stored and no two streams overlap. Hue, place, size, turn and ground tell nothing about the class, so a network has to
+find form and pattern; that the shape is lighter than its ground lets a small one do so in some hundred steps. What the
+images are used for is left to the task.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from odist.rng import derive, uniform
 SHAPES = ("disc", "square", "triangle", "ring", "cross")
 PATTERNS = ("striped", "checked")
 CLASSES = tuple(f"{pattern} {shape}" for pattern in PATTERNS for shape in SHAPES)
-DRAWS = 32  # random numbers of an image; 23 are used
+DRAWS = 32  # random numbers of an image; 24 are used
+LIGHT, DARK = (0.6, 1.0), (0.0, 0.4)  # mean colours of shapes and of grounds, where 0 is black and 1 white
 
 
 class SyntheticImages:
@@ -50,8 +52,8 @@ class SyntheticImages:
         classes = self._classes(draws)
         pattern, shape = np.divmod(classes, len(SHAPES))
         draw = draws.astype(np.float32)[:, :, None, None]
-        ground = self._textured(draw[:, 1:10], checked=draws[:, 10] < 0.5)
-        image = self._textured(draw[:, 11:20], checked=pattern == 1)
+        ground = self._textured(draw[:, 1:10], DARK, checked=draws[:, 10] < 0.5)
+        image = self._textured(draw[:, 11:20], LIGHT, checked=pattern == 1)
         inside = self._inside(draw[:, 20:24], shape)
         image = np.where(inside[:, None], image, ground)
         if self.config.noise:
@@ -61,12 +63,15 @@ class SyntheticImages:
     def _classes(self, draws: np.ndarray) -> np.ndarray:
         return np.floor(draws[:, 0] * len(CLASSES)).astype(np.int64)
 
-    def _textured(self, draw: np.ndarray, *, checked: np.ndarray) -> np.ndarray:
+    def _textured(self, draw: np.ndarray, colours: tuple[float, float], *, checked: np.ndarray) -> np.ndarray:
         """Stripes or checks in two colours, float32 [n, 3, size, size].
 
-        draw: [n, 9, 1, 1]: colour (3), difference (3), turn, width, phase; checked: bool [n]
+        draw: [n, 9, 1, 1]: mean colour (3), difference (3), turn, width, phase; colours: range of the first three
+        checked: bool [n]
         """
-        colour, difference = draw[:, :3], (draw[:, 3:6] - np.float32(0.5)) * np.float32(self.config.contrast)
+        low, high = (np.float32(end) for end in colours)
+        colour = low + (high - low) * draw[:, :3]
+        difference = (draw[:, 3:6] - np.float32(0.5)) * np.float32(self.config.contrast)
         turn, width, phase = (draw[:, at] for at in (6, 7, 8))
         waves = np.float32(math.pi) * (2 + 2 * width)  # half periods of 1/4 to 1/8 of the image
         along, across = self._turned(turn)
