@@ -1,6 +1,6 @@
 """JPEG to crops of a wanted size, by the fastest installed decoder or by Pillow.
 
-Fast: simplejpeg (libjpeg-turbo), which decodes at 1/2, 1/4 or 1/8 where that is enough, no further down than the
+Fast: simplejpeg (libjpeg-turbo), which decodes at half the size or less where that is enough, no further down than the
 crop, and OpenCV's resize; Pillow: the whole image, resized with antialiasing, as torchvision does on PIL images.
 Both give nearly the same pixels. Which crop is wanted is left to data/augment.py.
 """
@@ -88,17 +88,20 @@ class FastDecoder:
             source = bytearray(data)
             source[at : at + 2] = stop.to_bytes(2, "big")
             height = stop
-        pixels = self._decode(source, height=-(-height * size // box.height), width=-(-width * size // box.width))
-        y, x = pixels.shape[0] / height, pixels.shape[1] / width
+        pixels, scale = self._decode(
+            source, (height, width), least=(-(-height * size // box.height), -(-width * size // box.width))
+        )
         part = pixels[
-            round(box.top * y) : round((box.top + box.height) * y),
-            round(box.left * x) : round((box.left + box.width) * x),
+            round(box.top * scale) : round((box.top + box.height) * scale),
+            round(box.left * scale) : round((box.left + box.width) * scale),
         ]
         return self._resize(part, size, size, area=2.0)
 
     def centre(self, data: bytes, *, resize: int, size: int) -> np.ndarray:
-        height, width = _resized(*self.shape(data), resize=resize)
-        pixels = self._resize(self._decode(data, height=height, width=width), height, width, area=1.0)
+        shape = self.shape(data)
+        height, width = _resized(*shape, resize=resize)
+        pixels, scale = self._decode(data, shape, least=(height, width))
+        pixels = self._resize(pixels[: round(shape[0] * scale), : round(shape[1] * scale)], height, width, area=1.0)
         box = _centre(height, width, size=size)
         return pixels[box.top : box.top + size, box.left : box.left + size]
 
@@ -106,12 +109,18 @@ class FastDecoder:
         part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
         return self._resize(part, size, size, area=1.0)
 
-    def _decode(self, data: bytes | bytearray, *, height: int, width: int) -> np.ndarray:
+    def _decode(
+        self, data: bytes | bytearray, shape: tuple[int, int], *, least: tuple[int, int]
+    ) -> tuple[np.ndarray, float]:
+        # Pixels of at least the size `least`, and how many of them one pixel of the image is in either direction.
         # Between the powers of 2 libjpeg-turbo's scaled transforms are slower than the full one.
         pixels: np.ndarray = self._jpeg.decode_jpeg(
-            data, "RGB", min_height=height, min_width=width, min_factor=2, strict=False
+            data, "RGB", min_height=least[0], min_width=least[1], min_factor=2, strict=False
         )
-        return pixels
+        # Sizes are rounded up to whole pixels, so they alone would give a slightly larger scale.
+        scales = (eighths for eighths in range(8, 0, -1) if all(
+            -(-side * eighths // 8) == found for side, found in zip(shape, pixels.shape, strict=False)))  # fmt: skip
+        return pixels, next(scales, 8) / 8
 
     def _resize(self, pixels: np.ndarray, height: int, width: int, *, area: float) -> np.ndarray:
         # area: factor from which each output pixel averages all it covers; below it, two by two are interpolated,
