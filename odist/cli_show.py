@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from odist.churn import ChurnResult
 
 MAIN_METRICS = ("log_loss", "cross_entropy")  # the first that a run has
-SHOWN_METRICS = (*MAIN_METRICS, "excess_log_loss", "excess_cross_entropy", "perplexity", "bits_per_byte", "auc", "accuracy", "top1")
+SHOWN_METRICS = (
+    *MAIN_METRICS,
+    "excess_log_loss",
+    "excess_cross_entropy",
+    "perplexity",
+    "bits_per_byte",
+    "auc",
+    "accuracy",
+    "top1",
+)
 
 
 def main_metric(results: Mapping[str, Any]) -> float | None:

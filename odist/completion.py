@@ -68,7 +68,7 @@ def choices(key: str, *, conf: Path) -> list[str]:
     if (conf / key).is_dir() and key in GROUPS:
         return sorted(path.stem for path in (conf / key).glob("*.yaml"))
     if key in CHOICES:
-        return list(CHOICES[key])
+        return [str(choice) for choice in CHOICES[key]]
     if key in REGISTERED:
         from odist import registry
 

@@ -8,11 +8,14 @@ workers give the same number (as torchtitan and algoperf do).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from odist.config import AlgorithmConfig
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,11 @@ class LossOptions:
     distill_weight: float = 1.0
     distill_loss: str = "cross_entropy"
     average: str = "probabilities"
+
+    @classmethod
+    def of(cls, algorithm: AlgorithmConfig) -> LossOptions:
+        """Those of a run's algorithm."""
+        return cls(algorithm.label_weight, algorithm.distill_weight, algorithm.distill_loss, algorithm.average)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Where the rows lie is left to the stores and generators.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -118,3 +119,43 @@ class SequentialOrder:
     def ids(self, step: int) -> np.ndarray:
         start = step * self.examples_per_step
         return np.arange(start, min(start + self.examples_per_step, self.num_rows), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Which training rows each group reads.
+
+    partition, parts, seed: data.partition, data.parts and data.seed
+    rows: of the training part; streams: whether disjoint parts lie one after another instead of sharing the rows
+    """
+
+    partition: str
+    parts: int | None
+    seed: int
+    rows: int
+    streams: bool
+
+    def order(self, *, group: int, num_groups: int, examples_per_step: int, seed: int) -> ShuffledOrder:
+        """The order in which a group reads its rows. seed: see `order_seed`."""
+        parts = num_parts(self.partition, self.parts, num_groups=num_groups)
+        if parts > 1 and not self.streams:
+            own = (group, parts, self.seed)
+            return ShuffledOrder(self.rows // parts, examples_per_step, seed=seed, partition=own)
+        return ShuffledOrder(self.rows, examples_per_step, seed=seed, offset=group * self.rows if parts > 1 else 0)
+
+    def distinct(self, *, num_groups: int, examples: int) -> int:
+        """Different rows that `num_groups` groups read in `examples` examples each."""
+        parts = num_parts(self.partition, self.parts, num_groups=num_groups)
+        each = min(examples, self.rows if self.streams else self.rows // parts)
+        if parts > 1:
+            return num_groups * each
+        if self.partition == "identical":
+            return each
+        # Over less than one pass, groups that share the rows read different ones, each in its own order.
+        unread = (1 - each / self.rows) ** num_groups
+        return self.rows if each == self.rows else round(self.rows * (1 - unread))
+
+
+def num_parts(partition: str, parts: int | None, *, num_groups: int) -> int:
+    """Into how many parts the training rows are split: data.parts, by default one a group; 1 where they are shared."""
+    return (parts or num_groups) if partition == "disjoint" else 1

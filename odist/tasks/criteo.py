@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from odist import registry
 from odist.config import Config, CriteoConfig
-from odist.data.order import Order, SequentialOrder, ShuffledOrder
+from odist.data.order import Order, SequentialOrder, Shares
 from odist.data.rows import RowStore
 from odist.errors import UserError
 from odist.losses import LossOptions, Soft, Sums, binary
@@ -58,10 +58,7 @@ class CriteoTask:
         self.source: Source = SyntheticSource(config) if synthetic else PreparedSource(config)
         self.fingerprint = self.source.fingerprint
         self.fitted_fingerprint = self.source.fitted_fingerprint
-        algorithm = config.algorithm
-        self.loss_options = LossOptions(
-            algorithm.label_weight, algorithm.distill_weight, algorithm.distill_loss, algorithm.average
-        )
+        self.loss_options = LossOptions.of(config.algorithm)
 
     def build_model(self) -> nn.Module:
         options = {key: value for key, value in asdict(self.config.model).items() if key != "name"}
@@ -72,29 +69,15 @@ class CriteoTask:
     def num_rows(self, split: str) -> int:
         return self.source.num_rows(split)
 
-    def _parts(self, num_groups: int) -> int:
+    def _shares(self) -> Shares:
         data = self.config.data
-        return (data.parts or num_groups) if data.partition == "disjoint" else 1
+        return Shares(data.partition, data.parts, data.seed, rows=self.num_rows("train"), streams=self.source.streams)
 
     def order(self, *, group: int, num_groups: int, examples_per_step: int, seed: int) -> Order:
-        parts = self._parts(num_groups)
-        rows = self.num_rows("train")
-        if parts > 1 and not self.source.streams:
-            return ShuffledOrder(
-                rows // parts, examples_per_step, seed=seed, partition=(group, parts, self.config.data.seed)
-            )
-        return ShuffledOrder(rows, examples_per_step, seed=seed, offset=group * rows if parts > 1 else 0)
+        return self._shares().order(group=group, num_groups=num_groups, examples_per_step=examples_per_step, seed=seed)
 
     def distinct_rows(self, *, num_groups: int, examples: int) -> int:
-        parts, rows = self._parts(num_groups), self.num_rows("train")
-        each = min(examples, rows if self.source.streams else rows // parts)
-        if parts > 1:
-            return num_groups * each
-        if self.config.data.partition == "identical":
-            return each
-        # Over less than one pass, groups that share the rows read different ones, each in its own order.
-        unread = (1 - each / rows) ** num_groups
-        return rows if each == rows else round(rows * (1 - unread))
+        return self._shares().distinct(num_groups=num_groups, examples=examples)
 
     def evaluation_order(self, split: str, *, rows: int | None, batch_size: int) -> SequentialOrder:
         total = self.num_rows(split)

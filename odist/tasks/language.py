@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from odist import registry
 from odist.config import Config, LanguageConfig
 from odist.data.lanes import Documents, EvaluationLanes, TrainingLanes, union
-from odist.data.order import order_seed
+from odist.data.order import num_parts, order_seed
 from odist.data.tokens import TokenStore
 from odist.errors import UserError
 from odist.losses import LossOptions, Soft, Sums, multiclass
@@ -67,10 +67,7 @@ class LanguageTask:
         self.source: Source = SyntheticSource(config) if synthetic else PreparedSource(config)
         self.fingerprint = self.source.fingerprint
         self.fitted_fingerprint = self.source.fitted_fingerprint
-        algorithm = config.algorithm
-        self.loss_options = LossOptions(
-            algorithm.label_weight, algorithm.distill_weight, algorithm.distill_loss, algorithm.average
-        )
+        self.loss_options = LossOptions.of(config.algorithm)
 
     def build_model(self) -> nn.Module:
         options = {key: value for key, value in asdict(self.config.model).items() if key != "name"}
@@ -78,8 +75,7 @@ class LanguageTask:
         return model
 
     def _parts(self, num_groups: int) -> int:
-        data = self.config.data
-        return (data.parts or num_groups) if data.partition == "disjoint" else 1
+        return num_parts(self.config.data.partition, self.config.data.parts, num_groups=num_groups)
 
     def num_rows(self, split: str) -> int:
         """Sequences of a split; of the smallest part where each group reads its own, so that one pass reads none twice."""
