@@ -26,9 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from odist.data.rows import open_record
+from odist.data.store import Store, damaged, open_record
 from odist.data.tokens import digest
-from odist.errors import UserError
 
 FORMAT = "odist-images-1"
 SPLITS = ("train", "validation")
@@ -57,14 +56,12 @@ def store_record(
     }
 
 
-class ImageStore:
+class ImageStore(Store["_Split"]):
     """A finished store, opened by `ImageStore.open`; reads images, writes nothing. Safe to use from threads."""
 
     def __init__(self, path: Path, meta: dict[str, Any], classes: list[str], splits: dict[str, _Split]) -> None:
-        self.path = path
-        self.meta = meta
+        super().__init__(path, meta, splits)
         self.classes = classes
-        self._splits = splits
 
     @classmethod
     def open(cls, path: Path | str) -> ImageStore:
@@ -74,39 +71,21 @@ class ImageStore:
         try:
             classes = json.loads((path / CLASSES).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise _damaged(path / CLASSES, "the file is missing") from None
+            raise damaged(path / CLASSES, "the file is missing") from None
         except ValueError as error:
-            raise _damaged(path / CLASSES, f"not JSON ({error})") from None
+            raise damaged(path / CLASSES, f"not JSON ({error})") from None
         if not isinstance(classes, list) or len(classes) != meta["num_classes"]:
-            raise _damaged(path / CLASSES, f"expected a list of {meta['num_classes']} names")
+            raise damaged(path / CLASSES, f"expected a list of {meta['num_classes']} names")
         splits = {name: _Split(path, name, entry, meta["decoded"]) for name, entry in meta["splits"].items()}
         for name, split in splits.items():
             if len(split.labels) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(classes):
-                raise _damaged(path / f"labels-{name}.npy", f"a label outside [0, {len(classes)})")
+                raise damaged(path / f"labels-{name}.npy", f"a label outside [0, {len(classes)})")
         return cls(path, meta, classes, splits)
-
-    @property
-    def task(self) -> str:
-        return str(self.meta["task"])
-
-    @property
-    def fingerprint(self) -> str:
-        """Names images, labels, their order and the classes."""
-        return str(self.meta["fingerprint"])
-
-    @property
-    def fitted_fingerprint(self) -> str:
-        """Names the classes; a model may be used on every store with the same."""
-        return str(self.meta["fitted_fingerprint"])
 
     @property
     def decoded(self) -> int | None:
         """Side of the images of a decoded store in pixels, None where they are JPEG."""
         return None if self.meta["decoded"] is None else int(self.meta["decoded"])
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self._splits)
 
     def num_rows(self, split: str) -> int:
         """Images of a split; UserError when there is no such split."""
@@ -126,7 +105,7 @@ class ImageStore:
         start, stop = map(int, part.offsets[id])
         data = os.pread(part.descriptor, stop - start, start)  # unlike a page fault, it lets other threads run
         if len(data) != stop - start:
-            raise _damaged(self.path / f"images-{split}.bin", f"image {id} breaks off")
+            raise damaged(self.path / f"images-{split}.bin", f"image {id} breaks off")
         return data
 
     def pixels(self, split: str, ids: np.ndarray) -> np.ndarray:
@@ -145,11 +124,6 @@ class ImageStore:
             )
         return np.take(part.pixels, ids, axis=0, mode="clip")  # checked above
 
-    def _split(self, split: str) -> _Split:
-        if split not in self._splits:
-            raise UserError(f"{self.path}: no split {split!r}; it has {', '.join(self._splits)}.")
-        return self._splits[split]
-
 
 class _Split:
     """The open files of one split."""
@@ -167,26 +141,22 @@ class _Split:
         try:
             self.descriptor = os.open(file, os.O_RDONLY)
         except FileNotFoundError:
-            raise _damaged(file, "the file is missing") from None
+            raise damaged(file, "the file is missing") from None
         weakref.finalize(self, os.close, self.descriptor)
         size = os.fstat(self.descriptor).st_size
         if size != int(entry["bytes"]):
-            raise _damaged(file, f"{size:,} bytes instead of {int(entry['bytes']):,}")
+            raise damaged(file, f"{size:,} bytes instead of {int(entry['bytes']):,}")
         if images and not (self.offsets.min() >= 0 and self.offsets.max() <= size):
-            raise _damaged(path / f"offsets-{name}.npy", f"an image outside the {size:,} bytes of {file.name}")
+            raise damaged(path / f"offsets-{name}.npy", f"an image outside the {size:,} bytes of {file.name}")
 
 
 def _load(path: Path, *, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r" if all(shape) else None, allow_pickle=False)
     except FileNotFoundError:
-        raise _damaged(path, "the file is missing") from None
+        raise damaged(path, "the file is missing") from None
     except (ValueError, EOFError) as error:
-        raise _damaged(path, f"no array file ({error})") from None
+        raise damaged(path, f"no array file ({error})") from None
     if array.shape != shape or array.dtype != dtype:
-        raise _damaged(path, f"expected {dtype} {list(shape)}, found {array.dtype} {list(array.shape)}")
+        raise damaged(path, f"expected {dtype} {list(shape)}, found {array.dtype} {list(array.shape)}")
     return array
-
-
-def _damaged(path: Path, why: str) -> UserError:
-    return UserError(f"{path}: damaged: {why}. Remove the folder {path.parent} and run `{COMMAND}` again.")

@@ -10,7 +10,6 @@ made it; this module knows folders, files and shapes.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from odist.data.store import Store, damaged, open_record
 from odist.errors import UserError
 
 FORMAT = "odist-rows-1"
@@ -87,33 +87,8 @@ class RowWriter:
             view = view[self._file.write(view) :]
 
 
-def open_record(path: Path, expected: str, *, command: str) -> dict[str, Any]:
-    """Read the store.json of a finished store of format `expected`.
-
-    command: what makes such a store, for the message. UserError when the folder is missing, unfinished,
-    no store, or of another format.
-    """
-    meta = read_record(path)
-    if meta is None:
-        if not path.exists():
-            raise UserError(f"{path}: no such folder. Make it with `{command} --input FILE --output {path}`.")
-        partial = path.name.endswith(".partial")
-        why = "an unfinished preparation; the same `odist prepare` command completes it" if partial else (
-            f"not a prepared store (it has no store.json); name a folder made by `{command}`")  # fmt: skip
-        raise UserError(f"{path}: {why}.")
-    if meta.get("format") != expected:
-        raise UserError(f"{path}: its format is {meta.get('format')!r}, expected {expected!r}. "
-                        f"Name a folder made by `{command}`, or prepare it again.")  # fmt: skip
-    return meta
-
-
-class RowStore:
+class RowStore(Store[np.ndarray]):
     """A finished store, opened by `RowStore.open`; reads rows, writes nothing."""
-
-    def __init__(self, path: Path, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        self.path = path
-        self.meta = meta
-        self._arrays = arrays
 
     @classmethod
     def open(cls, path: Path | str) -> RowStore:
@@ -124,31 +99,13 @@ class RowStore:
         arrays = {}
         for name, split in meta["splits"].items():
             if not 0 <= split["start"] <= split["stop"] <= len(files[split["file"]]):
-                raise _damaged(path / split["file"], f"split {name} ends at row {split['stop']:,}, the file at {len(files[split['file']]):,}")  # fmt: skip
+                raise damaged(path / split["file"], f"split {name} ends at row {split['stop']:,}, the file at {len(files[split['file']]):,}")  # fmt: skip
             arrays[name] = files[split["file"]][split["start"] : split["stop"]]
         return cls(path, meta, arrays)
 
     @property
-    def task(self) -> str:
-        return str(self.meta["task"])
-
-    @property
     def columns(self) -> int:
         return int(self.meta["columns"])
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self._arrays)
-
-    @property
-    def fingerprint(self) -> str:
-        """Names rows, order, options and fitted parts."""
-        return str(self.meta["fingerprint"])
-
-    @property
-    def fitted_fingerprint(self) -> str:
-        """Names what gives ids and values their meaning; a model may be used on every store with the same."""
-        return str(self.meta["fitted_fingerprint"])
 
     @property
     def fitted(self) -> dict[str, Any]:
@@ -180,25 +137,6 @@ class RowStore:
         # Checked above, so "clip" changes nothing; numpy's "raise" would copy through a second buffer.
         return np.take(rows, ids, axis=0, mode="clip")
 
-    def _split(self, split: str) -> np.ndarray:
-        if split not in self._arrays:
-            raise UserError(f"{self.path}: no split {split!r}; it has {', '.join(self._arrays)}.")
-        return self._arrays[split]
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """The content of `path`/store.json, None without one; UserError when it cannot be read."""
-    record = path / "store.json"
-    if not record.is_file():
-        return None
-    try:
-        meta = json.loads(record.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(record, f"not JSON ({error})") from None
-    if not isinstance(meta, dict) or "format" not in meta:
-        raise UserError(f"{record}: not the record of a prepared store. Name a folder made by `odist prepare`.")
-    return meta
-
 
 def _map(path: Path, columns: int) -> np.ndarray:
     try:
@@ -209,17 +147,13 @@ def _map(path: Path, columns: int) -> np.ndarray:
             )
             start, size = file.tell(), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
-        raise _damaged(path, "the file is missing") from None
+        raise damaged(path, "the file is missing") from None
     except ValueError as error:
-        raise _damaged(path, f"no array file ({error})") from None
+        raise damaged(path, f"no array file ({error})") from None
     if fortran or dtype != DTYPE or len(shape) != 2 or shape[1] != columns:
-        raise _damaged(path, f"expected int32 rows of {columns} columns, found {dtype} {list(shape)}")
+        raise damaged(path, f"expected int32 rows of {columns} columns, found {dtype} {list(shape)}")
     if size != start + shape[0] * columns * DTYPE.itemsize:
-        raise _damaged(path, f"{size:,} bytes instead of {start + shape[0] * columns * DTYPE.itemsize:,}")
+        raise damaged(path, f"{size:,} bytes instead of {start + shape[0] * columns * DTYPE.itemsize:,}")
     if shape[0] == 0:  # nothing to map
         return np.empty((0, columns), dtype=DTYPE)
     return np.asarray(np.memmap(path, dtype=DTYPE, mode="r", offset=start, shape=(int(shape[0]), columns)))
-
-
-def _damaged(path: Path, why: str) -> UserError:
-    return UserError(f"{path}: damaged: {why}. Remove the folder {path.parent} and run `odist prepare` again.")

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from odist.data.rows import open_record
+from odist.data.store import Store, damaged, open_record
 from odist.errors import UserError
 from odist.run import write_atomically
 
@@ -200,13 +200,8 @@ def write_token_store(
     return TokenStore.open(path)
 
 
-class TokenStore:
+class TokenStore(Store[tuple[np.ndarray, np.ndarray]]):
     """A finished store, opened by `TokenStore.open`; reads tokens, writes nothing."""
-
-    def __init__(self, path: Path, meta: dict[str, Any], arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-        self.path = path
-        self.meta = meta
-        self._arrays = arrays
 
     @classmethod
     def open(cls, path: Path | str) -> TokenStore:
@@ -217,20 +212,6 @@ class TokenStore:
         return cls(path, meta, {name: _map_split(path, name, entry, dtype) for name, entry in meta["splits"].items()})
 
     @property
-    def task(self) -> str:
-        return str(self.meta["task"])
-
-    @property
-    def fingerprint(self) -> str:
-        """Names tokens, documents, their order and what the ids mean."""
-        return str(self.meta["fingerprint"])
-
-    @property
-    def fitted_fingerprint(self) -> str:
-        """Names what gives ids their meaning; a model may be used on every store with the same."""
-        return str(self.meta["fitted_fingerprint"])
-
-    @property
     def vocabulary(self) -> int:
         """Number of ids, the special ones included."""
         return int(self.meta["vocabulary"])
@@ -239,10 +220,6 @@ class TokenStore:
     def special(self) -> dict[str, int]:
         """Name -> id of "unknown", "sentence_end", "paragraph_end", "document_end"."""
         return {name: int(id) for name, id in self.meta["special"].items()}
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self._arrays)
 
     def tokens(self, split: str) -> np.ndarray:
         """All tokens of a split, uint16 or uint32 [n], mapped from the disk and read-only."""
@@ -268,7 +245,7 @@ class TokenStore:
         path = self.path / UNIGRAM
         counts = _load(path)
         if counts.shape != (self.vocabulary,) or counts.dtype != np.int64:
-            raise _damaged(path, f"expected int64 [{self.vocabulary}], found {counts.dtype} {list(counts.shape)}")
+            raise damaged(path, f"expected int64 [{self.vocabulary}], found {counts.dtype} {list(counts.shape)}")
         return counts
 
     def unigram(self) -> np.ndarray:
@@ -276,27 +253,22 @@ class TokenStore:
         counts = self.unigram_counts() + 1.0
         return counts / counts.sum()
 
-    def _split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        if split not in self._arrays:
-            raise UserError(f"{self.path}: no split {split!r}; it has {', '.join(self._arrays)}.")
-        return self._arrays[split]
-
 
 def _map_split(path: Path, name: str, entry: dict[str, Any], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
     tokens, file = int(entry["tokens"]), path / f"{name}.bin"
     try:
         size = file.stat().st_size
     except FileNotFoundError:
-        raise _damaged(file, "the file is missing") from None
+        raise damaged(file, "the file is missing") from None
     if size != tokens * dtype.itemsize:
-        raise _damaged(file, f"{size:,} bytes instead of {tokens * dtype.itemsize:,}")
+        raise damaged(file, f"{size:,} bytes instead of {tokens * dtype.itemsize:,}")
     # nothing to map in an empty file
     ids = np.memmap(file, dtype=dtype, mode="r", shape=(tokens,)) if tokens else np.empty(0, dtype=dtype)
     index = path / f"{name}.index.npy"
     starts = _load(index, mapped=True)
     documents = int(entry["documents"])
     if starts.dtype != np.int64 or starts.shape != (documents + 1,) or starts[0] != 0 or starts[-1] != tokens:
-        raise _damaged(index, f"expected int64 [{documents + 1}] from 0 to {tokens}")
+        raise damaged(index, f"expected int64 [{documents + 1}] from 0 to {tokens}")
     return ids, starts
 
 
@@ -304,10 +276,6 @@ def _load(path: Path, *, mapped: bool = False) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except FileNotFoundError:
-        raise _damaged(path, "the file is missing") from None
+        raise damaged(path, "the file is missing") from None
     except (ValueError, EOFError) as error:
-        raise _damaged(path, f"no array file ({error})") from None
-
-
-def _damaged(path: Path, why: str) -> UserError:
-    return UserError(f"{path}: damaged: {why}. Remove the folder {path.parent} and run `odist prepare` again.")
+        raise damaged(path, f"no array file ({error})") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from odist.data.rows import read_record
+from odist.data.store import read_record
 from odist.errors import UserError
 from odist.run import write_atomically
 

@@ -1,0 +1,87 @@
+"""What the stores of all tasks share: the record store.json, names of splits, and fingerprints.
+
+Rows, tokens and images lie as rows, tokens and images see fit; writing them is left to odist.prepare.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from odist.errors import UserError
+
+Split = TypeVar("Split")
+
+
+class Store(Generic[Split]):
+    """A finished store: the content of its store.json and its open splits; reads, writes nothing."""
+
+    def __init__(self, path: Path, meta: dict[str, Any], splits: Mapping[str, Split]) -> None:
+        self.path = path
+        self.meta = meta
+        self._splits = splits
+
+    @property
+    def task(self) -> str:
+        return str(self.meta["task"])
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._splits)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the data, their order, the options and what gives them their meaning."""
+        return str(self.meta["fingerprint"])
+
+    @property
+    def fitted_fingerprint(self) -> str:
+        """Names what gives ids, values or classes their meaning; a model may be used on every store with the same."""
+        return str(self.meta["fitted_fingerprint"])
+
+    def _split(self, split: str) -> Split:
+        """UserError when there is no such split."""
+        if split not in self._splits:
+            raise UserError(f"{self.path}: no split {split!r}; it has {', '.join(self._splits)}.")
+        return self._splits[split]
+
+
+def open_record(path: Path, expected: str, *, command: str) -> dict[str, Any]:
+    """Read the store.json of a finished store of format `expected`.
+
+    command: what makes such a store, for the message. UserError when the folder is missing, unfinished,
+    no store, or of another format.
+    """
+    meta = read_record(path)
+    if meta is None:
+        if not path.exists():
+            raise UserError(f"{path}: no such folder. Make it with `{command} --input FILE --output {path}`.")
+        partial = path.name.endswith(".partial")
+        why = "an unfinished preparation; the same `odist prepare` command completes it" if partial else (
+            f"not a prepared store (it has no store.json); name a folder made by `{command}`")  # fmt: skip
+        raise UserError(f"{path}: {why}.")
+    if meta.get("format") != expected:
+        raise UserError(f"{path}: its format is {meta.get('format')!r}, expected {expected!r}. "
+                        f"Name a folder made by `{command}`, or prepare it again.")  # fmt: skip
+    return meta
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The content of `path`/store.json, None without one; UserError when it cannot be read."""
+    record = path / "store.json"
+    if not record.is_file():
+        return None
+    try:
+        meta = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(record, f"not JSON ({error})") from None
+    if not isinstance(meta, dict) or "format" not in meta:
+        raise UserError(f"{record}: not the record of a prepared store. Name a folder made by `odist prepare`.")
+    return meta
+
+
+def damaged(path: Path, why: str) -> UserError:
+    """The error for a file of a store that is not as it was written."""
+    return UserError(f"{path}: damaged: {why}. Remove the folder {path.parent} and run `odist prepare` again.")
