@@ -60,7 +60,15 @@ class Scale(StrEnum):
 
     smoke = "smoke"
     small = "small"
+    medium = "medium"
     paper = "paper"
+
+
+ScaleOption = Annotated[Scale | None, typer.Option(help="Size of the experiment; without it the recipe's own.")]
+JobsOption = Annotated[int | None, typer.Option(min=1, help="Runs at a time; without it one per core.")]
+DataPathOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared folder for real data.")]
+ReportsOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the reports are.")]
+RunsDirOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the runs go.")]
 
 
 class Suite(StrEnum):
@@ -192,13 +200,13 @@ def plot(
 @app.command()
 def reproduce(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe, or its file.", autocompletion=_recipes)],
-    scale: Annotated[Scale | None, typer.Option(help="Size of the experiment; without it the recipe's own.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; without it one per core.")] = None,
-    data_path: Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared folder for real data.")] = None,
+    scale: ScaleOption = None,
+    jobs: JobsOption = None,
+    data_path: DataPathOption = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Only make the report again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and do nothing.")] = False,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the report goes.")] = Path("reports"),
-    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the runs go.")] = Path("runs"),
+    output: ReportsOption = Path("reports"),
+    runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Train every run of a recipe that is missing, then write its table and figure."""
     from odist.reproduce import reproduce
@@ -238,12 +246,12 @@ def bench(
 @app.command()
 def tune(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe, or its file.", autocompletion=_recipes)],
-    scale: Annotated[Scale | None, typer.Option(help="Size of the experiment; without it the recipe's own.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time; without it one per core.")] = None,
-    data_path: Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared folder for real data.")] = None,
+    scale: ScaleOption = None,
+    jobs: JobsOption = None,
+    data_path: DataPathOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first commands and do nothing.")] = False,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the reports are.")] = Path("reports"),
-    runs_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the trials go.")] = Path("runs"),
+    output: ReportsOption = Path("reports"),
+    runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Choose the learning rate of every system of a recipe, on rows and seeds that are not reported."""
     from odist.tune import tune

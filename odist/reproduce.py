@@ -16,7 +16,7 @@ from typing import Any
 from odist.errors import UserError
 from odist.jobs import Echo, train_all, train_command
 from odist.report.page import PAPER_FILE, build_report, home_of
-from odist.report.recipe import PlannedRun, Recipe, Reference, load_recipe, paper_figure
+from odist.report.recipe import PlannedRun, Recipe, Reference, load_recipe, paper_figure, tell_left_out
 from odist.report.tuning import FILE as TUNING_FILE
 from odist.report.tuning import chosen_values, found_at, read_tuning
 from odist.run import Run, write_atomically
@@ -77,8 +77,7 @@ def reproduce(
     paths = [runs_dir / recipe.home / scale / _folder_name(run, chosen.get((run.variant, run.system))) for run in plan]
     plan = _with_teachers(recipe, plan, paths=paths)
     commands = [train_command(run, path) for run, path in zip(plan, paths, strict=True)]
-    for variant, variable in left_out.items():
-        echo(f"left out: variant {variant}, which needs --{variable.replace('_', '-')}")
+    tell_left_out(recipe, plan, left_out, echo=echo, may_be_empty=only_report)
     for variant in dict.fromkeys(run.variant for run in plan):
         if recipe.tuning is not None and found_at(tuning, scale=scale, variant=variant) is None:
             echo(f"untuned: {variant or recipe.name} at scale {scale} uses the preset's {recipe.tuning.key} for every "

@@ -18,7 +18,7 @@ from typing import Any
 
 from odist.errors import UserError
 from odist.jobs import Echo, train_all, train_command
-from odist.report.recipe import PlannedRun, Recipe, Tuning, load_recipe
+from odist.report.recipe import PlannedRun, Recipe, Tuning, load_recipe, tell_left_out
 from odist.report.record import make_trial
 from odist.report.tuning import FILE, FORMAT, ONE_VARIANT, choose, read_tuning, settings
 from odist.run import Run, write_atomically
@@ -67,8 +67,7 @@ def tune(
         raise UserError(f"{data_path}: no such folder of prepared data. `odist prepare` makes one.")
     variables = {} if data_path is None else {"data_path": str(data_path.resolve())}
     plan, left_out = recipe.plan(scale, variables=variables)
-    for variant, variable in left_out.items():
-        echo(f"left out: variant {variant}, which needs --{variable.replace('_', '-')}")
+    tell_left_out(recipe, plan, left_out, echo=echo)
     systems = list(
         {(run.variant, run.system): run for run in plan if not recipe.systems[run.system].tuned_with}.values()
     )

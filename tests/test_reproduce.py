@@ -47,7 +47,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ReproduceResul
 def test_runs_are_trained_recorded_and_reported(done: tuple[Path, ReproduceResult, list[str]]) -> None:
     root, result, lines = done
     assert result.left_out == {"real": "data_path"}
-    assert "left out: variant real, which needs --data-path" in lines
+    assert "left out: variant real, for want of --data-path" in lines
     assert sum("finished" in line for line in lines) == 3
     assert result.folder == root / "reports" / "tiny"
     assert {path.name for path in result.files} == {"tiny.md", "tiny.csv", "tiny.png", "tiny.svg", "manifest.json"}

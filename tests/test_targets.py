@@ -260,3 +260,11 @@ def test_a_variant_is_run_at_its_scales_only() -> None:
     plans = {scale: parse_recipe(text, name="t").plan(scale, variables={})[0] for scale in ("smoke", "small")}
     assert {run.variant for run in plans["smoke"]} == {"", "quick"}
     assert {run.variant for run in plans["small"]} == {""}
+
+
+def test_a_recipe_without_its_data_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    text = RECIPE.replace("scales: {smoke: {}}", "scales: {smoke: {}}\nvariants: {real: {needs: data_path}}\n")
+    (tmp_path / "t.yaml").write_text(text)
+    with pytest.raises(UserError, match="Add --data-path DIR"):
+        reproduce(tmp_path / "t.yaml", output=tmp_path / "reports", runs_dir=tmp_path / "runs", echo=lambda text: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.yaml"]

@@ -6,7 +6,7 @@ tune, reading what came out to summary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -235,6 +235,23 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     from odist.report.recipe_file import parse_recipe, with_shared
 
     return parse_recipe(with_shared(path), name=path.stem)
+
+
+def tell_left_out(
+    recipe: Recipe,
+    plan: Sequence[PlannedRun],
+    left_out: Mapping[str, str],
+    *,
+    echo: Callable[[str], None],
+    may_be_empty: bool = False,
+) -> None:
+    """Say which variants are left out for want of a variable; UserError where nothing is left to run."""
+    options = {variant: f"--{variable.replace('_', '-')}" for variant, variable in left_out.items()}
+    if not plan and not may_be_empty:
+        raise UserError(f"recipe {recipe.name} runs on prepared data only at this scale. "
+                        f"Add {', '.join(sorted(set(options.values())))} DIR.")  # fmt: skip
+    for variant, option in options.items():
+        echo(f"left out: {f'variant {variant}' if variant else 'the runs on prepared data'}, for want of {option}")
 
 
 def paper_figure(name: str) -> str:
