@@ -454,6 +454,7 @@ def test_what_is_stored_is_evaluated_and_churns(train, tmp_path: Path) -> None:
     assert again["cross_entropy"] == runs[0].results["metrics"]["cross_entropy"]
     table = np.genfromtxt(tmp_path / "p.csv", delimiter=",", names=True)
     own = np.stack([table[f"prediction_{c}"] for c in range(10)], axis=1)
+    own /= own.sum(axis=1, keepdims=True)  # of float32
     truth = table["label"].astype(int)
     assert again["cross_entropy"] == pytest.approx(oracle.log_loss(truth, own, labels=range(10)), rel=1e-5)
     result = churn([each.probabilities for each in stored], targets=stored[0].targets)
