@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import compose, make_config, weight_hashes
+from conftest import SHARED, compose, make_config, weight_hashes
+from PIL import Image
 from sklearn import metrics as oracle
 from torch import nn
 
@@ -19,10 +21,13 @@ from odist import processes, worker
 from odist.checkpoint import common_step, load_weights
 from odist.churn import churn
 from odist.config import OptimConfig, SyntheticImagesConfig, load
+from odist.data.augment import evaluation_batch, train_batch
+from odist.data.images import ImageStore
 from odist.errors import Interrupted, UserError
 from odist.evaluation import evaluate
 from odist.losses import LossOptions, Soft, multiclass
 from odist.optim import Clock, Optimizer, absolute, learning_rate, weight_decay
+from odist.prepare.imagenet import ImageOptions, prepare_imagenet
 from odist.rng import derive
 from odist.run import Run
 from odist.tasks.image_metrics import ImageMetrics, image_results
@@ -151,6 +156,68 @@ def test_the_tuning_part_is_other_images_of_the_generator() -> None:
     rows = np.arange(8)
     assert not torch.equal(usual.batch(rows, "validation", 0).inputs[0], tuning.batch(rows, "validation", 0).inputs[0])
     assert torch.equal(usual.batch(rows, "train", 0).inputs[0], tuning.batch(rows, "train", 0).inputs[0])
+
+
+COUNTS = {"train": (30, 20, 14), "val": (4, 3, 3)}  # images of each class
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
+    """Noise images of 16 pixels in three classes, decoded."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for part, counts in COUNTS.items():
+        for number, count in enumerate(counts):
+            (folder / part / f"class{number}").mkdir(parents=True)
+            for image in range(count):
+                output = io.BytesIO()
+                Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(output, "PNG")
+                (folder / part / f"class{number}" / f"{image}.png").write_bytes(output.getvalue())
+    prepare_imagenet([str(folder)], output=folder / "store", options=ImageOptions(decode=16, processes=1))
+    return ImageStore.open(folder / "store")
+
+
+def prepared(store: ImageStore, *overrides: str) -> ImageNetTask:
+    return make_task("data=prepared", f"data.path='{store.path}'", "data.max_rows=null", *overrides)
+
+
+def test_a_store_is_read_with_the_crops_of_image_and_epoch(store: ImageStore) -> None:
+    """A step across the end of an epoch too: 64 rows, 24 a step."""
+    task = prepared(store)
+    [order] = orders(task, 1, per_step=24)
+    for step in (0, 2):
+        ids = order.ids(step)
+        epochs = (24 * step + np.arange(24)) // 64
+        batch = task.batch(ids, "train", seed=step)
+        for place in range(24):
+            seed = derive(0, "augmentation", step=int(epochs[place]))
+            expected = train_batch(store, ids[place : place + 1, 0], size=16, seed=seed)[0]
+            assert np.array_equal(batch.inputs[0][place].numpy(), expected)
+        assert np.array_equal(batch.targets.numpy(), store.labels("train")[ids[:, 0]])
+    assert len(set(epochs.tolist())) == 2
+    for split in ("validation", "train"):  # as evaluated: nothing is drawn
+        rows = task.evaluation_order(split, rows=None, batch_size=99).ids(0)
+        batch = task.batch(rows, split, seed=1)
+        assert len(rows) == sum(COUNTS["val" if split == "validation" else split])
+        assert np.array_equal(batch.inputs[0].numpy(), evaluation_batch(store, rows, split=split, size=16))
+        assert np.array_equal(batch.targets.numpy(), store.labels(split))
+    assert task.prior().numpy() == pytest.approx(np.array(COUNTS["train"]) / 64)
+
+
+def test_the_tuning_part_of_a_store_is_not_trained_on(store: ImageStore) -> None:
+    usual, tuning = prepared(store), prepared(store, "data.holdout=tuning")
+    assert (tuning.num_rows("train"), tuning.num_rows("validation")) == (56, 8)  # an eighth, fewer than validation has
+    batch = tuning.batch(np.arange(8), "validation", 0)
+    assert np.array_equal(batch.inputs[0].numpy(), evaluation_batch(store, np.arange(56, 64), split="train", size=16))
+    assert np.array_equal(batch.targets.numpy(), store.labels("train")[56:])
+    assert tuning.fingerprint != usual.fingerprint == store.fingerprint
+    assert tuning.fitted_fingerprint == usual.fitted_fingerprint
+    assert prepared(store, "data.max_rows=20").num_rows("train") == 20
+
+
+def test_threads_change_nothing(store: ImageStore) -> None:
+    ids = orders(prepared(store), 1)[0].ids(0)
+    batches = [prepared(store, f"task.threads={n}", "task.crop=resized").batch(ids, "train", 0) for n in (1, 3)]
+    assert torch.equal(batches[0].inputs[0], batches[1].inputs[0])
 
 
 def test_metrics_and_results_agree_with_scikit_learn() -> None:
@@ -464,6 +531,36 @@ def test_what_is_stored_is_evaluated_and_churns(train, tmp_path: Path) -> None:
     assert result.metrics["log_loss"] == pytest.approx(
         np.mean([run.results["metrics"]["cross_entropy"] for run in runs])
     )
+
+
+def test_a_prepared_store_is_trained_on_stopped_continued_and_evaluated(
+    train, store: ImageStore, tmp_path: Path
+) -> None:
+    words = ["task=imagenet", "data=prepared", f"data.path='{store.path}'", "data.max_rows=null", "train.passes=1.5",
+             "train.batch=8", "algorithm=codistill", "algorithm.burn_in=16", "exchange.interval=16"]  # fmt: skip
+    whole = train(*words, name="whole")
+    with pytest.raises(Interrupted):
+        train(*words, name="broken", stop=StopAfter(9))
+    broken = train(*words, name="broken")
+    assert weight_hashes(broken) == weight_hashes(whole)
+    assert whole.predictions().probabilities.shape == (10, 3)
+    again = evaluate(whole, split="validation", data=store.path)
+    assert again["cross_entropy"] == whole.results["metrics"]["cross_entropy"]
+    assert evaluate(whole, split="train")["rows"] == 64
+    assert whole.results["distinct_examples"] == 64
+
+
+def test_real_photographs_are_prepared_and_trained_on(train, tmp_path: Path) -> None:
+    path = SHARED / "imagenet" / "imagenet-sample.tar"
+    if not path.is_file():
+        pytest.skip(f"real data not present: {path.relative_to(SHARED.parent.parent)}")
+    prepare_imagenet([str(path)], output=tmp_path / "store", options=ImageOptions(processes=1))
+    run = train(
+        "task=imagenet", "data=prepared", f"data.path='{tmp_path / 'store'}'", "data.max_rows=32", "task.size=32"
+    )
+    assert run.predictions().probabilities.shape == (72, 72)
+    assert run.results["metrics"]["rows"] == 72
+    assert run.results["metrics"]["cross_entropy"] == pytest.approx(math.log(72), rel=0.2)
 
 
 def test_an_ensemble_predicts_with_the_mean_probability(train) -> None:
