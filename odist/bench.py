@@ -5,6 +5,7 @@ Timing is no test: a missed goal is shown, and nothing fails. What is measured i
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import statistics
@@ -20,6 +21,7 @@ from odist.benchmarks.rounds import Row
 from odist.errors import UserError
 from odist.report.table import markdown_table
 from odist.run import write_atomically
+from odist.suggest import choose
 
 COLUMNS = {
     "what": "ratio of",
@@ -28,6 +30,14 @@ COLUMNS = {
     "met": "met",
     "cpu": "processor time",
     "rate": "examples/s",
+}
+
+# Suites, each a module of odist.benchmarks with `measure`, and what its rows have in common.
+SUITES = {
+    "quick": "The paper's Criteo model (2560-1024-256) in fp32, one thread unless said. Ratios of seconds per step, "
+    "paired",
+    "lm": "The language model in fp32, one thread unless said; examples are tokens, of reading they are records. Ratios "
+    "of seconds for the same work, paired",
 }
 
 
@@ -65,12 +75,14 @@ def run(suite: str, *, rounds: int = 5, output: Path | None = None) -> Result:
     """Run a suite; with `output`, write SUITE.json and SUITE.md into that folder.
 
     rounds: paired measurements of every arm
-    Raises UserError when `output` is no folder; OdistError when a process of the benchmark ends early.
+    Raises UserError for an unknown suite and when `output` is no folder; OdistError when a process of the benchmark
+    ends early.
     """
+    if suite not in SUITES:
+        raise UserError(f"{suite}: no such suite. {choose(suite, SUITES)}")
     if output is not None and output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: expected a folder; a file lies there.")
-    from odist.benchmarks.quick import measure
-
+    measure = importlib.import_module(f"odist.benchmarks.{suite}").measure
     began, load = time.perf_counter(), os.getloadavg()[0]
     rows = measure(rounds=rounds, say=lambda text: print(text, file=sys.stderr, flush=True))
     command = f"odist bench {suite} --rounds {rounds}" + (f" --output {output}" if output else "")
@@ -121,10 +133,9 @@ def remarks(result: Result) -> Sequence[str]:
     return [
         f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB, GPU: {hardware['gpu'] or 'none'}; "
         f"Python {versions['python']}, torch {versions['torch']}.",
-        f"The paper's model (2560-1024-256) in fp32, one thread unless said. Ratios of seconds per step, paired within "
-        f"each of {result.rounds} interleaved rounds; goals are for the median. Processor time: the median of the "
-        "same ratios in seconds of processor time, which other work disturbs less. examples/s are medians of the two "
-        "arms.",
+        f"{SUITES[result.suite]} within each of {result.rounds} interleaved rounds; goals are for the median. Processor "
+        "time: the median of the same ratios in seconds of processor time, which other work disturbs less. examples/s "
+        "are medians of the two arms.",
         f"Load of the machine: {result.load[0]:.1f} before (other work when it is not near 0), {result.load[1]:.1f} "
         "after. Other work widens the ranges, most of all where two threads or two processes need both cores.",
     ]

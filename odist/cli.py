@@ -75,6 +75,7 @@ class Suite(StrEnum):
     """Measurements of `odist bench`."""
 
     quick = "quick"
+    lm = "lm"
 
 
 def _version(wanted: bool) -> None:
@@ -225,14 +226,19 @@ def reproduce(
 
 @app.command()
 def bench(
-    suite: Annotated[Suite, typer.Argument(help="quick: training speed of the Criteo model, about a minute.")],
+    suite: Annotated[
+        Suite,
+        typer.Argument(
+            help="quick: training speed of the Criteo model, about a minute. lm: the language model and its text, two minutes."
+        ),
+    ],
     rounds: Annotated[int, typer.Option(min=1, help="Paired measurements of everything.")] = 5,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write SUITE.json and SUITE.md into this folder.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure training speed as ratios with their goals; a missed goal is shown and is no error."""
+    """Measure speed as ratios with their goals; a missed goal is shown and is no error."""
     from odist import bench
     from odist.cli_show import as_json
 

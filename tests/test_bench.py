@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,6 +137,92 @@ def test_quick_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+def lm_size(**changes: Any) -> Any:
+    from odist.benchmarks.lm import Model, Size
+
+    small = Model(60, 8, (16,), batch=2, steps=2)
+    sizes = {"small": small, "paper": Model(90, 8, (12, 12), batch=2, steps=1), "unroll": 6, "batch": 3}
+    return Size(**{**sizes, "records": 40, "encoded": 60, "pieces": 300, **changes})
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_lm_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeypatch, installed):
+    from odist.benchmarks import lm
+
+    if installed:
+        pytest.importorskip("warcio", reason="warcio is not installed")
+    else:
+        monkeypatch.setattr(lm, "find_spec", lambda name: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    said: list[str] = []
+    rows = lm.measure(rounds=2, say=said.append, size=lm_size())
+    names = [row.name for row in rows]
+    expected = ["lstm_threads_1", "lstm_threads_2", "soft_loss_small", "soft_loss_paper", "read_wet", "encode"]
+    if not any("one core" in text for text in said):
+        assert "lstm_threads_2" in names
+    assert names == [name for name in expected if name in names]
+    assert set(expected) - set(names) <= {"lstm_threads_2"} | (set() if installed else {"read_wet"})
+    assert any("warcio is not installed" in text for text in said) is not installed
+    assert [row.goal for row in rows if row.at_least] == ([2.5, 0.85] if installed else [0.85])
+    for row in rows:
+        assert len(row.ratios) == 2
+        assert min(row.ratios) > 0
+        assert len(row.examples_per_second) == 2
+    assert list(tmp_path.glob("odist-bench-*")) == []  # torch may make a folder of its own
+
+
+def test_synthetic_wet_holds_the_same_text_for_every_reader(tmp_path):
+    from odist.benchmarks.lm import write_wet
+    from odist.prepare.commoncrawl_input import Reading, read_source
+    from odist.prepare.commoncrawl_sources import find_text_sources
+
+    archive = pytest.importorskip("warcio.archiveiterator", reason="warcio is not installed")
+    path = write_wet(tmp_path / "a.wet.gz", records=30)
+    faults: list[str] = []
+    (source,) = find_text_sources([str(path)], base_url="")
+    reading = Reading("text", passage_words=0, main_content=False)
+    raws = read_source(source, reading=reading, folder=tmp_path, note=lambda place, kind: faults.append(kind))
+    own = ["\n".join(raw.lines) for raw in raws]
+    with open(path, "rb") as file:
+        other = [record.content_stream().read().decode() for record in archive.ArchiveIterator(file)]
+    assert own == other
+    assert len(set(own)) == 30
+    assert 4_000 < np.mean([len(text) for text in own]) < 9_000
+    assert faults == []
+
+
+def test_training_step_with_soft_targets_adds_their_cross_entropy():
+    import torch.nn.functional as F
+
+    from odist.benchmarks.lm import Training
+
+    training = Training(lm_size().small, unroll=6)
+    before = [parameter.detach().clone() for parameter in training.model.parameters()]
+    logits, _ = training.model(training.tokens)
+    hard = F.cross_entropy(logits.flatten(0, 1), training.targets.flatten())
+    soft = F.cross_entropy(logits.flatten(0, 1), training.soft.values[0].softmax(-1).flatten(0, 1))
+    training.run(1, taught=True)
+    torch.testing.assert_close(training.loss, hard + soft)
+    assert all(
+        not torch.equal(old, new) for old, new in zip(before[1:], list(training.model.parameters())[1:], strict=True)
+    )
+    other = Training(lm_size().small, unroll=6)
+    other.run(1, taught=False)
+    torch.testing.assert_close(other.loss, hard)
+
+
+def test_bare_sentencepiece_encodes_what_the_stage_encodes(tmp_path):
+    from odist.benchmarks.lm import Encoding, write_wet
+
+    encoding = Encoding(tmp_path, write_wet(tmp_path / "a.wet.gz", records=60), pieces=300)
+    encoding.bare(2)
+    encoding.stage(2)
+    counts = json.loads(encoding.job.path("encode.json").read_text())
+    assert sum(counts["tokens"].values()) == encoding.num_pieces + len(encoding.sentences)  # an end each
+    assert sum(counts["documents"].values()) > 50
+    assert counts["duplicates"] == 0
+
+
 def test_a_process_that_ends_is_an_error_with_its_last_words(store, tmp_path):
     from odist.benchmarks.criteo import make_config
     from odist.benchmarks.replica import Replicas
@@ -149,13 +236,13 @@ def test_a_process_that_ends_is_an_error_with_its_last_words(store, tmp_path):
         replicas.close()
 
 
-def make_result() -> bench.Result:
+def make_result(suite: str = "quick") -> bench.Result:
     rows = [
         Row("fast", "a / b", [5.0, 6.0, 4.0], 4.5, True, cpu=[5.1], examples_per_second={"a": 1234.4, "b": 6172.0}),
         Row("small", "fetch | step", [0.0123, 0.0125, 0.0121], 0.01),
         Row("shown", "c / d", [1.25, 1.5, 1.0], None),
     ]
-    return bench.Result("quick", "odist bench quick --rounds 3", 3, 61.26, (0.5, 2.0), rows)
+    return bench.Result(suite, f"odist bench {suite} --rounds 3", 3, 61.26, (0.5, 2.0), rows)
 
 
 def test_page_shows_numbers_goals_hardware_and_command():
@@ -167,6 +254,19 @@ def test_page_shows_numbers_goals_hardware_and_command():
     assert "`odist bench quick --rounds 3`" in page
     assert f"torch {torch.__version__.split('+')[0]}" in page
     assert " cores" in page
+
+
+def test_page_says_what_the_suite_measures():
+    quick, lm = bench.markdown(make_result()), bench.markdown(make_result("lm"))
+    assert "Criteo" in quick
+    assert "Criteo" not in lm
+    assert "language model" in lm
+    assert "paired within each of 3 interleaved rounds" in lm
+
+
+def test_unknown_suite():
+    with pytest.raises(UserError, match="Did you mean quick"):
+        bench.run("quik")
 
 
 def test_json_holds_every_round():
