@@ -215,8 +215,9 @@ def test_bare_sentencepiece_encodes_what_the_stage_encodes(tmp_path):
     from odist.benchmarks.lm import Encoding, write_wet
 
     encoding = Encoding(tmp_path, write_wet(tmp_path / "a.wet.gz", records=60), pieces=300)
-    encoding.bare(2)
-    encoding.stage(2)
+    for _ in range(2):
+        encoding.bare()
+        encoding.stage()
     counts = json.loads(encoding.job.path("encode.json").read_text())
     assert sum(counts["tokens"].values()) == encoding.num_pieces + len(encoding.sentences)  # an end each
     assert sum(counts["documents"].values()) > 50

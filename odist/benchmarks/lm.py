@@ -36,12 +36,11 @@ from odist.prepare.tokenizer import open_tokenizer, train_sentencepiece
 
 LEXICON = 20_000  # words of the synthetic text
 CUTS, MENU = (0, 2, 5, 6, 15, 29, 40, 57, 65, 77), 3  # where its lines and sentences end: three of a menu, a paragraph
-TRAINING_SENTENCES = 20_000  # of the tokenizer
 
 
 @dataclass(frozen=True)
 class Model:
-    """A language model and its step: `batch` sequences; steps: of one turn."""
+    """A language model and its step of `batch` sequences; steps: of one turn."""
 
     vocabulary: int
     embedding_dim: int
@@ -80,7 +79,7 @@ def measure(*, rounds: int, say: Callable[[str], None], size: Size | None = None
         rows.append(_loss(name, model, size, rounds=rounds))
     with tempfile.TemporaryDirectory(prefix="odist-bench-") as folder:
         if find_spec("warcio") is None:
-            say("reading WET against warcio: left out, warcio is not installed; type: pip install warcio")
+            say("reading WET: left out, warcio is not installed; type: pip install warcio")
         else:
             say(f"reading WET: {rounds} rounds of odist and warcio, {size.records:,} records")
             rows.append(_reading(Path(folder), size, rounds=rounds))
@@ -97,9 +96,7 @@ def _timed(arms: Sequence[Arm], *, rounds: int) -> Timings:
 
 def _recurrence(size: Size, *, rounds: int, say: Callable[[str], None]) -> list[Row]:
     width, hidden = size.paper.embedding_dim, size.paper.hidden
-    torch.manual_seed(0)
-    widths = zip([width, *hidden], hidden, strict=False)
-    normed = nn.ModuleList(LayerNormLSTM(before, after) for before, after in widths)
+    normed = nn.ModuleList(LayerNormLSTM(*sizes) for sizes in zip([width, *hidden], hidden, strict=False))
     plain = nn.LSTM(width, hidden[0], num_layers=len(hidden))
     inputs = torch.randn(size.unroll, size.batch, width, requires_grad=True)
     gradient = torch.randn(size.unroll, size.batch, hidden[-1])
@@ -110,10 +107,9 @@ def _recurrence(size: Size, *, rounds: int, say: Callable[[str], None]) -> list[
             values, _ = layer(values, torch.zeros(2, size.batch, units))
         return values
 
-    def run(steps: int, *, forward: Callable[[], Tensor], module: nn.Module, threads: int) -> None:
-        torch.set_num_threads(threads)
-        for _ in range(steps):  # the embedding below the layers needs the gradient of their inputs
-            torch.autograd.grad(forward(), [inputs, *module.parameters()], gradient)
+    def run(_: int, *, forward: Callable[[], Tensor], module: nn.Module, threads: int) -> None:
+        torch.set_num_threads(threads)  # inputs: the embedding below the layers needs their gradient
+        torch.autograd.grad(forward(), [inputs, *module.parameters()], gradient)
 
     counts = [count for count in (1, 2) if count <= default_processes()]
     if len(counts) == 1:
@@ -123,11 +119,10 @@ def _recurrence(size: Size, *, rounds: int, say: Callable[[str], None]) -> list[
         for label, module, forward in (("normed", normed, with_norm), ("plain", plain, lambda: plain(inputs)[0])):
             arms.append(Arm(f"{label} {count}", partial(run, forward=forward, module=module, threads=count), 1))
     timings = _timed(arms, rounds=rounds)
-    shape = f"{len(hidden)} x {hidden[0]}, batch {size.batch}, unroll {size.unroll}"
     return [
         compare(timings, f"normed {count}", f"plain {count}", name=f"lstm_threads_{count}",
                 batch=size.unroll * size.batch, goal=1.26,
-                text=f"layer-norm LSTM / nn.LSTM without layer norm, forward and backward, {shape}, {count} thread(s)")
+                text=f"layer-norm LSTM / nn.LSTM, forward and backward, {len(hidden)} x {hidden[0]}, threads: {count}")
         for count in counts
     ]  # fmt: skip
 
@@ -174,10 +169,9 @@ def write_wet(path: Path, *, records: int) -> Path:
     syllables = [first + then for first in "bdfglmnprstvw" for then in ("a", "e", "i", "o", "u", "er", "an")]
     lexicon = ["".join(random.choice(syllables, size=1 + number % 4)) for number in range(LEXICON)]
     share = 1.0 / np.arange(1, LEXICON + 1)
-    share /= share.sum()
     with open(path, "wb") as file:
         for number in range(records):
-            drawn = random.choice(LEXICON, size=CUTS[-1] * random.integers(2, 23), p=share)
+            drawn = random.choice(LEXICON, size=CUTS[-1] * random.integers(2, 23), p=share / share.sum())
             block = "\n".join(_lines([lexicon[rank] for rank in drawn])).encode()
             header = (f"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Record-ID: <urn:{number}>\r\nContent-Type: text/plain\r\n"
                       f"Content-Length: {len(block)}\r\n\r\n")  # fmt: skip
@@ -199,17 +193,15 @@ def _reading(folder: Path, size: Size, *, rounds: int) -> Row:
     reading = Reading("text", passage_words=0, main_content=False)
 
     def by_odist() -> int:
-        raws = read_source(source, reading=reading, folder=folder, note=lambda *_: None)
-        return sum(raw.lines != [] for raw in raws)
+        return sum(raw.lines != [] for raw in read_source(source, reading=reading, folder=folder, note=lambda *_: None))
 
     def by_warcio() -> int:
         with open(file, "rb") as stream:
             return sum(record.content_stream().read() != b"" for record in iterator(stream))
 
-    def run(steps: int, *, read: Callable[[], int]) -> None:
-        for _ in range(steps):
-            if (count := read()) != size.records:
-                raise OdistError(f"{count} of {size.records} records were read")
+    def run(_: int, *, read: Callable[[], int]) -> None:
+        if (count := read()) != size.records:
+            raise OdistError(f"{count} of {size.records} records were read")
 
     arms = [Arm("warcio", partial(run, read=by_warcio), 1), Arm("odist", partial(run, read=by_odist), 1)]
     return compare(_timed(arms, rounds=rounds), "warcio", "odist", name="read_wet", batch=size.records, goal=2.5,
@@ -233,29 +225,26 @@ class Encoding:
         documents = kept_documents(self.job, counts=EncodeCounts())
         self.sentences = [text for document in documents for paragraph in document.paragraphs for text in paragraph]
         model = folder / "benchmark.model"
-        model.write_bytes(train_sentencepiece(self.sentences[:TRAINING_SENTENCES], vocabulary=pieces))
+        model.write_bytes(train_sentencepiece(self.sentences[:20_000], vocabulary=pieces))
         self.tokenizer = open_tokenizer(model)
         self.bare_model = sentencepiece.SentencePieceProcessor(model_file=str(model))
         self.num_pieces = 0  # of the last bare pass
 
-    def stage(self, steps: int) -> None:
-        """Encode and pack, as one process of `odist prepare commoncrawl` does, `steps` times."""
-        for _ in range(steps):
-            encode_part(self.job, lambda *_: None, tokenizer=self.tokenizer, threads=1)
+    def stage(self) -> None:
+        """Encode and pack, as one process of `odist prepare commoncrawl` does."""
+        encode_part(self.job, lambda *_: None, tokenizer=self.tokenizer, threads=1)
 
-    def bare(self, steps: int) -> None:
-        """Encode sentences that are in memory, and keep nothing, `steps` times."""
-        for _ in range(steps):
-            self.num_pieces = 0
-            for start in range(0, len(self.sentences), BATCH):
-                ids = self.bare_model.encode(self.sentences[start : start + BATCH], num_threads=1)
-                self.num_pieces += sum(map(len, ids))
+    def bare(self) -> None:
+        """Encode sentences that are in memory, and keep nothing."""
+        batches = (self.sentences[start : start + BATCH] for start in range(0, len(self.sentences), BATCH))
+        self.num_pieces = sum(len(ids) for batch in batches for ids in self.bare_model.encode(batch, num_threads=1))
 
 
 def _encoding(folder: Path, size: Size, *, rounds: int) -> Row:
     file = write_wet(folder / "encoded.wet.gz", records=size.encoded)
     encoding = Encoding(folder, file, pieces=size.pieces)
-    timings = _timed([Arm("bare", encoding.bare, 1), Arm("stage", encoding.stage, 1)], rounds=rounds)
+    arms = [Arm("bare", lambda _: encoding.bare(), 1), Arm("stage", lambda _: encoding.stage(), 1)]
+    timings = _timed(arms, rounds=rounds)
     return compare(timings, "bare", "stage", name="encode", batch=encoding.num_pieces, goal=0.85, at_least=True,
                    text=f"tokens/s of encode and pack (read, leave out duplicates, write) / of bare sentencepiece, "
                    f"{encoding.num_pieces:,} tokens")  # fmt: skip
