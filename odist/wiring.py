@@ -185,7 +185,8 @@ def build_exchange(parts: Parts, mesh: Mesh, *, model: nn.Module, peers: list[in
     options, run, group = parts.config.exchange, parts.run, mesh.group.index
     make: Callable[..., Exchange] = registry.find("exchange", options.name)
     if options.name == "memory":
-        end = make(group, shelf=parts.shelf, keep=options.lag + 1)
+        # Of groups that take turns, the first publishes its next step before the last has heard the one before.
+        end = make(group, shelf=parts.shelf, keep=options.lag + (2 if interval == 1 else 1))
     else:
         freshest = options.timing == "freshest"
         end = make(

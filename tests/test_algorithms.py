@@ -149,3 +149,11 @@ def test_disjoint_parts_are_read_by_their_own_group(train):
     assert weight_hashes(same)[1] != weight_hashes(apart)[1]
     assert apart.results["distinct_examples"] == 2400
     assert same.results["distinct_examples"] < 2000
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+def test_a_reload_at_every_step_is_the_same_in_memory_and_through_a_store(train, lag):
+    overrides = ["algorithm=codistill", "num_groups=3", "train.batch=50", "train.max_examples=600", "algorithm.burn_in=100",
+                 "exchange.interval=50", f"exchange.lag={lag}"]  # fmt: skip
+    runs = [train(*overrides, f"exchange={name}", name=f"{name}-{lag}") for name in ("memory", "store")]
+    assert weight_hashes(runs[0]) == weight_hashes(runs[1])
