@@ -134,7 +134,7 @@ def test_quick_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monk
         assert len(row.ratios) == 2
         assert min(row.ratios) > 0
         assert len(row.examples_per_second) == 2
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("odist-bench-*")) == []  # torch may make a folder of its own
 
 
 def lm_size(**changes: Any) -> Any:
@@ -157,11 +157,21 @@ def test_lm_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeyp
     said: list[str] = []
     rows = lm.measure(rounds=2, say=said.append, size=lm_size())
     names = [row.name for row in rows]
-    expected = ["lstm_threads_1", "lstm_threads_2", "soft_loss_small", "soft_loss_paper", "read_wet", "encode"]
+    expected = [
+        "lstm_threads_1",
+        "lstm_threads_2",
+        "soft_loss_small",
+        "soft_loss_paper",
+        "read_wet_payloads",
+        "read_wet_lines",
+        "encode",
+    ]
     if not any("one core" in text for text in said):
         assert "lstm_threads_2" in names
     assert names == [name for name in expected if name in names]
-    assert set(expected) - set(names) <= {"lstm_threads_2"} | (set() if installed else {"read_wet"})
+    assert set(expected) - set(names) <= {"lstm_threads_2"} | (
+        set() if installed else {"read_wet_payloads", "read_wet_lines"}
+    )
     assert any("warcio is not installed" in text for text in said) is not installed
     assert [row.goal for row in rows if row.at_least] == ([2.5, 0.85] if installed else [0.85])
     for row in rows:

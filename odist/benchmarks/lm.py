@@ -33,6 +33,8 @@ from odist.prepare.commoncrawl_parts import BATCH, EncodeCounts, PartJob, encode
 from odist.prepare.commoncrawl_pool import default_processes
 from odist.prepare.commoncrawl_sources import find_text_sources
 from odist.prepare.tokenizer import open_tokenizer, train_sentencepiece
+from odist.prepare.unpack import unpack
+from odist.prepare.warc import read_records
 
 LEXICON = 20_000  # words of the synthetic text
 CUTS, MENU = (0, 2, 5, 6, 15, 29, 40, 57, 65, 77), 3  # where its lines and sentences end: three of a menu, a paragraph
@@ -82,7 +84,7 @@ def measure(*, rounds: int, say: Callable[[str], None], size: Size | None = None
             say("reading WET: left out, warcio is not installed; type: pip install warcio")
         else:
             say(f"reading WET: {rounds} rounds of odist and warcio, {size.records:,} records")
-            rows.append(_reading(Path(folder), size, rounds=rounds))
+            rows.extend(_reading(Path(folder), size, rounds=rounds))
         say(f"encoding: {rounds} rounds of the preparation's stage and of bare sentencepiece")
         rows.append(_encoding(Path(folder), size, rounds=rounds))
     return rows
@@ -186,13 +188,18 @@ def _lines(words: list[str]) -> Iterator[str]:
         yield " ".join(part.capitalize() + "." for part in parts[MENU:])
 
 
-def _reading(folder: Path, size: Size, *, rounds: int) -> Row:
+def _reading(folder: Path, size: Size, *, rounds: int) -> list[Row]:
     iterator = importlib.import_module("warcio.archiveiterator").ArchiveIterator
     file = write_wet(folder / "read.wet.gz", records=size.records)
     (source,) = find_text_sources([str(file)], base_url=BASE_URL)
     reading = Reading("text", passage_words=0, main_content=False)
 
-    def by_odist() -> int:
+    def payloads() -> int:
+        with open(file, "rb") as stream:
+            pieces = unpack(stream, start=b"\x1f\x8b", note=lambda *_: None)
+            return sum(record.block != b"" for record in read_records(pieces, note=lambda *_: None))
+
+    def lines() -> int:
         return sum(raw.lines != [] for raw in read_source(source, reading=reading, folder=folder, note=lambda *_: None))
 
     def by_warcio() -> int:
@@ -203,10 +210,13 @@ def _reading(folder: Path, size: Size, *, rounds: int) -> Row:
         if (count := read()) != size.records:
             raise OdistError(f"{count} of {size.records} records were read")
 
-    arms = [Arm("warcio", partial(run, read=by_warcio), 1), Arm("odist", partial(run, read=by_odist), 1)]
-    return compare(_timed(arms, rounds=rounds), "warcio", "odist", name="read_wet", batch=size.records, goal=2.5,
-                   at_least=True, text=f"reading WET, payloads by warcio / decoded lines by odist, {size.records:,} "
-                   f"records, {file.stat().st_size / 1e6:.0f} MB packed")  # fmt: skip
+    readers = {"warcio": by_warcio, "payloads": payloads, "lines": lines}
+    timings = _timed([Arm(name, partial(run, read=read), 1) for name, read in readers.items()], rounds=rounds)
+    rows, what = [], f"{size.records:,} records, {file.stat().st_size / 1e6:.0f} MB packed"
+    for name, text, goal in (("payloads", "payloads by odist", 2.5), ("lines", "decoded lines by odist", None)):
+        rows.append(compare(timings, "warcio", name, name=f"read_wet_{name}", batch=size.records, goal=goal, at_least=goal is not None,
+                            text=f"reading WET, payloads by warcio / {text}, {what}"))  # fmt: skip
+    return rows
 
 
 class Encoding:
