@@ -16,7 +16,13 @@ COMMON = (
     "exchange.interval=100",
     "train.batch=50",
 )
-LANGUAGE = ("train.batch=8", "train.max_examples=160", "train.log_every=16", "algorithm.burn_in=64", "exchange.interval=32")
+LANGUAGE = (
+    "train.batch=8",
+    "train.max_examples=160",
+    "train.log_every=16",
+    "algorithm.burn_in=64",
+    "exchange.interval=32",
+)
 ALGORITHMS = {
     "sync": ["algorithm=sync"],
     "ensemble": ["algorithm=ensemble"],
