@@ -39,7 +39,7 @@ ALLOWED = {
     "cli_prepare": {"launch", "prepare", "cli_show"},
     "cli": {*START, "cli_train", "cli_prepare", "report", "reproduce", "tune", "retrains", "evaluation", "bench"},
     "bench": {"benchmarks", "provenance", "report", "run"},
-    "benchmarks": {*ENGINE, "wiring", "worker", "prepare"},
+    "benchmarks": {*ENGINE, "wiring", "worker", "prepare", "models"},
     "wiring": {*ENGINE, "registry", "trainer"},
     "worker": {*ENGINE, "trainer", "wiring"},
     "evaluation": {"checkpoint", "run", "trainer", "wiring"},
