@@ -62,6 +62,9 @@ def tune(
     if rules is None:
         raise UserError(f"recipe {recipe.name} has no `tuning` section, so there is nothing to tune. "
                         "recipes/criteo_table1.yaml shows one.")  # fmt: skip
+    if recipe.runs_of:
+        raise UserError(f"recipe {recipe.name} uses the runs and the tuning of {recipe.runs_of}. "
+                        f"Type: odist tune {recipe.runs_of}")  # fmt: skip
     scale = recipe.scale if scale is None else scale
     if data_path is not None and not data_path.is_dir():
         raise UserError(f"{data_path}: no such folder of prepared data. `odist prepare` makes one.")

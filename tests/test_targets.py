@@ -268,3 +268,13 @@ def test_a_recipe_without_its_data_is_refused_and_leaves_nothing(tmp_path: Path)
     with pytest.raises(UserError, match="Add --data-path DIR"):
         reproduce(tmp_path / "t.yaml", output=tmp_path / "reports", runs_dir=tmp_path / "runs", echo=lambda text: None)
     assert [path.name for path in tmp_path.iterdir()] == ["t.yaml"]
+
+
+def test_a_page_is_not_tuned_and_a_student_needs_its_teachers(tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text(TUNED)
+    (tmp_path / "page.yaml").write_text(PAGE.format(systems="sync, ensemble", left="ensemble"))
+    with pytest.raises(UserError, match="odist tune shared"):
+        tune(tmp_path / "page.yaml", output=tmp_path / "reports", echo=lambda text: None)
+    (tmp_path / "page.yaml").write_text(PAGE.format(systems="sync, student", left="student"))
+    with pytest.raises(UserError, match="system student, teachers: 'ensemble' is unknown"):
+        load_recipe(tmp_path / "page.yaml")

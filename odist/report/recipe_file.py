@@ -33,6 +33,9 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
         _keys(value, f"recipe {name}, system {key}", required={"label"}, optional={"overrides", "paper", *OF_A_SYSTEM})
         systems[key] = System(key, value["label"], tuple(value.get("overrides") or ()), value.get("paper") or {},
                               **{option: value.get(option) for option in OF_A_SYSTEM})  # fmt: skip
+    for key, system in systems.items():
+        if system.teachers is not None:
+            _one_of(system.teachers, systems, f"recipe {name}, system {key}, teachers")
     layers = {
         kind: {key: _layer(value or {}, f"recipe {name}, {kind} {key}", systems) for key, value in entries.items()}
         for kind, entries in (("scales", content["scales"]), ("variants", content.get("variants") or {"": {}}))

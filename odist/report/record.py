@@ -55,8 +55,7 @@ def write_records(recipe: str, planned: Sequence[PlannedRun], *, runs: Sequence[
 
 def make_record(recipe: str, plan: PlannedRun, *, run: Run, churn: dict[str, Any], rows: str) -> dict[str, Any]:
     """The record of one finished run. rows: fingerprint of the predicted rows."""
-    config = {key: value for key, value in run.config.items() if key != "run"}
-    config["data"] = {**config.get("data", {}), "path": None}  # the fingerprint names the data, wherever it lay
+    config = _without_places(run.config)
     return _finite(
         {
             "format": FORMAT,
@@ -77,8 +76,7 @@ def make_record(recipe: str, plan: PlannedRun, *, run: Run, churn: dict[str, Any
 
 def make_trial(recipe: str, plan: PlannedRun, *, run: Run, key: str) -> dict[str, Any]:
     """The record of one trial of a tuning: settings, metrics (None when it diverged) and environment."""
-    config = {name: value for name, value in run.config.items() if name != "run"}
-    config["data"] = {**config.get("data", {}), "path": None}
+    config = _without_places(run.config)
     flat = dict(flatten(config))
     return _finite(
         {
@@ -96,6 +94,15 @@ def make_trial(recipe: str, plan: PlannedRun, *, run: Run, key: str) -> dict[str
             "env": {name: run.env.get(name) for name in ENVIRONMENT},
         }
     )
+
+
+def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration without folders: the fingerprint names the data, a teacher is named by its run."""
+    kept = {key: value for key, value in config.items() if key != "run"}
+    kept["data"] = {**kept.get("data", {}), "path": None}
+    if teachers := kept.get("algorithm", {}).get("teachers"):
+        kept["algorithm"] = {**kept["algorithm"], "teachers": [Path(teacher).name for teacher in teachers]}
+    return kept
 
 
 def _evaluations(run: Run) -> list[dict[str, Any]]:
