@@ -139,6 +139,7 @@ class ResNetConfig(ModelConfig):
     name: str = "resnet"
     depth: int = 50  # 18 | 50 | for images of 32 pixels: 8 | 20
     channels_last: bool = False  # memory format of weights and images
+    bf16: bool = False  # convolutions and matrix products in bfloat16; weights, batch norms and losses in float32
     compile: bool = False  # by torch.compile
 
 

@@ -462,6 +462,7 @@ ALGORITHMS = {
     "codistill": ["algorithm=codistill", "workers=2", "train.batch=4", "exchange.lag=1"],
     "codistill-identical": ["algorithm=codistill", "data.partition=identical", "exchange.lookahead=3", "model.dropout=0.2"],
     "codistill-epochs": ["algorithm=codistill", "task.synthetic.rows=30", "train.passes=2.7"],
+    "codistill-bf16": ["algorithm=codistill", "model.bf16=true"],
     "label_smoothing": ["algorithm=label_smoothing", "algorithm.distribution=unigram"],
     "distill": ["algorithm=distill"],
     "delayed": ["algorithm=delayed", "workers=2", "train.batch=4"],
@@ -491,9 +492,9 @@ def test_stopped_and_continued_is_unbroken(train, name: str) -> None:
     ("counts", "options"),
     [
         ((1, 2, 4), ["algorithm=codistill", "exchange=store"]),
-        ((2,), ["optim=lars", "optim.clip_norm=0.5", "model.channels_last=true"]),
+        ((2,), ["optim=lars", "optim.clip_norm=0.5", "model.channels_last=true", "model.bf16=true"]),
     ],
-    ids=["codistill", "lars"],
+    ids=["codistill", "lars-bf16"],
 )
 def test_the_same_bits_in_any_number_of_processes(tmp_path: Path, counts: tuple[int, ...], options: list[str]) -> None:
     """Batch norm, its running statistics and everything else, by groups in turns (0) and by real processes."""

@@ -154,6 +154,18 @@ def test_weights_and_their_gradients_are_in_the_asked_memory_format() -> None:
             assert parameter.grad.stride() == parameter.stride()
 
 
+def test_bf16_rounds_the_products_and_keeps_weights_and_logits() -> None:
+    model = network(8).train(False)
+    rounded = ResNet(model.fc.out_features, depth=8, bf16=True, channels_last=True).train(False)
+    rounded.load_state_dict(model.state_dict())
+    images = torch.randn(4, 3, 32, 32)
+    exact, found = model(images).detach(), rounded(images)
+    assert found.dtype == torch.float32
+    assert 1e-5 < float((found.detach() - exact).abs().max() / exact.abs().max()) < 0.05
+    found.sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in rounded.parameters())
+
+
 def test_a_compiled_network_keeps_its_names_and_so_does_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a teacher is: a deep copy, compiled as well."""
     compiled: list[nn.Module] = []

@@ -72,6 +72,7 @@ class ResNet(nn.Module):
         16-32-64 behind a 3x3 stem, for images of 32 pixels
     dropout: probability before the last layer
     channels_last: keep weights and images in that memory format, which is faster on most hardware
+    bf16: convolutions and matrix products in bfloat16 (torch.autocast); weights and logits stay float32
     compile: by torch.compile; its first steps take a minute
     Source: He et al. 2016, sections 3.4 and 4.2; Goyal et al. 2017, section 5.1: stride in the 3x3, last gain of each
     block zero at the start, last layer normal 0.01. Our choice: the small ones too project where the width grows.
@@ -84,6 +85,7 @@ class ResNet(nn.Module):
         depth: int,
         dropout: float = 0.0,
         channels_last: bool = False,
+        bf16: bool = False,
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -109,6 +111,7 @@ class ResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.bf16 = bf16
         self.compiled = compile
         if compile:
             self.compile()
@@ -120,6 +123,11 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [batch, classes] of normalised images [batch, 3, height, width]."""
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            logits = self._logits(images)
+        return logits.to(self.fc.weight.dtype)
+
+    def _logits(self, images: Tensor) -> Tensor:
         values = self.conv1(images.contiguous(memory_format=self.memory_format))
         values = F.relu(self.bn1(values), inplace=True)
         if self.stem_pools:
