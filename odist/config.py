@@ -85,9 +85,9 @@ class SyntheticImagesConfig:
 class ImageNetConfig(TaskConfig):
     name: str = "imagenet"
     size: int | None = None  # pixels a side; null: as a decoded store has them, 224 of JPEG, 32 of synthetic images
-    crop: str = (
-        "auto"  # training: resized | shifted (decoded stores only) | auto: shifted for decoded, resized for JPEG
-    )
+    # Of training images: resized | shifted (decoded stores only) | auto: shifted for decoded, resized for JPEG | none: as
+    # in evaluation, without flips
+    crop: str = "auto"
     decoder: str = "auto"  # of JPEG: fast (odist[images]) | pillow | auto: fast where it is installed
     threads: int = 1  # threads that decode and crop; no part of the bits
     synthetic: SyntheticImagesConfig = field(default_factory=SyntheticImagesConfig)

@@ -139,6 +139,14 @@ def test_a_decoded_crop_depends_on_seed_and_image_alone(small: ImageStore, crop:
     assert not np.array_equal(train_batch(small, ids, size=16, seed=4, crop=crop), whole)
 
 
+def test_without_a_crop_training_images_are_those_of_an_evaluation(store: ImageStore, small: ImageStore) -> None:
+    for images, size in ((store, 32), (small, 16)):
+        ids = np.arange(4)
+        expected = evaluation_batch(images, ids, size=size, split="train")
+        np.testing.assert_array_equal(train_batch(images, ids, size=size, seed=3, crop="none"), expected)
+        assert not np.array_equal(train_batch(images, ids, size=size, seed=3), expected)
+
+
 def test_random_crops_are_those_of_the_recipe(tmp_path: Path) -> None:
     # Red tells the column, green the row, so the crop can be read off its corners.
     height, width, num = 200, 250, 400
@@ -234,7 +242,7 @@ def test_messages(store: ImageStore, small: ImageStore) -> None:
     with pytest.raises(UserError, match="expected one of auto, fast, pillow"):
         train_batch(store, ids, size=32, seed=0, decoder="gpu")
     with pytest.raises(UserError, match="expected one of auto, resized, shifted"):
-        train_batch(store, ids, size=32, seed=0, crop="none")
+        train_batch(store, ids, size=32, seed=0, crop="diagonal")
     with pytest.raises(UserError, match="prepare it with --decode 32"):
         train_batch(store, ids, size=32, seed=0, crop="shifted")
     with pytest.raises(UserError, match="no split 'test'; it has train, validation"):

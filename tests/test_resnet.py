@@ -163,7 +163,9 @@ def test_bf16_rounds_the_products_and_keeps_weights_and_logits() -> None:
     assert found.dtype == torch.float32
     assert 1e-5 < float((found.detach() - exact).abs().max() / exact.abs().max()) < 0.05
     found.sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in rounded.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in rounded.parameters()
+    )
 
 
 def test_a_compiled_network_keeps_its_names_and_so_does_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:

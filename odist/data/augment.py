@@ -21,7 +21,7 @@ from odist.rng import derive, uniform
 
 MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)  # of ImageNet's training images, by channel, in [0, 1]
 STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
-CROPS = ("auto", "resized", "shifted")
+CROPS = ("auto", "resized", "shifted", "none")
 SCALE = (0.08, 1.0)  # area of a random crop as a share of the image
 RATIO = (3 / 4, 4 / 3)  # width by height of a random crop
 TRIES = 10
@@ -46,7 +46,8 @@ def train_batch(
     ids: integers [n], row numbers within the split
     size: side of the result in pixels
     seed: fixes, with an image's id, what happens to it; nothing else does
-    crop: resized | shifted (decoded stores, at their own size only) | auto: resized for JPEG, shifted for decoded
+    crop: resized | shifted (decoded stores, at their own size only) | auto: resized for JPEG, shifted for decoded |
+        none: as evaluation_batch, without flips
     num_threads: never changes the result
     decoder: see find_decoder
     returns: float32 [n, 3, size, size], normalised
@@ -56,6 +57,8 @@ def train_batch(
         raise UserError(f"crop={crop!r}: expected one of {', '.join(CROPS)}.")
     if crop == "auto":
         crop = "resized" if store.decoded is None else "shifted"
+    if crop == "none":
+        return evaluation_batch(store, ids, size=size, split=split, num_threads=num_threads, decoder=decoder)
     ids = np.asarray(ids, dtype=np.int64)
     draws = _draws(ids, seed)
     if crop == "shifted":

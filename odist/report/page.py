@@ -6,7 +6,8 @@
                  tuning.json           how the settings were chosen
                  NAME.md NAME.csv NAME.png NAME.svg manifest.json   made from those
 
-The same folder gives the same bytes, wherever it lies and whenever it is built. A variant's section is left to section.
+The same folder gives the same bytes, wherever it lies and whenever it is built. A variant's section is left to section,
+the figure to figure.
 """
 
 from __future__ import annotations
@@ -15,32 +16,30 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from odist.churn import PAIR_METRICS
 from odist.errors import UserError
-from odist.report import style
-from odist.report.plot import Curves, draw_curves, draw_points, draw_tradeoff
+from odist.report.figure import draw_report, paper_points
+from odist.report.quantities import loss_or_accuracy
 from odist.report.recipe import Claim, Recipe
 from odist.report.recipe_file import parse_recipe
 from odist.report.record import read_records
 from odist.report.references import read_reference
-from odist.report.section import NAMES, variant_parts
+from odist.report.section import variant_parts
 from odist.report.summary import SystemSummary, Verdict, judge_all, retrains_by_system, summarise
 from odist.report.table import csv_table
-from odist.report.targets import curve_of, targets_of, with_targets
+from odist.report.targets import with_targets
 from odist.report.tuning import FILE as TUNING_FILE
 from odist.report.tuning import read_tuning, tuning_parts
 from odist.run import write_atomically
 
 PAPER_FILE = "paper.csv"
 _HOW_TARGETS = (
-    " Steps to a loss are those of the first crossing, straight lines between evaluations; the time of evaluations is not "
+    " Steps to {target} are those of the first crossing, straight lines between evaluations; the time of evaluations is not "
     "counted. A run that never gets there counts with its horizon, marked > in a mean and in a ratio whose other side it "
     "is; it leaves a claim open that it could overturn. An ensemble's curve is that of its mean prediction."
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def build_report(folder: Path, *, name: str) -> list[Path]:
@@ -69,8 +68,12 @@ def build_report(folder: Path, *, name: str) -> list[Path]:
         for variant, layer in recipe.variants.items()
         for name in layer.references
     }
-    paper = _paper_points(folder / PAPER_FILE) if recipe.paper_figure else None
-    written = _draw(folder / name, recipe=recipe, summaries=summaries, records=list(records.values()), paper=paper)
+    paper = None
+    if recipe.paper_figure and recipe.targets:
+        paper = paper_points(folder / PAPER_FILE, metric=recipe.targets.metric)
+    written = draw_report(
+        folder / name, recipe=recipe, summaries=summaries, records=list(records.values()), paper=paper
+    )
     texts = {
         f"{name}.md": _page(
             recipe, summaries=summaries, verdicts=verdicts, records=records, references=references, tuning=tuning
@@ -119,7 +122,10 @@ def _page(
     parts = [f"# {recipe.title}\n", *([recipe.description + "\n"] if recipe.description else [])]
     scale = next(iter(records.values()))["scale"]
     runs = f"../{recipe.home}{'' if scale == recipe.scale else f'-{scale}'}/runs" if recipe.runs_of else "runs"
-    shown = "Learning curves here, and the paper's" if recipe.targets else "Loss against churn, and learning curves"
+    first = loss_or_accuracy(recipe.metrics[0])
+    shown = f"{first[0].upper()}{first[1:]} against churn, and learning curves"
+    if recipe.targets:
+        shown = "Learning curves here, and the paper's"
     parts.append(f"Made from the records in `{runs}/` by\n\n    {command_of(recipe, records)}\n")
     parts.append(f"![{shown}]({recipe.name}.svg)\n")
     for variant, layer in recipe.variants.items():
@@ -141,19 +147,30 @@ def _page(
             references={name: references[variant, name] for name in layer.references},
             tuning=tuning,
         )
-    parts.append("## How to read it\n")
-    parts.append(
+    parts += ["## How to read it\n", _how_to_read(recipe, records)]
+    parts += tuning_parts(recipe, tuning, scale=next(iter(records.values()))["scale"])
+    parts.append("## Where it ran\n")
+    parts += [f"- {line}" for line in _surroundings(records)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _how_to_read(recipe: Recipe, records: Mapping[str, Mapping[str, Any]]) -> str:
+    classes = any(name in PAIR_METRICS for name in recipe.metrics) and any(
+        "top1" in record["results"]["metrics"] for record in records.values()
+    )
+    difference = "half the sum of |p1 - p2| over the classes" if classes else "|p1 - p2|"
+    text = (
         "Metrics are means over seeds with Student's 95 % interval. Churn is the mean of |p1 - p2| over validation rows "
         "and all pairs of retrains, with the delete-one-run jackknife 95 % interval; no interval below three retrains. "
         "A claim holds, or does not, when the interval of the difference over common seeds lies wholly on one side; "
         "otherwise it is not resolved."
-        + (_HOW_TARGETS if recipe.targets else " The paper gives the mean of five repeats and half their range.")
-        + "\n"
-    )
-    parts += tuning_parts(recipe, tuning, scale=next(iter(records.values()))["scale"], names=NAMES)
-    parts.append("## Where it ran\n")
-    parts += [f"- {line}" for line in _surroundings(records)]
-    return "\n".join(parts).rstrip() + "\n"
+    ).replace("|p1 - p2|", difference)
+    if any(claim.requires for claim in recipe.claims):
+        text += " A claim that requires another is not tested where that one does not hold."
+    if recipe.targets is None:
+        return text + " The paper gives the mean of five repeats and half their range.\n"
+    target = "a loss" if loss_or_accuracy(recipe.targets.metric) == "loss" else "a target"
+    return text + _HOW_TARGETS.format(target=target) + "\n"
 
 
 def _surroundings(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -182,111 +199,6 @@ def _csv_row(recipe: Recipe, summary: SystemSummary) -> dict[str, Any]:
         value, spread = paper if isinstance(paper, list) else (paper, None)
         row |= {f"{name}_paper": value, f"{name}_paper_half_range": spread}
     return row | summary.costs
-
-
-def _draw(
-    base: Path,
-    *,
-    recipe: Recipe,
-    summaries: Sequence[SystemSummary],
-    records: Sequence[Mapping[str, Any]],
-    paper: Mapping[str, Sequence[tuple[float, float]]] | None,
-) -> list[Path]:
-    """One row of panels a variant: learning curves of the first metric beside loss against churn, or, in a recipe with
-    targets, beside the paper's curves."""
-    variants = [variant for variant in recipe.variants if any(s.variant == variant for s in summaries)]
-    metric = recipe.metrics[0]
-    if recipe.targets is not None:
-        return _draw_with_paper(base, recipe=recipe, variants=variants, records=records, paper=paper or {})
-    with style.panels(2, rows=len(variants), systems=len(recipe.systems)) as (figure, axes):
-        for index, variant in enumerate(variants):
-            own = [summary for summary in summaries if summary.variant == variant]
-            tradeoff, curves = axes[2 * index], axes[2 * index + 1]
-            _draw_tradeoff(tradeoff, recipe, own, metric)
-            _draw_curves(curves, recipe, [record for record in records if record["variant"] == variant], metric)
-            if variant:
-                tradeoff.set_title(recipe.variants[variant].label or variant)
-        return style.save(figure, base)
-
-
-def _draw_tradeoff(axes: Axes, recipe: Recipe, summaries: Sequence[SystemSummary], metric: str) -> None:
-    import pandas as pd
-
-    rows = []
-    for summary in summaries:
-        if metric in summary.metrics and "mean_abs_difference" in summary.churn:
-            (loss, of_loss), (churn, of_churn) = summary.metrics[metric], summary.churn["mean_abs_difference"]
-            low, high = of_loss or (None, None)
-            rows.append({"system": recipe.systems[summary.system].label, "loss": loss, "churn": churn,
-                         "loss_low": low, "loss_high": high, "churn_low": of_churn and of_churn[0],
-                         "churn_high": of_churn and of_churn[1]})  # fmt: skip
-    if rows:
-        draw_tradeoff(axes, pd.DataFrame(rows))
-    else:
-        axes.set_axis_off()
-
-
-def _draw_curves(axes: Axes, recipe: Recipe, records: Sequence[Mapping[str, Any]], metric: str) -> None:
-    import pandas as pd
-
-    curves = []
-    for name, system in recipe.systems.items():
-        own = [record for record in records if record["system"] == name]
-        frames = [pd.DataFrame(curve_of(record)) for record in own]
-        for frame, record in zip(frames, own, strict=True):
-            if record.get("first_phase_steps"):
-                frame["step"] += record["first_phase_steps"]
-        frames = [frame for frame in frames if not frame.empty and metric in frame]
-        if frames:
-            mean = any(record["results"].get("predictor") == "mean" for record in own)
-            member = ", one member" if mean and any((frame["group"] == 0).any() for frame in frames) else ""
-            curves.append(Curves(system.label + member, frames))
-    if curves:
-        draw_curves(axes, curves, metric=metric, x="steps" if recipe.targets else "examples")
-    else:
-        axes.set_axis_off()
-
-
-def _draw_with_paper(
-    base: Path,
-    *,
-    recipe: Recipe,
-    variants: Sequence[str],
-    records: Sequence[Mapping[str, Any]],
-    paper: Mapping[str, Sequence[tuple[float, float]]],
-) -> list[Path]:
-    """One row of panels a variant, ours and the paper's, one colour a system in both."""
-    metric = recipe.metrics[0]
-    columns = 2 if paper else 1
-    with style.panels(columns, rows=len(variants), systems=len(recipe.systems)) as (figure, axes):
-        for index, variant in enumerate(variants):
-            ours, *theirs = axes[columns * index : columns * (index + 1)]
-            own = [record for record in records if record["variant"] == variant]
-            _draw_curves(ours, recipe, own, metric)
-            ends = [target.value for target in targets_of(recipe, own)]
-            for value in ends[-1:]:
-                ours.axhline(value, color="#555555", linewidth=0.8, linestyle=":")
-            curves = [row[metric] for record in own for row in curve_of(record)]
-            if ends and curves:  # the first evaluations would flatten what is compared
-                ours.set_ylim(min(curves) - 0.02, max(ends[0] + 3 * (ends[0] - min(curves)), min(curves) + 0.1))
-            ours.set_title(recipe.variants[variant].label or "here")
-            for axis in theirs:
-                draw_points(axis, {recipe.systems[name].label: (place, paper[str(system.paper_curve)])
-                                   for place, (name, system) in enumerate(recipe.systems.items())
-                                   if system.paper_curve in paper}, metric=metric)  # fmt: skip
-                axis.set_title("the paper (Anil et al. 2018)")
-        return style.save(figure, base)
-
-
-def _paper_points(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """The paper's curves, system -> (step, value), from the CSV that lies beside the report."""
-    import csv
-
-    curves: dict[str, list[tuple[float, float]]] = {}
-    with open(path, encoding="utf-8", newline="") as file:
-        for system, step, value in list(csv.reader(file))[1:]:
-            curves.setdefault(system, []).append((float(step), float(value)))
-    return {system: sorted(points) for system, points in curves.items()}
 
 
 def _manifest(

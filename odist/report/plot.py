@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from odist.errors import UserError
 from odist.report import style
+from odist.report.quantities import axis_label, higher_is_better
 from odist.retrains import NOT_THE_SYSTEM, compare_retrains, flat_keys
 from odist.run import Run
 
@@ -19,23 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-METRIC_LABELS = {
-    "log_loss": "validation log loss (nats)",
-    "excess_log_loss": "log loss above the optimum (nats)",
-    "cross_entropy": "validation cross-entropy (nats)",
-    "excess_cross_entropy": "cross-entropy above the optimum (nats)",
-    "perplexity": "validation perplexity",
-    "bits_per_byte": "validation bits per byte",
-    "auc": "validation AUC",
-    "accuracy": "validation accuracy",
-    "top1": "validation top-1 accuracy",
-    "brier": "validation Brier score",
-    "calibration_error": "validation calibration error",
-    "label_loss": "training label loss (nats)",
-    "distill_loss": "distillation loss (nats)",
-    "examples_per_second": "examples per second",
-    "teacher_age_steps": "teacher age (steps)",
-}
 X_LABELS = {
     "examples": "training examples per model",
     "steps": "training steps",
@@ -110,7 +94,7 @@ def draw_curves(axes: Axes, curves: Sequence[Curves], *, metric: str, x: str = "
 
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    style.finish(axes, x=X_LABELS[x], y=METRIC_LABELS.get(metric, metric))
+    style.finish(axes, x=X_LABELS[x], y=axis_label(metric))
 
 
 def draw_points(axes: Axes, curves: Mapping[str, tuple[int, Sequence[tuple[float, float]]]], *, metric: str) -> None:
@@ -122,14 +106,19 @@ def draw_points(axes: Axes, curves: Mapping[str, tuple[int, Sequence[tuple[float
         x, y = zip(*points, strict=True)
         axes.plot(x, y, color=colour, linestyle=line, marker=marker, markersize=2.5, linewidth=0.9, label=label)
     values = sorted(value for _, points in curves.values() for _, value in points)
-    if values:
+    if values and higher_is_better(metric):  # the worst fifth, mostly from the start, would flatten the rest
+        axes.set_ylim(max(0.0, values[len(values) // 5] - 0.1), values[-1] + 0.03)
+    elif values:
         axes.set_ylim(values[0] - 0.03, values[len(values) * 4 // 5] + 0.1)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    style.finish(axes, x=X_LABELS["steps"], y=METRIC_LABELS.get(metric, metric))
+    style.finish(axes, x=X_LABELS["steps"], y=axis_label(metric))
 
 
-def draw_tradeoff(axes: Axes, frame: pd.DataFrame) -> None:
-    """Draw loss against churn, one point a system with the intervals of both; see `plot_tradeoff`."""
+def draw_tradeoff(axes: Axes, frame: pd.DataFrame, *, metric: str = "log_loss") -> None:
+    """Draw loss against churn, one point a system with the intervals of both; see `plot_tradeoff`.
+
+    metric: what the columns `loss` hold; one for which higher is better is named on its axis
+    """
     for index, row in enumerate(frame.to_dict("records")):
         errors: dict[str, Any] = {}
         for axis, name in (("xerr", "churn"), ("yerr", "loss")):
@@ -151,7 +140,8 @@ def draw_tradeoff(axes: Axes, frame: pd.DataFrame) -> None:
 
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.margins(0.12)
-    style.finish(axes, x="mean |p₁ − p₂| between retrains (lower: steadier)", y="validation loss (nats)")
+    y = axis_label(metric) if higher_is_better(metric) else "validation loss (nats)"
+    style.finish(axes, x="mean |p₁ − p₂| between retrains (lower: steadier)", y=y)
 
 
 def plot_metric(runs: Sequence[Run], *, metric: str, output: Path, x: str = "examples") -> list[Path]:

@@ -14,6 +14,8 @@ from typing import Any
 
 from odist.errors import UserError
 
+HOLDS, FAILS, OPEN, UNTESTED = "holds", "does not hold", "not resolved", "not tested"  # verdicts on a claim
+
 
 @dataclass(frozen=True)
 class System:
@@ -37,8 +39,9 @@ class System:
 class Claim:
     """A sentence of the paper and a comparison of two systems that decides it.
 
-    left < factor * right, left > factor * right, or |left - factor * right| <= margin (`within`);
+    left < factor * right - margin, left > factor * right + margin, or |left - factor * right| <= margin (`within`);
     with `versus`, two ratios are compared instead: left / right with versus[0] / versus[1]
+    requires: id of the claim that has to hold for this one to be tested
     """
 
     id: str
@@ -50,6 +53,7 @@ class Claim:
     factor: float = 1.0
     margin: float = 0.0
     versus: tuple[str, str] | None = None
+    requires: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Targets:
-    """The baseline whose loss the other systems are timed against (odist.report.targets)."""
+    """The baseline whose loss or accuracy the other systems are timed against (odist.report.targets)."""
 
     system: str
     metric: str
@@ -159,7 +163,7 @@ class Recipe:
     tuning: Tuning | None = None
     decision: Decision | None = None
     targets: Targets | None = None
-    paper_figure: str | None = None  # CSV in recipes/paper: system, step, value
+    paper_figure: str | None = None  # CSV in recipes/paper: system, step, the targets' metric with its unit
     runs_of: str | None = None  # the recipe whose runs and tuning this one reads
 
     @property

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from odist.errors import UserError
-from odist.report.recipe import Claim, Decision, Layer, Recipe, Reference, System, Targets, Tuning
+from odist.report.recipe import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    UNTESTED,
+    Claim,
+    Decision,
+    Layer,
+    Recipe,
+    Reference,
+    System,
+    Targets,
+    Tuning,
+)
 
 RELATIONS = ("<", ">", "within")
-VERDICTS = ("holds", "does not hold", "not resolved")
 OF_A_SYSTEM = ("paper_curve", "teachers", "tuned_with")
 KINDS_OF_REFERENCE = ("logistic",)
 
@@ -44,6 +56,7 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
     scale = content.get("scale") or next(iter(layers["scales"]))
     _one_of(scale, layers["scales"], f"recipe {name}, scale")
     claims = tuple(_claim(claim, name, systems) for claim in content.get("claims") or ())
+    _check_requirements(claims, f"recipe {name}")
     recipe = Recipe(
         name=name,
         text=text,
@@ -133,11 +146,14 @@ def _check_tuning_seeds(recipe: Recipe) -> None:
         raise UserError(f"recipe {recipe.name}, tuning: seed {both[0]} is also reported. Choose seeds that are not.")
 
 
-def _decision(content: dict[str, Any], name: str, claims: Iterable[Claim]) -> Decision:
-    where = f"recipe {name}, decision"
-    _keys(content, where, required={"claim", *VERDICTS})
+def _decision(content: dict[str, Any], name: str, claims: Sequence[Claim]) -> Decision:
+    where, verdicts = f"recipe {name}, decision", [HOLDS, FAILS, OPEN]
+    _keys(content, where, required={"claim", *verdicts}, optional={UNTESTED})
     _one_of(content["claim"], [claim.id for claim in claims], where)
-    return Decision(content["claim"], {verdict: " ".join(content[verdict].split()) for verdict in VERDICTS})
+    if any(claim.id == content["claim"] and claim.requires for claim in claims):
+        verdicts.append(UNTESTED)
+        _keys(content, where, required={"claim", *verdicts})
+    return Decision(content["claim"], {verdict: " ".join(content[verdict].split()) for verdict in verdicts})
 
 
 def _reference(key: str, content: dict[str, Any], where: str, systems: Mapping[str, System]) -> Reference:
@@ -168,7 +184,7 @@ def _layer(content: dict[str, Any], where: str, systems: Mapping[str, System]) -
 
 
 def _claim(content: dict[str, Any], name: str, systems: Mapping[str, System]) -> Claim:
-    _keys(content, f"recipe {name}, claim", required={"id", "text", "statement"})
+    _keys(content, f"recipe {name}, claim", required={"id", "text", "statement"}, optional={"requires"})
     where, statement = f"recipe {name}, claim {content['id']}", content["statement"]
     _keys(statement, where, required={"metric", "left", "right", "relation"}, optional={"factor", "margin", "versus"})
     for side in ("left", "right"):
@@ -179,10 +195,31 @@ def _claim(content: dict[str, Any], name: str, systems: Mapping[str, System]) ->
     for system in versus or ():
         _one_of(system, systems, f"{where}, versus")
     _one_of(statement["relation"], RELATIONS, f"{where}, relation")
-    if statement["relation"] == "within" and not statement.get("margin", 0) > 0:
+    margin = statement.get("margin", 0)
+    if statement["relation"] == "within" and not margin > 0:
         raise UserError(f"{where}: the relation `within` needs a margin above 0.")
-    options = {**statement, "versus": tuple(versus) if versus else None}
+    if margin < 0:
+        raise UserError(f"{where}: a margin is 0 or more, got {margin:g}.")
+    options = {**statement, "versus": tuple(versus) if versus else None, "requires": content.get("requires")}
     return Claim(id=content["id"], text=" ".join(content["text"].split()), **options)
+
+
+def _check_requirements(claims: Sequence[Claim], where: str) -> None:
+    """UserError for an id given twice, an unknown required claim, and claims that require each other in a circle."""
+    requires = {claim.id: claim.requires for claim in claims}
+    if len(requires) < len(claims):
+        raise UserError(f"{where}: each claim needs an id of its own, got {', '.join(claim.id for claim in claims)}.")
+    for claim in claims:
+        if claim.requires is not None:
+            _one_of(claim.requires, requires, f"{where}, claim {claim.id}, requires")
+    for claim in claims:
+        path = [claim.id]
+        while (following := requires[path[-1]]) is not None:
+            path.append(following)
+            if following == claim.id:
+                raise UserError(f"{where}, claim {claim.id}, requires: {' -> '.join(path)} is a circle.")
+            if path.count(following) > 1:
+                break  # a circle further on, named at one of its own claims
 
 
 def _seeds(seeds: Any, where: str) -> tuple[int, ...]:

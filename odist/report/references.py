@@ -16,8 +16,7 @@ import numpy as np
 
 from odist.errors import UserError
 from odist.intervals import mean_interval
-from odist.report.recipe import Recipe, Reference
-from odist.report.summary import FAILS, HOLDS, OPEN
+from odist.report.recipe import FAILS, HOLDS, OPEN, Recipe, Reference
 from odist.report.table import ABSENT, estimate
 from odist.run import write_atomically
 

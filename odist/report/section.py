@@ -9,33 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from odist.churn import PAIR_METRICS
-from odist.report.recipe import Recipe
+from odist.report.quantities import name_of
+from odist.report.recipe import FAILS, UNTESTED, Recipe
 from odist.report.references import reference_parts, reference_row, values_of
 from odist.report.summary import COSTS, SystemSummary, Verdict
 from odist.report.table import ABSENT, count, estimate, markdown_table
 from odist.report.targets import target_parts
 from odist.report.tuning import tuning_notes
 
-NAMES = {
-    "log_loss": "log loss",
-    "excess_log_loss": "excess log loss",
-    "cross_entropy": "cross-entropy",
-    "excess_cross_entropy": "excess cross-entropy",
-    "perplexity": "perplexity",
-    "bits_per_byte": "bits per byte",
-    "top1": "top-1",
-    "top5": "top-5",
-    "steps_to_50": "steps to the baseline's loss at 50 %",
-    "steps_to_75": "steps to the baseline's loss at 75 %",
-    "steps_to_end": "steps to the baseline's last loss",
-    "auc": "AUC",
-    "calibration_error": "calibration error",
-    "brier": "Brier score",
-    "mean_abs_difference": "churn",
-    "root_mean_square": "churn (root mean square)",
-    "relative_difference": "relative difference",
-    "rank_correlation": "rank correlation",
-}
 COST_NAMES = {
     "examples_per_model": "examples per model",
     "total_examples": "examples in all",
@@ -72,7 +53,7 @@ def variant_parts(
         parts += [_verdict_line(recipe, verdict) for verdict in verdicts]
         parts.append("")
     for name, reference in recipe.variants[variant].references.items():
-        metric = NAMES.get(reference.metric, reference.metric)
+        metric = name_of(reference.metric)
         parts += reference_parts(
             recipe, reference, references[name], values=values_of(records, reference), metric_name=metric
         )
@@ -102,7 +83,7 @@ def _tables(
 ) -> list[str]:
     metrics = [name for name in recipe.metrics if any(name in s.metrics or name in s.churn for s in summaries)]
     columns = {"label": "system", "seeds": "retrains"}
-    columns |= {name: NAMES.get(name, name.replace("_", " ")) for name in metrics}
+    columns |= {name: _name(recipe, name) for name in metrics}
     if any(name in PAIR_METRICS for name in recipe.metrics):
         columns["ratio"] = f"churn / {recipe.systems[recipe.reference].label}"
     rows = []
@@ -130,7 +111,7 @@ def _paper_table(recipe: Recipe, summaries: Sequence[SystemSummary]) -> str:
     names = [name for name in (*recipe.metrics, *PAIR_METRICS) if any(name in s.paper for s in recipe.systems.values())]
     columns, rows = {"label": "system"}, []
     for name in dict.fromkeys(names):
-        columns |= {name: f"{NAMES.get(name, name)}, here", f"{name}_paper": f"{NAMES.get(name, name)}, paper"}
+        columns |= {name: f"{_name(recipe, name)}, here", f"{name}_paper": f"{_name(recipe, name)}, paper"}
     for summary in summaries:
         system, ours = recipe.systems[summary.system], summary.metrics | summary.churn
         row = {"label": system.label}
@@ -147,17 +128,29 @@ def _paper_text(value: Any) -> str:
     return f"{value[0]} ± {value[1]}" if isinstance(value, list) else str(value)
 
 
+def _name(recipe: Recipe, metric: str) -> str:
+    return name_of(metric, targets=recipe.targets.metric if recipe.targets else None)
+
+
 def _verdict_line(recipe: Recipe, verdict: Verdict) -> str:
     return f"- **{verdict.verdict}**: {verdict.claim.text} ({_numbers(recipe, verdict)}.)"
 
 
+def _why_untested(verdict: Verdict) -> str:
+    """Which claim had to hold first, and what came of it; nothing for a claim that was tested."""
+    if verdict.verdict != UNTESTED:
+        return ""
+    outcome = {None: "is not part of this variant", FAILS: FAILS}.get(verdict.required, f"is {verdict.required}")
+    return f"It requires the claim `{verdict.claim.requires}`, which {outcome}. "
+
+
 def _numbers(recipe: Recipe, verdict: Verdict) -> str:
-    """What was compared, and the numbers that decide it."""
+    """Why it was not tested, if so; what was compared, and the numbers that decide it."""
     claim = verdict.claim
     left, right, *versus = (recipe.systems[name].label for name in (claim.left, claim.right, *(claim.versus or ())))
     factor = "" if claim.factor == 1 else f"{claim.factor:g} × "
     relation = f"within {claim.margin:g} of" if claim.relation == "within" else claim.relation
-    name = NAMES.get(claim.metric, claim.metric.replace("_", " "))
+    name = _name(recipe, claim.metric)
     first, second = left, right
     if versus:
         first, second = f"{left} / {right}", f"{versus[0]} / {versus[1]}"
@@ -170,7 +163,8 @@ def _numbers(recipe: Recipe, verdict: Verdict) -> str:
         why = (
             f"difference {estimate(verdict.difference, verdict.interval, sign=True)}, {verdict.num_seeds} common seeds"
         )
-    return f"{name} of {first} {relation} {factor}{second}: {why}"
+    by = f" by more than {claim.margin:g}" if claim.margin and claim.relation != "within" else ""
+    return f"{_why_untested(verdict)}{name} of {first} {relation} {factor}{second}{by}: {why}"
 
 
 def _notes(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -7,7 +7,7 @@ seeds (a pair shares its runs with other pairs). Writing it down is left to page
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -15,10 +15,9 @@ import numpy as np
 
 from odist.churn import PAIR_METRICS, summarise_pairs
 from odist.intervals import Interval, jackknife, mean_interval
-from odist.report.recipe import Claim, Recipe
+from odist.report.recipe import FAILS, HOLDS, OPEN, UNTESTED, Claim, Recipe
 
 Estimate = tuple[float | None, Interval | None]
-HOLDS, FAILS, OPEN = "holds", "does not hold", "not resolved"
 CHURN = "mean_abs_difference"
 COSTS = ("examples_per_model", "total_examples", "distinct_examples", "flops", "seconds")
 
@@ -47,6 +46,7 @@ class Verdict:
 
     ratios: of a claim with `versus`, left / right and versus[0] / versus[1], each with its interval; the
         difference is theirs
+    required: of a claim that is not tested, the verdict on the claim that it requires; None where the variant lacks it
     """
 
     claim: Claim
@@ -55,6 +55,7 @@ class Verdict:
     interval: Interval | None
     num_seeds: int
     ratios: tuple[Estimate, Estimate] | None = None
+    required: str | None = None
 
 
 class Retrains:
@@ -205,7 +206,7 @@ def judge_ratios(claim: Claim, *, sides: Sequence[Retrains | None]) -> Verdict:
 
 
 def judge_all(claims: Sequence[Claim], retrains: Mapping[tuple[str, str], Retrains], *, variant: str) -> list[Verdict]:
-    """The verdict on every claim, in one variant."""
+    """The verdict on every claim, in one variant; `not tested` where the claim that it requires does not hold."""
     verdicts = []
     for claim in claims:
         left, right, *versus = (
@@ -215,11 +216,24 @@ def judge_all(claims: Sequence[Claim], retrains: Mapping[tuple[str, str], Retrai
             verdicts.append(judge(claim, left=left, right=right))
         else:
             verdicts.append(judge_ratios(claim, sides=[left, right, *versus]))
-    return verdicts
+    alone = {verdict.claim.id: verdict for verdict in verdicts}
+    return [_with_requirement(verdict, alone) for verdict in verdicts]
+
+
+def _with_requirement(verdict: Verdict, alone: Mapping[str, Verdict]) -> Verdict:
+    """The verdict, or `not tested`. alone: every claim's by its own numbers; parse_recipe refuses circles."""
+    requires = verdict.claim.requires
+    if requires is None:
+        return verdict
+    required = _with_requirement(alone[requires], alone).verdict if requires in alone else None
+    return verdict if required == HOLDS else replace(verdict, verdict=UNTESTED, required=required)
 
 
 def verdict_of(claim: Claim, interval: Interval | None) -> str:
-    """holds, does not hold or not resolved, by the interval of left - factor * right alone."""
+    """holds, does not hold or not resolved, by the interval of left - factor * right alone.
+
+    Whether higher is better plays no part: the relation says which side has to be the larger.
+    """
     if interval is None:
         return OPEN
     low, high = interval
@@ -229,6 +243,6 @@ def verdict_of(claim: Claim, interval: Interval | None) -> str:
         return FAILS if low > claim.margin or high < -claim.margin else OPEN
     if claim.relation == ">":
         low, high = -high, -low
-    if high < 0:
+    if high < -claim.margin:
         return HOLDS
-    return FAILS if low > 0 else OPEN
+    return FAILS if low > -claim.margin else OPEN

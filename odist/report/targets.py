@@ -1,8 +1,8 @@
 """How long each system needs to be as good as the baseline: steps, examples and seconds to a target.
 
-The targets are the baseline's own: its loss at 50 % and at 75 % of its horizon, and the mean of its last three
-evaluations. A run that never gets there is censored: its number is its horizon, and it is counted. Drawing and judging
-are left to page and summary.
+The targets are the baseline's own: its loss (or accuracy) at 50 % and at 75 % of its horizon, and the mean of its last
+three evaluations. A run that never gets there is censored: its number is its horizon, and it is counted. Drawing and
+judging are left to figure and summary.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from odist.errors import UserError
 from odist.intervals import jackknife
+from odist.report.quantities import better, loss_or_accuracy, unit_of
 from odist.report.recipe import Recipe
 from odist.report.table import ABSENT, count, estimate, markdown_table
 
@@ -27,7 +29,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Target:
-    """A loss of the baseline's, and the metric that says how many steps a run needs to reach it."""
+    """A loss or accuracy of the baseline's, and the metric that says how many steps a run needs to reach it."""
 
     name: str
     value: float
@@ -57,13 +59,13 @@ def targets_of(recipe: Recipe, records: Sequence[Record]) -> list[Target]:
 
 
 def first_reach(curve: Sequence[Mapping[str, Any]], *, metric: str, target: float) -> tuple[float, float] | None:
-    """Step and training seconds at which a curve first is at or below `target`, straight lines between evaluations.
+    """Step and training seconds at which a curve first is as good as `target`, straight lines between evaluations.
 
-    None where it never is. At the first evaluation already: its own step, nothing being known before.
+    As good: at or below it, or at or above it for a metric for which higher is better. None where it never is. At the first evaluation already: its own step, nothing being known before.
     """
     previous = None
     for row in curve:
-        if row[metric] <= target:
+        if not better(metric, target, row[metric]):
             if previous is None:
                 return float(row["step"]), float(row["seconds"])
             share = (previous[metric] - target) / (previous[metric] - row[metric])
@@ -76,9 +78,11 @@ def with_targets(recipe: Recipe, records: Sequence[Record]) -> list[dict[str, An
     """The records with steps_to_*, examples_to_* and seconds_to_* among their metrics, and `censored`: those not reached.
 
     A student of two-phase distillation has its teachers' whole training before its first step: `first_phase_steps`.
+    UserError for evaluations without the targets' metric.
     """
     if recipe.targets is None:
         return [dict(record) for record in records]
+    _check_metric(recipe, records)
     by_key = {(record["variant"], record["system"], record["seed"]): record for record in records}
     targets = {
         variant: targets_of(recipe, [record for record in records if record["variant"] == variant])
@@ -105,6 +109,14 @@ def with_targets(recipe: Recipe, records: Sequence[Record]) -> list[dict[str, An
     return extended
 
 
+def _check_metric(recipe: Recipe, records: Sequence[Record]) -> None:
+    metric = recipe.targets.metric if recipe.targets else ""
+    for row in (row for record in records for row in curve_of(record) if row.get(metric) is None):
+        known = [name for name in row if name in recipe.metrics]
+        raise UserError(f"recipe {recipe.name}, targets: the runs have no metric {metric!r} at every evaluation. "
+                        f"Of the recipe's metrics they have: {', '.join(known) or 'none'}.")  # fmt: skip
+
+
 def _first_phase(teachers: Record | None) -> tuple[float, float, float]:
     """Steps, seconds of one group and examples in all of the teachers' training; zeros without teachers."""
     if teachers is None:
@@ -127,8 +139,9 @@ def target_parts(recipe: Recipe, records: Sequence[Record]) -> list[str]:
         return []
     own = {name: {r["seed"]: r for r in records if r["system"] == name} for name in recipe.systems}
     base = recipe.targets.system
-    label = recipe.systems[base].label
+    label, metric = recipe.systems[base].label, recipe.targets.metric
     where = ", ".join(f"{HEADINGS[target.name]}: {target.value:.4f}" for target in targets)
+    named = "losses" if loss_or_accuracy(metric) == "loss" else loss_or_accuracy(metric)
     columns = {"label": "system"} | {t.name: f"steps to {HEADINGS[t.name]}" for t in targets}
     columns |= {f"{t.name}_ratio": f"times fewer, {HEADINGS[t.name]}" for t in targets}
     columns |= {"examples": "examples in all, to the end", "seconds": "seconds of a group, to the end"}
@@ -146,8 +159,8 @@ def target_parts(recipe: Recipe, records: Sequence[Record]) -> list[str]:
             row[cost] = ("> " if missed else "") + count(float(np.mean(values)))
         rows.append(row)
     return [
-        f"Steps to the losses of {label} at 50 % and 75 % of its horizon and at its end ({where} nats; the last is the mean "
-        f"of its last {LAST} evaluations):\n",
+        f"Steps to the {named} of {label} at 50 % and 75 % of its horizon and at its end ({where}{unit_of(metric)}; the last "
+        f"is the mean of its last {LAST} evaluations):\n",
         markdown_table(columns, rows),
     ]
 

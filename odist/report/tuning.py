@@ -15,12 +15,12 @@ from typing import Any
 
 from odist.config import FREE_KEYS, flatten
 from odist.errors import UserError
+from odist.report.quantities import better, name_of
 from odist.report.recipe import Recipe, Tuning
 from odist.report.table import estimate, markdown_table
 
 FORMAT = "odist-tuning-1"
 FILE = "tuning.json"
-HIGHER_IS_BETTER = ("auc", "accuracy", "top1", "top5")
 ONE_VARIANT = "all"  # the key of a recipe without variants
 
 
@@ -71,11 +71,6 @@ def settings(config: Mapping[str, Any], tuning: Tuning) -> dict[str, Any]:
         if key not in left_out and not free:
             kept[key] = value
     return kept
-
-
-def better(metric: str, first: float, second: float) -> bool:
-    """Whether `first` is the better value of a metric."""
-    return first > second if metric in HIGHER_IS_BETTER else first < second
 
 
 def choose(values: Mapping[float, float | None], *, metric: str) -> tuple[float | None, str | None]:
@@ -139,10 +134,8 @@ def _differing(own: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
     return [key for key, value in entry.get("settings", {}).items() if own.get(key) != value]
 
 
-def tuning_parts(
-    recipe: Recipe, tuning: Mapping[str, Any] | None, *, scale: str, names: Mapping[str, str]
-) -> list[str]:
-    """The page's appendix: for every variant the whole grid, the chosen value marked; names: metric -> its name."""
+def tuning_parts(recipe: Recipe, tuning: Mapping[str, Any] | None, *, scale: str) -> list[str]:
+    """The page's appendix: for every variant the whole grid, the chosen value marked."""
     if recipe.tuning is None or tuning is None or scale not in tuning["scales"]:
         return []
     parts = ["## How the settings were tuned\n"]
@@ -150,7 +143,7 @@ def tuning_parts(
         found = found_at(tuning, scale=scale, variant=variant)
         if found is None:
             continue
-        metric, seeds = names.get(found["metric"], found["metric"]), ", ".join(map(str, found["seeds"]))
+        metric, seeds = name_of(found["metric"]), ", ".join(map(str, found["seeds"]))
         parts.append(
             f"{layer.label + ': ' if layer.label else ''}`{found['key']}` of every system by itself, by the mean {metric} "
             f"on rows ({', '.join(f'`{line}`' for line in found['overrides'] if line.startswith('data.'))}) and seeds ({seeds}) that are not reported, "
