@@ -158,13 +158,15 @@ def _how_to_read(recipe: Recipe, records: Mapping[str, Mapping[str, Any]]) -> st
     classes = any(name in PAIR_METRICS for name in recipe.metrics) and any(
         "top1" in record["results"]["metrics"] for record in records.values()
     )
-    difference = "half the sum of |p1 - p2| over the classes" if classes else "|p1 - p2|"
+    measure = "|p1 - p2| over validation rows and all pairs of retrains"
+    if classes:
+        measure = "half the sum over the classes of |p1 - p2|, over validation rows and all pairs of retrains"
     text = (
-        "Metrics are means over seeds with Student's 95 % interval. Churn is the mean of |p1 - p2| over validation rows "
-        "and all pairs of retrains, with the delete-one-run jackknife 95 % interval; no interval below three retrains. "
+        f"Metrics are means over seeds with Student's 95 % interval. Churn is the mean of {measure}, with the "
+        "delete-one-run jackknife 95 % interval; no interval below three retrains. "
         "A claim holds, or does not, when the interval of the difference over common seeds lies wholly on one side; "
         "otherwise it is not resolved."
-    ).replace("|p1 - p2|", difference)
+    )
     if any(claim.requires for claim in recipe.claims):
         text += " A claim that requires another is not tested where that one does not hold."
     if recipe.targets is None:

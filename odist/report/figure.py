@@ -1,0 +1,150 @@
+"""The figure of a recipe's report: learning curves, the first metric against churn, the paper's own points.
+
+What is drawn in one pair of axes is left to plot, their look to style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from odist.errors import UserError
+from odist.report import style
+from odist.report.plot import Curves, draw_curves, draw_points, draw_tradeoff
+from odist.report.quantities import higher_is_better
+from odist.report.recipe import Recipe
+from odist.report.summary import SystemSummary
+from odist.report.targets import curve_of, targets_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PAPER_UNITS = {"nats": 1.0, "percent": 0.01}  # unit of a column of the paper's points -> factor to ours
+
+
+def draw_report(
+    base: Path,
+    *,
+    recipe: Recipe,
+    summaries: Sequence[SystemSummary],
+    records: Sequence[Mapping[str, Any]],
+    paper: Mapping[str, Sequence[tuple[float, float]]] | None,
+) -> list[Path]:
+    """Draw `base`.png and `base`.svg, one row of panels a variant; the paths written.
+
+    Learning curves of the first metric beside it against churn, or, in a recipe with targets, those of the targets' metric
+    beside the paper's curves.
+    records: as `with_targets` gives them; paper: as `paper_points` gives it, None without a figure of the paper's
+    """
+    variants = [variant for variant in recipe.variants if any(s.variant == variant for s in summaries)]
+    if recipe.targets is not None:
+        return _draw_with_paper(base, recipe=recipe, variants=variants, records=records, paper=paper or {})
+    metric = recipe.metrics[0]
+    with style.panels(2, rows=len(variants), systems=len(recipe.systems)) as (figure, axes):
+        for index, variant in enumerate(variants):
+            own = [summary for summary in summaries if summary.variant == variant]
+            tradeoff, curves = axes[2 * index], axes[2 * index + 1]
+            _draw_tradeoff(tradeoff, recipe, own, metric)
+            _draw_curves(curves, recipe, [record for record in records if record["variant"] == variant], metric)
+            if variant:
+                tradeoff.set_title(recipe.variants[variant].label or variant)
+        return style.save(figure, base)
+
+
+def _draw_tradeoff(axes: Axes, recipe: Recipe, summaries: Sequence[SystemSummary], metric: str) -> None:
+    import pandas as pd
+
+    rows = []
+    for summary in summaries:
+        if metric in summary.metrics and "mean_abs_difference" in summary.churn:
+            (loss, of_loss), (churn, of_churn) = summary.metrics[metric], summary.churn["mean_abs_difference"]
+            low, high = of_loss or (None, None)
+            rows.append({"system": recipe.systems[summary.system].label, "loss": loss, "churn": churn,
+                         "loss_low": low, "loss_high": high, "churn_low": of_churn and of_churn[0],
+                         "churn_high": of_churn and of_churn[1]})  # fmt: skip
+    if rows:
+        draw_tradeoff(axes, pd.DataFrame(rows), metric=metric)
+    else:
+        axes.set_axis_off()
+
+
+def _draw_curves(axes: Axes, recipe: Recipe, records: Sequence[Mapping[str, Any]], metric: str) -> None:
+    import pandas as pd
+
+    curves = []
+    for name, system in recipe.systems.items():
+        own = [record for record in records if record["system"] == name]
+        frames = [pd.DataFrame(curve_of(record)) for record in own]
+        for frame, record in zip(frames, own, strict=True):
+            if record.get("first_phase_steps"):
+                frame["step"] += record["first_phase_steps"]
+        frames = [frame for frame in frames if not frame.empty and metric in frame]
+        if frames:
+            mean = any(record["results"].get("predictor") == "mean" for record in own)
+            member = ", one member" if mean and any((frame["group"] == 0).any() for frame in frames) else ""
+            curves.append(Curves(system.label + member, frames))
+    if curves:
+        draw_curves(axes, curves, metric=metric, x="steps" if recipe.targets else "examples")
+    else:
+        axes.set_axis_off()
+
+
+def _draw_with_paper(
+    base: Path,
+    *,
+    recipe: Recipe,
+    variants: Sequence[str],
+    records: Sequence[Mapping[str, Any]],
+    paper: Mapping[str, Sequence[tuple[float, float]]],
+) -> list[Path]:
+    """One row of panels a variant, ours and the paper's, one colour a system in both."""
+    metric = recipe.targets.metric if recipe.targets else recipe.metrics[0]
+    columns = 2 if paper else 1
+    with style.panels(columns, rows=len(variants), systems=len(recipe.systems)) as (figure, axes):
+        for index, variant in enumerate(variants):
+            ours, *theirs = axes[columns * index : columns * (index + 1)]
+            own = [record for record in records if record["variant"] == variant]
+            _draw_curves(ours, recipe, own, metric)
+            ends = [target.value for target in targets_of(recipe, own)]
+            for value in ends[-1:]:
+                ours.axhline(value, color="#555555", linewidth=0.8, linestyle=":")
+            curves = [row[metric] for record in own for row in curve_of(record)]
+            if ends and curves:  # the first evaluations would flatten what is compared
+                ours.set_ylim(*_limits(metric, curves, first_target=ends[0]))
+            ours.set_title(recipe.variants[variant].label or "here")
+            for axis in theirs:
+                draw_points(axis, {recipe.systems[name].label: (place, paper[str(system.paper_curve)])
+                                   for place, (name, system) in enumerate(recipe.systems.items())
+                                   if system.paper_curve in paper}, metric=metric)  # fmt: skip
+                axis.set_title("the paper (Anil et al. 2018)")
+        return style.save(figure, base)
+
+
+def _limits(metric: str, values: Sequence[float], *, first_target: float) -> tuple[float, float]:
+    """Lower and upper end of the axis: the best value, and three times as far beyond the first target as it is before."""
+    if higher_is_better(metric):
+        best = max(values)
+        return max(0.0, min(first_target - 3 * (best - first_target), best - 0.1)), best + 0.02
+    best = min(values)
+    return best - 0.02, max(first_target + 3 * (first_target - best), best + 0.1)
+
+
+def paper_points(path: Path, *, metric: str) -> dict[str, list[tuple[float, float]]]:
+    """The paper's curves, system -> (step, value), from the CSV that lies beside the report.
+
+    metric: the one that is drawn. The CSV's columns are system, step and the metric with its unit: METRIC_nats, or
+    METRIC_percent, which becomes a fraction, as ours are. UserError for another third column.
+    """
+    import csv
+
+    with open(path, encoding="utf-8", newline="") as file:
+        heading, *rows = list(csv.reader(file))
+    units = {f"{metric}_{unit}": factor for unit, factor in PAPER_UNITS.items()}
+    if len(heading) != 3 or heading[2] not in units:
+        raise UserError(f"{path}: its columns are {', '.join(heading)}, the recipe's targets are of {metric}. "
+                        f"Expected system, step, and one of: {', '.join(units)}.")  # fmt: skip
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for system, step, value in rows:
+        curves.setdefault(system, []).append((float(step), float(value) * units[heading[2]]))
+    return {system: sorted(points) for system, points in curves.items()}
