@@ -309,12 +309,77 @@ def test_every_recipe_of_the_project_is_sound_and_plans_every_scale(name: str) -
         ("relation: within, margin: 0.5", "relation: within", "needs a margin"),
         ("left: steady", "left: stead", "claim a, left: 'stead' is unknown"),
         ("overrides: [train.batch=2]", "systems: {none: []}", "scales smoke, systems: 'none' is unknown"),
+        ("{id: b,", "{id: b, requires: d,", "claim b, requires: 'd' is unknown. Choose among: a, b, c"),
+        ("{id: b,", "{id: b, requires: b,", "claim b, requires: b -> b is a circle"),
+        ("{id: b,", "{id: a,", "each claim needs an id of its own, got a, a, c"),
+        ("margin: 0.5", "margin: 0.5, requires: a", "unknown key 'requires'"),
+        ('relation: "<"}', 'relation: "<", margin: -1}', "a margin is 0 or more, got -1"),
     ],
 )
 def test_mistakes_in_a_recipe_are_named(old: str, new: str, message: str) -> None:
     assert old in RECIPE
     with pytest.raises(UserError, match=message):
         parse_recipe(RECIPE.replace(old, new, 1), name="two")
+
+
+def with_requirements(**requires: str) -> str:
+    """The recipe with claims that require others."""
+    text = RECIPE
+    for name, other in requires.items():
+        text = text.replace(f"{{id: {name},", f"{{id: {name}, requires: {other},")
+    return text
+
+
+def test_claims_that_require_each_other_in_a_circle_are_refused() -> None:
+    with pytest.raises(UserError, match="claim a, requires: a -> c -> b -> a is a circle"):
+        parse_recipe(with_requirements(a="c", c="b", b="a"), name="two")
+    with pytest.raises(UserError, match="claim b, requires: b -> c -> b is a circle"):
+        parse_recipe(with_requirements(a="b", b="c", c="b"), name="two")
+
+
+@pytest.mark.parametrize(
+    ("requires", "expected"),  # alone: a holds, b does not hold, c holds
+    [
+        ({"a": "c", "c": "a"}, None),
+        ({"a": "c"}, {"a": "holds", "b": "does not hold", "c": "holds"}),
+        ({"b": "c"}, {"a": "holds", "b": "does not hold", "c": "holds"}),
+        ({"a": "b"}, {"a": "not tested", "b": "does not hold", "c": "holds"}),
+        ({"a": "c", "c": "b"}, {"a": "not tested", "b": "does not hold", "c": "not tested"}),
+        ({"b": "a", "a": "c"}, {"a": "holds", "b": "does not hold", "c": "holds"}),
+    ],
+)
+def test_a_claim_is_tested_only_where_the_one_that_it_requires_holds(
+    folder: Path, requires: dict[str, str], expected: dict[str, str] | None
+) -> None:
+    write_atomically(folder / "recipe.yaml", with_requirements(**requires))
+    if expected is None:
+        with pytest.raises(UserError, match="circle"):
+            build_report(folder, name="two")
+        return
+    build_report(folder, name="two")
+    assert json.loads((folder / "manifest.json").read_text())["claims"]["all"] == expected
+
+
+def test_the_page_says_why_a_claim_was_not_tested(folder: Path) -> None:
+    build_report(folder, name="two")
+    assert "not tested" not in (folder / "two.md").read_text()
+    write_atomically(folder / "recipe.yaml", with_requirements(c="a", a="b"))
+    build_report(folder, name="two")
+    page = (folder / "two.md").read_text()
+    assert "- **not tested**: Steady is steadier. (It requires the claim `b`, which does not hold. churn of " in page
+    assert "- **not tested**: Equal loss. (It requires the claim `a`, which is not tested. log loss of " in page
+    assert "- **does not hold**: Plain is steadier. (churn of " in page
+    assert "A claim that requires another is not tested where that one does not hold." in page
+
+
+def test_a_deciding_claim_that_requires_another_has_a_sentence_for_not_tested() -> None:
+    decision = "decision: {claim: a, holds: Yes., does not hold: No., not resolved: Perhaps.}\n"
+    assert parse_recipe(RECIPE + decision, name="two").decision is not None
+    with pytest.raises(UserError, match="decision: lacks not tested"):
+        parse_recipe(with_requirements(a="b") + decision, name="two")
+    recipe = parse_recipe(with_requirements(a="b") + decision.replace("}", ", not tested: Unasked.}"), name="two")
+    assert recipe.decision is not None
+    assert recipe.decision.text["not tested"] == "Unasked."
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
@@ -392,6 +457,16 @@ def wide(tmp_path: Path) -> Path:
     write_records("two", planned, runs=runs, folder=report / "runs")
     write_atomically(report / "recipe.yaml", RECIPE.replace("scales:", RATIO + "scales:") + MORE)
     return report
+
+
+def test_a_requirement_outside_the_variant_leaves_a_claim_untested(wide: Path) -> None:
+    alone = "  - {id: l, text: Low., requires: a, statement: {metric: log_loss, left: plain, right: plain, relation: within, margin: 1}}\n"
+    text = (wide / "recipe.yaml").read_text()
+    write_atomically(wide / "recipe.yaml", text.replace("scales:", alone + "scales:", 1))
+    build_report(wide, name="two")
+    made, real = (wide / "two.md").read_text().split("## Made")[1].split("## Real")
+    assert "- **not tested**: Low. (It requires the claim `a`, which is not part of this variant. log loss of " in made
+    assert "- **holds**: Low. (log loss of " in real
 
 
 def test_the_page_opens_with_the_decision_and_leaves_out_what_a_variant_lacks(wide: Path) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from odist.churn import row_differences
 from odist.errors import UserError
+from odist.report.figure import paper_points
 from odist.report.recipe import Claim, Recipe, load_recipe
 from odist.report.recipe_file import parse_recipe
 from odist.report.summary import Retrains, judge, judge_ratios
@@ -96,6 +98,96 @@ def test_the_mean_of_an_ensemble_is_its_curve() -> None:
     both = record("base", 1, BASE)
     both["evaluations"] += record("base", 1, [2.0] * 8, group=-1)["evaluations"]
     assert [row["cross_entropy"] for row in curve_of(both)] == [2.0] * 8
+
+
+ACCURATE = RECIPE.replace("cross_entropy", "top1")
+RISING = [0.1, 0.3, 0.5, 0.6, 0.62, 0.7, 0.7, 0.7]
+
+
+def accurate(system: str, seed: int, values: list[float]) -> dict[str, Any]:
+    one = record(system, seed, values)
+    for row in one["evaluations"]:
+        row["top1"] = row.pop("cross_entropy")
+    one["results"]["metrics"] = {"top1": values[-1]}
+    return one
+
+
+def test_an_accuracy_is_reached_from_below() -> None:
+    curve = accurate("base", 1, RISING)["evaluations"]
+    assert first_reach(curve, metric="top1", target=0.4) == pytest.approx((250.0, 250.0))
+    assert first_reach(curve, metric="top1", target=0.6) == pytest.approx((400.0, 400.0))
+    assert first_reach(curve, metric="top1", target=0.1) == (100.0, 100.0)
+    assert first_reach(curve, metric="top1", target=0.71) is None
+    assert first_reach(accurate("base", 1, [0.1, 0.5, 0.2])["evaluations"], metric="top1", target=0.3) == (150.0, 150.0)
+
+
+def test_the_table_of_accuracies_says_so_and_marks_what_never_gets_there() -> None:
+    recipe = parse_recipe(ACCURATE, name="t")
+    slow = [value - 0.2 for value in RISING]
+    records = with_targets(recipe, [accurate("base", 1, RISING), accurate("base", 2, RISING),
+                                    accurate("fast", 1, [0.9] * 8), accurate("fast", 2, slow)])  # fmt: skip
+    assert {target.name: target.value for target in targets_of(recipe, records)} == pytest.approx(
+        {"steps_to_50": 0.6, "steps_to_75": 0.7, "steps_to_end": 0.7}
+    )
+    assert [one["results"]["metrics"]["steps_to_50"] for one in records] == pytest.approx([400, 400, 100, 800])
+    assert [one["censored"] for one in records[:3]] == [[], [], []]
+    assert records[3]["censored"] == ["steps_to_50", "steps_to_75", "steps_to_end"]
+    [heading, table] = target_parts(recipe, records)
+    assert heading.startswith("Steps to the top-1 accuracy of Base at 50 %")
+    assert "the end: 0.7000; the last" in heading
+    assert "loss" not in heading
+    assert "nats" not in heading
+    assert "> 450 (1 of 2 never)" in table
+    losses = target_parts(
+        parse_recipe(RECIPE, name="t"), with_targets(parse_recipe(RECIPE, name="t"), [record("base", 1, BASE)])
+    )
+    assert losses[0].startswith("Steps to the losses of Base")
+    assert "3.1000 nats" in losses[0]
+
+
+def test_targets_of_a_metric_that_was_not_recorded_are_refused() -> None:
+    recipe = parse_recipe(ACCURATE, name="t")
+    with pytest.raises(UserError, match="recipe t, targets: the runs have no metric 'top1' at every evaluation"):
+        with_targets(recipe, [record("base", 1, BASE)])
+
+
+@pytest.mark.parametrize(
+    ("left", "relation", "options", "expected"),
+    [
+        ([0.76, 0.77, 0.765], ">", {}, "holds"),
+        ([0.76, 0.77, 0.765], "<", {}, "does not hold"),
+        ([0.73, 0.74, 0.735], ">", {}, "does not hold"),
+        ([0.73, 0.79, 0.75], ">", {}, "not resolved"),
+        ([0.76, 0.77, 0.765], ">", {"margin": 0.01}, "holds"),
+        ([0.76, 0.77, 0.765], ">", {"margin": 0.03}, "does not hold"),
+        ([0.76, 0.77, 0.765], ">", {"margin": 0.015}, "not resolved"),
+        ([0.73, 0.74, 0.735], "<", {"margin": 0.01}, "holds"),
+        ([0.73, 0.74, 0.735], "<", {"margin": 0.03}, "does not hold"),
+        ([0.76, 0.77, 0.765], ">", {"factor": 1.01}, "holds"),
+        ([0.76, 0.77, 0.765], ">", {"factor": 1.05}, "does not hold"),
+        ([0.76, 0.77, 0.765], "within", {"margin": 0.03}, "holds"),
+        ([0.76, 0.77, 0.765], "within", {"margin": 0.01}, "does not hold"),
+    ],
+)
+def test_claims_on_accuracies(left: list[float], relation: str, options: dict[str, float], expected: str) -> None:
+    sides = [
+        Retrains([accurate(name, seed, [value]) for seed, value in enumerate(values)])
+        for name, values in (("a", left), ("b", [0.746, 0.750, 0.745]))
+    ]
+    claim = Claim(id="x", text="", metric="top1", left="a", right="b", relation=relation, **options)
+    assert judge(claim, left=sides[0], right=sides[1]).verdict == expected
+
+
+def test_the_papers_points_are_in_the_units_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "paper.csv"
+    path.write_text("system,step,top1_percent\nb,20,75.5\na,5,10\na,1,2\n")
+    points = paper_points(path, metric="top1")
+    assert points["a"] == pytest.approx([(1, 0.02), (5, 0.1)])
+    assert points["b"] == pytest.approx([(20, 0.755)])
+    with pytest.raises(UserError, match=r"top1_percent, the recipe's targets are of cross_entropy.*cross_entropy_nats"):
+        paper_points(path, metric="cross_entropy")
+    path.write_text("system,step,cross_entropy_nats\na,5,4.5\n")
+    assert paper_points(path, metric="cross_entropy") == {"a": [(5.0, 4.5)]}
 
 
 def judged(left: list[float], right: list[float], relation: str, censored: str) -> str:
@@ -278,3 +370,41 @@ def test_a_page_is_not_tuned_and_a_student_needs_its_teachers(tmp_path: Path) ->
     (tmp_path / "page.yaml").write_text(PAGE.format(systems="sync, student", left="student"))
     with pytest.raises(UserError, match="system student, teachers: 'ensemble' is unknown"):
         load_recipe(tmp_path / "page.yaml")
+
+
+IMAGES = """
+title: Images
+reference: sync
+seeds: [1, 2]
+metrics: [top1, top5, cross_entropy, calibration_error, mean_abs_difference]
+overrides: [task=imagenet, data=synthetic, train.max_examples=96, train.evaluate_every=32]
+targets: {system: sync, metric: top1}
+paper_figure: figure3_imagenet_validation.csv
+systems:
+  sync: {label: sync, overrides: [algorithm=sync], paper_curve: sync_16k}
+claims:
+  - {id: c, text: C., statement: {metric: steps_to_end, left: sync, right: sync, relation: "<"}}
+scales: {smoke: {}}
+"""
+
+
+def test_a_recipe_of_images_reports_accuracies_churn_and_the_papers_points(tmp_path: Path) -> None:
+    (tmp_path / "images.yaml").write_text(IMAGES)
+    places = {"output": tmp_path / "reports", "runs_dir": tmp_path / "runs", "jobs": 1}
+    reproduce(tmp_path / "images.yaml", **places, echo=lambda text: None)
+    folder = tmp_path / "reports" / "images"
+    runs = [Run.open(tmp_path / "runs" / "images" / "smoke" / f"sync-s{seed}") for seed in (1, 2)]
+    table = (folder / "images.csv").read_text().splitlines()
+    row = dict(zip(table[0].split(","), table[1].split(","), strict=True))
+    first, second = (run.predictions().probabilities for run in runs)
+    assert first.shape[1] == 10
+    assert float(row["mean_abs_difference"]) == pytest.approx(row_differences(first, second).mean())
+    assert 0 < float(row["mean_abs_difference"]) < 1
+    for metric in ("top1", "top5", "cross_entropy", "calibration_error"):
+        assert float(row[metric]) == pytest.approx(np.mean([run.results["metrics"][metric] for run in runs]))
+    page = (folder / "images.md").read_text()
+    assert "| top-1 accuracy | top-5 accuracy | cross-entropy | calibration error | churn |" in page
+    assert "half the sum over the classes of |p1 - p2|" in page
+    assert "steps to the baseline's last top-1 accuracy of sync < sync" in page
+    assert "nats" not in page
+    assert {"images.png", "images.svg", "paper.csv"} <= {path.name for path in folder.iterdir()}

@@ -132,6 +132,8 @@ def test_a_diverged_trial_is_never_chosen_and_edges_are_seen() -> None:
     assert choose({0.1: 0.5, 0.2: 0.4, 0.4: None}, metric="log_loss") == (0.2, None)
     assert choose({0.1: 0.5, 0.2: 0.4, 0.4: 0.3}, metric="log_loss") == (0.4, "high")
     assert choose({0.1: 0.5, 0.2: 0.4, 0.4: 0.3}, metric="auc") == (0.1, "low")
+    assert choose({0.1: 0.5, 0.2: 0.7, 0.4: 0.6, 0.8: None}, metric="top1") == (0.2, None)
+    assert choose({0.1: 0.5, 0.2: 0.7, 0.4: 0.6}, metric="calibration_error") == (0.1, "low")
     assert choose({0.1: 0.4, 0.2: 0.4, 0.05: 0.5}, metric="log_loss") == (0.1, None)
     assert choose({0.1: None, 0.2: None}, metric="log_loss") == (None, None)
 
