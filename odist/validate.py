@@ -30,7 +30,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "data.name": ("synthetic", "prepared"),
     "data.partition": ("same", "identical", "disjoint"),
     "data.holdout": ("validation", "tuning"),
-    "task.crop": ("auto", "resized", "shifted"),
+    "task.crop": ("auto", "resized", "shifted", "none"),
     "task.decoder": ("auto", "fast", "pillow"),
     "model.depth": (8, 18, 20, 50),
     "optim.name": ("adagrad", "sgd", "adam", "adamw", "lars"),
