@@ -1,18 +1,20 @@
-"""What a run predicts: evaluation of its newest checkpoint, on its own data or on another store.
+"""What a run predicts: evaluation of its newest checkpoint, on its own data or on another store, and of kept means.
 
 Training and its results are worker.py's.
 """
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from odist.config import load
+from odist.config import Config, load
 from odist.errors import UserError
+from odist.log import MetricsLog, Silent
 from odist.run import Run
 from odist.trainer import evaluate_split
 from odist.wiring import build_task, load_models, predictor, set_up_torch
@@ -73,3 +75,22 @@ def write_predictions(path: Path, probabilities: np.ndarray, targets: np.ndarray
         frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path, index=False)
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {error.strerror or error}.") from error
+
+
+def log_mean_evaluations(run: Run, config: Config) -> None:
+    """Add to metrics.jsonl how good the mean prediction was at each evaluation that was kept, as group -1."""
+    roots = [run.evaluation_root(group) for group in range(config.num_groups)]
+    names = sorted(set.intersection(*({path.name for path in root.glob("*.npy")} for root in roots)))
+    if names:
+        task, whole, log = build_task(config), run.predictions("validation"), MetricsLog(run, progress=Silent())
+        rows = run.metrics(kind="evaluate")
+        for name in names:
+            mean = np.mean([np.load(root / name, allow_pickle=False).astype(np.float64) for root in roots], axis=0)
+            results = task.results(mean, whole.targets, bayes=whole.bayes, split="validation")
+            step = int(Path(name).stem.removeprefix("step-"))
+            own = rows[rows["step"] == step]
+            numbers = {key: value for key, value in results.items() if isinstance(value, float)}
+            log.write("evaluate", group=-1, step=step, examples=int(own["examples"].iloc[0]),
+                      seconds=float(own["seconds"].max()), split="validation", **numbers)  # fmt: skip
+        log.close()
+    shutil.rmtree(run.path / "evaluations", ignore_errors=True)

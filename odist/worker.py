@@ -11,7 +11,6 @@ import fcntl
 import itertools
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -26,7 +25,8 @@ from torch import nn
 from odist import checkpoint
 from odist.config import Config, load
 from odist.errors import Interrupted, OdistError, UserError
-from odist.log import MetricsLog, Silent, make_progress
+from odist.evaluation import log_mean_evaluations
+from odist.log import MetricsLog, make_progress
 from odist.mesh import Axis, Mesh
 from odist.optim import Clock
 from odist.run import Run, write_atomically
@@ -249,29 +249,10 @@ def combine(run: Run) -> None:
     whole = run.predictions("validation")
     results = build_task(config).results(whole.probabilities, whole.targets, bayes=whole.bayes, split="validation")
     if content["predictor"] == "mean":
-        _log_mean_evaluations(run, config)
+        log_mean_evaluations(run, config)
     seconds = round(sum(group["seconds"] for group in groups), 3)
     run.write_json("results.json", {**content, "metrics": results, "groups": groups, "seconds": seconds})
     run.set_status(state="finished", step=content["steps"], num_steps=content["steps"], finished=time.time())
-
-
-def _log_mean_evaluations(run: Run, config: Config) -> None:
-    """Add to metrics.jsonl how good the mean prediction was at each evaluation that was kept, as group -1."""
-    roots = [run.evaluation_root(group) for group in range(config.num_groups)]
-    names = sorted(set.intersection(*({path.name for path in root.glob("*.npy")} for root in roots)))
-    if names:
-        task, whole, log = build_task(config), run.predictions("validation"), MetricsLog(run, progress=Silent())
-        rows = run.metrics(kind="evaluate")
-        for name in names:
-            mean = np.mean([np.load(root / name, allow_pickle=False).astype(np.float64) for root in roots], axis=0)
-            results = task.results(mean, whole.targets, bayes=whole.bayes, split="validation")
-            step = int(Path(name).stem.removeprefix("step-"))
-            own = rows[rows["step"] == step]
-            numbers = {key: value for key, value in results.items() if isinstance(value, float)}
-            log.write("evaluate", group=-1, step=step, examples=int(own["examples"].iloc[0]),
-                      seconds=float(own["seconds"].max()), split="validation", **numbers)  # fmt: skip
-        log.close()
-    shutil.rmtree(run.path / "evaluations", ignore_errors=True)
 
 
 def training_flops(config: Config, task: Task, model: nn.Module, *, clock: Clock) -> int:
