@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from odist.data.augment import MEAN, STD, evaluation_batch, train_batch
 from odist.data.images import ImageStore
@@ -214,6 +214,19 @@ def test_stopping_below_the_crop_changes_no_pixel(subsampling: int, progressive:
     for top in (0, 1, 15, 16, 17, 100, 141):
         part = decoder.crop(data, Box(top, 10, 192, 192), size=192)  # no resize
         np.testing.assert_allclose(part.astype(int), whole[top : top + 192, 10:202], atol=2)
+
+
+@pytest.mark.parametrize("name", ["fast", "pillow"])
+def test_an_orientation_in_exif_data_is_not_applied(name: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by a quarter
+    image, decoder = smooth(1, height=90, width=150), find_decoder(name)
+    plain, turned = encode(image), encode(image, exif=exif)
+    assert Image.open(io.BytesIO(turned)).getexif()[ExifTags.Base.Orientation] == 6
+    assert decoder.shape(turned) == (90, 150)
+    box = Box(7, 20, 60, 70)
+    np.testing.assert_array_equal(decoder.crop(turned, box, size=32), decoder.crop(plain, box, size=32))
+    np.testing.assert_array_equal(decoder.centre(turned, resize=40, size=32), decoder.centre(plain, resize=40, size=32))
 
 
 def test_real_images_by_both_decoders(real: ImageStore) -> None:

@@ -43,8 +43,9 @@ def convert(data: bytes, *, short_side: int | None, decode: int | None) -> Conve
     short_side: larger images are resized to it, in pixels
     decode: side of the pixels to give instead of a JPEG; the centre square after a resize of the short side
 
-    A sound JPEG, RGB or grey, that needs no resize is kept byte for byte. As in torchvision, an orientation in
-    the EXIF data is not applied and transparency is left out.
+    A sound JPEG, RGB or grey, that needs no resize is kept byte for byte. As in torchvision's ImageFolder, an
+    orientation in the EXIF data is not applied and transparency is left out. A TIFF's orientation is no EXIF data;
+    Pillow applies it there and here.
     """
     from PIL import Image, UnidentifiedImageError
 
