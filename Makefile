@@ -5,13 +5,16 @@ JOBS ?= 2
 CRITEO ?= ../shared/data/criteo/train.txt.gz
 NOVELS ?= ../shared/data/text/100_english_novels.tar.gz
 POSTS ?= ../shared/data/text/digitalgov/digitalgov_news.jsonl.gz
+CIFAR ?= ../shared/data/cifar10/CIFAR-10-images.tar.gz
+TINY_IMAGENET ?= ../shared/data/tiny-imagenet/tiny-imagenet-50.tar.gz
 LM_RECIPES := lm_fig1_scaling lm_fig2a_codistillation lm_fig2b_partition lm_fig4_staleness lm_two_phase
+IMAGE_RECIPES := imagenet_fig3 imagenet_equal_budget teacher_overfit
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format reproduce-criteo tune-criteo reproduce-lm tune-lm golden clean
+.PHONY: demo test check format reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet golden clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -61,6 +64,25 @@ reproduce-lm: $(READY) data/lm/store.json
 
 tune-lm: $(READY) data/lm/store.json
 	$(BIN)/odist tune lm --scale $(SCALE) --jobs $(JOBS) $$([ -f data/lm/store.json ] && echo --data-path data/lm)
+
+## Figure 3, the equal budget of Sodhani et al. and which checkpoint teaches: images from CIFAR and TINY_IMAGENET (any tars or
+## folders that prepare imagenet reads). Other scales than small read data/tiny_imagenet and data/imagenet: recipes/imagenet_fig3.md
+data/cifar10_24/store.json: $(READY)
+	@if [ -e "$(CIFAR)" ]; then $(BIN)/odist prepare imagenet --input "$(CIFAR)" --decode 24 --output data/cifar10_24; \
+	else echo "no images at CIFAR=$(CIFAR): only SCALE=smoke runs, on synthetic images"; fi
+
+data/tiny_imagenet_24/store.json: $(READY)
+	@if [ -e "$(TINY_IMAGENET)" ]; then $(BIN)/odist prepare imagenet --input "$(TINY_IMAGENET)" --decode 24 --output data/tiny_imagenet_24; \
+	else echo "no images at TINY_IMAGENET=$(TINY_IMAGENET): only SCALE=smoke runs, on synthetic images"; fi
+
+IMAGES := $(READY) data/cifar10_24/store.json data/tiny_imagenet_24/store.json
+WITH_IMAGES = $$([ -f data/cifar10_24/store.json ] && [ -f data/tiny_imagenet_24/store.json ] && echo --data-path data)
+
+reproduce-imagenet: $(IMAGES)
+	@for recipe in $(IMAGE_RECIPES); do $(BIN)/odist reproduce $$recipe --scale $(SCALE) --jobs $(JOBS) $(WITH_IMAGES) || exit $$?; done
+
+tune-imagenet: $(IMAGES)
+	@for recipe in $(IMAGE_RECIPES); do $(BIN)/odist tune $$recipe --scale $(SCALE) --jobs $(JOBS) $(WITH_IMAGES) || exit $$?; done
 
 ## Rewrite the golden loss traces after a change that was meant
 golden: $(READY)
