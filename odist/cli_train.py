@@ -22,7 +22,7 @@ from typing import Any
 from odist import launch
 from odist.cli_show import main_metric, result_line
 from odist.conf_folder import config_folder
-from odist.config import register
+from odist.config_read import register
 from odist.errors import Interrupted, OdistError, UserError
 from odist.explain import explain
 from odist.provenance import process_start

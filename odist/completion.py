@@ -9,7 +9,8 @@ import os
 import typing
 from pathlib import Path
 
-from odist.config import VARIANTS, Config, known_keys
+from odist.config import VARIANTS, Config
+from odist.config_read import known_keys
 
 GROUPS = ("task", "algorithm", "data", "scale", "model", "optim", "exchange", "launch")  # those a user chooses from
 

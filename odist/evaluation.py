@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from odist.config import Config, load
+from odist.config import Config
+from odist.config_read import load
 from odist.errors import UserError
 from odist.log import MetricsLog, Silent
+from odist.prediction import predict_split
 from odist.run import Run
-from odist.trainer import evaluate_split
 from odist.wiring import build_task, load_models, predictor, set_up_torch
 
 
@@ -42,7 +43,7 @@ def evaluate(run: Run, *, split: str, data: Path | None = None, output: Path | N
         task = there
     if task.num_rows(split) == 0:
         raise UserError(f"--split {split}: this part of the data is empty; choose the other of train, validation.")
-    prediction = evaluate_split(
+    prediction = predict_split(
         task, models, split=split, batch_size=config.train.evaluate_batch, device=config.launch.device
     )
     labelled = bool((prediction.targets >= 0).all())

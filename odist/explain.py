@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 
-from odist.config import known_keys
+from odist.config_read import known_keys
 from odist.suggest import choose, unknown_key
 
 NO_SUCH_KEY = re.compile(r"^Could not override '(?P<key>[^']*)'")

@@ -20,7 +20,8 @@ from types import FrameType
 from typing import Any
 
 from odist import provenance, sinks
-from odist.config import Config, config_hash, differences, load, to_dict
+from odist.config import Config, config_hash, differences, to_dict
+from odist.config_read import load
 from odist.errors import Diverged, Interrupted, LostWorkers, UserError
 from odist.run import Run, write_atomically
 from odist.validate import read_store, validate

@@ -179,7 +179,7 @@ def _record_reference(
     import numpy as np
 
     from odist import provenance
-    from odist.config import load
+    from odist.config_read import load
     from odist.reference import logistic_reference, paired_differences
     from odist.report.references import write_reference
 

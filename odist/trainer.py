@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from odist.errors import Diverged, Interrupted, LostWorkers
 from odist.log import MetricsLog
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
+from odist.prediction import predict_batches
 from odist.rng import derive
 from odist.run import Run, step_name
 from odist.strategies.base import Strategy
@@ -215,7 +216,7 @@ class Trainer:
             )
 
     def _evaluate(self, rows: int | None) -> Iterator[tuple[Tensor, Batch]]:
-        yield from evaluate(
+        yield from predict_batches(
             self.task,
             self.model,
             split="validation",
@@ -260,52 +261,3 @@ class Trainer:
 
 def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
-
-
-@torch.no_grad()
-def evaluate(
-    task: Task, model: nn.Module, *, split: str, rows: int | None, batch_size: int, device: str
-) -> Iterator[tuple[Tensor, Batch]]:
-    """Predict the first `rows` rows of a split (None: all) in eval mode, batch by batch: (logits, batch)."""
-    model.eval()
-    order = task.evaluation_order(split, rows=rows, batch_size=batch_size)
-    carry: Carry = None
-    for step in range(len(order)):
-        batch = task.batch(order.ids(step), split, 0).to(device)
-        logits, carry = task.forward(model, batch, carry)
-        yield logits, batch
-
-
-@dataclass(frozen=True)
-class SplitPrediction:
-    """Mean probabilities of some models over a split, as `Task.probabilities` has them, and what is known of the rows.
-
-    probabilities: float64 [n] or [n, classes]; targets: [n]; bayes: [n] or None
-    """
-
-    probabilities: np.ndarray
-    targets: np.ndarray
-    bayes: np.ndarray | None
-
-
-def evaluate_split(
-    task: Task, models: Sequence[nn.Module], *, batch_size: int, device: str, split: str = "validation"
-) -> SplitPrediction:
-    """Predict a whole split with the mean probability of `models` (one, or the members of an ensemble)."""
-    totals: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
-    bayes: list[np.ndarray] = []
-    for number, model in enumerate(models):
-        passes = evaluate(task, model, split=split, rows=None, batch_size=batch_size, device=device)
-        for index, (logits, batch) in enumerate(passes):
-            # Rounded to float32 as in the prediction files, so that both ways of averaging agree.
-            probabilities = task.probabilities(logits.float(), batch).cpu().numpy().astype(np.float64)
-            if number == 0:
-                totals.append(probabilities)
-                targets.append(batch.targets.flatten().cpu().numpy())
-                if batch.bayes is not None:
-                    bayes.append(batch.bayes.flatten().cpu().numpy())
-            else:
-                totals[index] += probabilities
-    mean = np.concatenate(totals) / len(models)
-    return SplitPrediction(mean, np.concatenate(targets), np.concatenate(bayes) if bayes else None)

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from odist import checkpoint, registry
-from odist.config import Config, load
+from odist.config import Config
+from odist.config_read import load
 from odist.data.loader import Loader
 from odist.data.order import order_seed
 from odist.errors import UserError

@@ -19,19 +19,21 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.distributed as dist
-from torch import nn
 
 from odist import checkpoint
-from odist.config import Config, load
+from odist.config import Config
+from odist.config_read import load
 from odist.errors import Interrupted, OdistError, UserError
 from odist.evaluation import log_mean_evaluations
 from odist.log import MetricsLog, make_progress
 from odist.mesh import Axis, Mesh
 from odist.optim import Clock
+from odist.prediction import predict_split
 from odist.run import Run, write_atomically
 from odist.tasks.base import Task
-from odist.trainer import Trainer, evaluate_split
+from odist.trainer import Trainer
 from odist.wiring import Parts, Shelf, build_task, build_trainer, make_clock, predictor, set_up_torch
 
 SECONDS_TO_LEAVE = 120.0  # for the workers of a killed command to save and end
@@ -217,7 +219,7 @@ def finish_group(trainer: Trainer, config: Config) -> None:
     task, clock, group = trainer.task, trainer.clock, trainer.mesh.group.index
     root = trainer.run.prediction_root("validation")
     root.mkdir(parents=True, exist_ok=True)
-    prediction = evaluate_split(task, [trainer.model], batch_size=config.train.evaluate_batch, device=trainer.device)
+    prediction = predict_split(task, [trainer.model], batch_size=config.train.evaluate_batch, device=trainer.device)
     results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes, split="validation")
     np.save(root / f"group-{group}.npy", prediction.probabilities.astype(np.float32))
     if group == 0:
@@ -255,9 +257,8 @@ def combine(run: Run) -> None:
     run.set_status(state="finished", step=content["steps"], num_steps=content["steps"], finished=time.time())
 
 
-def training_flops(config: Config, task: Task, model: nn.Module, *, clock: Clock) -> int:
+def training_flops(config: Config, task: Task, model: torch.nn.Module, *, clock: Clock) -> int:
     """Floating-point operations of the whole run: three forwards a training example, one a teacher's prediction."""
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     ids = task.evaluation_order("validation", rows=None, batch_size=config.train.batch).ids(0)
@@ -265,11 +266,10 @@ def training_flops(config: Config, task: Task, model: nn.Module, *, clock: Clock
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         task.forward(model, batch, None)
     forward = counter.get_total_flops() / len(ids)
-    teachers = {"peers": config.num_groups - 1, "fixed": len(config.algorithm.teachers)}.get(
-        config.algorithm.teacher, 0
-    )
-    taught = max(0, clock.horizon - config.algorithm.burn_in)
-    return round(config.num_groups * forward * (3 * clock.horizon + teachers * taught))
+    algorithm = config.algorithm
+    num_teachers = {"peers": config.num_groups - 1, "fixed": len(algorithm.teachers)}.get(algorithm.teacher, 0)
+    taught = max(0, clock.horizon - algorithm.burn_in)
+    return round(config.num_groups * forward * (3 * clock.horizon + num_teachers * taught))
 
 
 def entry(arguments: list[str]) -> int:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from odist.config import Config, load, register
+from odist.config import Config
+from odist.config_read import load, register
+from odist.errors import Interrupted
 from odist.run import Run
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -36,13 +41,18 @@ def make_config(*overrides: str) -> Config:
 
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., Run]:
-    """Train a run in a folder of its own: `train("algorithm=codistill", name="a", stop=...)`."""
-    from odist import worker
+    """Train or continue a run in a folder of its own: `train("algorithm=codistill", name="a", stop=...)`."""
+    from odist import processes, worker
 
     def start(*overrides: str, name: str = "run", stop: Callable[[], bool] = lambda: False) -> Run:
         folder = tmp_path / name
         run = Run(folder) if folder.exists() else Run.create(folder, compose(*overrides), overrides=[], env={})
-        worker.main(run, stop=stop)
+        config = load(run.config)
+        if config.launch.name == "local":
+            processes.train(run, config, stop=stop)
+            worker.combine(run)
+        else:
+            worker.main(run, stop=stop)
         return run
 
     return start
@@ -60,3 +70,40 @@ def criteo_file() -> Path:
 def weight_hashes(run: Run) -> list[str]:
     """Hash of each group's final weights."""
     return [group["weight_hash"] for group in run.results["groups"]]
+
+
+class StopAfter:
+    """Asks for a stop after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def train_whole_and_broken(train: Callable[..., Run], *overrides: str, stops: Sequence[int]) -> tuple[Run, Run]:
+    """Train without a break, and stopped after so many steps again and again; both must end in the same bits."""
+    whole = train(*overrides, name="whole")
+    for steps in stops:
+        with pytest.raises(Interrupted):
+            train(*overrides, name="broken", stop=StopAfter(steps))
+    broken = train(*overrides, name="broken")
+    assert weight_hashes(broken) == weight_hashes(whole)
+    assert broken.results["metrics"] == whole.results["metrics"]
+    return whole, broken
+
+
+def kill_and_continue(*arguments: str, folder: Path, once: Path) -> str:
+    """Type a command of odist in `folder`, kill it once a file is there, type it again; what it prints."""
+    command = [sys.executable, "-c", "from odist.cli import main; main()", *arguments]
+    environment = {"PYTHONPATH": str(CONF.parent), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    while process.poll() is None and not once.exists():
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -31,7 +31,8 @@ from odist import __version__
 from odist.cli import main
 from odist.cli_show import print_runs, run_row
 from odist.completion import candidates, complete_overrides
-from odist.config import load, to_dict
+from odist.config import to_dict
+from odist.config_read import load
 from odist.log import Pace, duration
 from odist.run import Run
 
@@ -523,7 +524,7 @@ def test_completion_gives_other_shells_whole_words(monkeypatch: pytest.MonkeyPat
 def test_every_candidate_is_accepted_by_hydra() -> None:
     from hydra import compose, initialize_config_dir
 
-    from odist.config import register
+    from odist.config_read import register
 
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from odist.config import FREE_KEYS, Config, config_hash, differences, flatten, known_keys, load, register, to_dict
+from odist.config import FREE_KEYS, Config, config_hash, differences, flatten, to_dict
+from odist.config_read import known_keys, load, register
 from odist.errors import UserError
 from odist.launch import content_of, prepare_config
 from odist.run import Run

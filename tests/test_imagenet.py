@@ -12,24 +12,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHARED, compose, make_config, weight_hashes
+from conftest import SHARED, make_config, train_whole_and_broken, weight_hashes
 from PIL import Image
 from sklearn import metrics as oracle
 from torch import nn
 
-from odist import processes, worker
 from odist.checkpoint import common_step, load_weights
 from odist.churn import churn
-from odist.config import OptimConfig, SyntheticImagesConfig, load
+from odist.config import OptimConfig, SyntheticImagesConfig
 from odist.data.augment import evaluation_batch, train_batch
 from odist.data.images import ImageStore
-from odist.errors import Interrupted, UserError
+from odist.errors import UserError
 from odist.evaluation import evaluate
 from odist.losses import LossOptions, Soft, multiclass
 from odist.optim import Clock, Optimizer, absolute, learning_rate, weight_decay
 from odist.prepare.imagenet import ImageOptions, prepare_imagenet
 from odist.rng import derive
-from odist.run import Run
 from odist.tasks.image_metrics import ImageMetrics, image_results
 from odist.tasks.imagenet import ImageNetTask
 from odist.tasks.synthetic_images import CLASSES, SyntheticImages
@@ -445,17 +443,6 @@ def test_codistillation_equals_a_plain_loop(train) -> None:
             assert torch.equal(value, trained.state_dict()[name]), name
 
 
-class StopAfter:
-    """Asks for a stop after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left <= 0
-
-
 ALGORITHMS = {
     "sync": ["workers=4", "train.batch=2"],
     "sync-lars": ["workers=2", "train.batch=4", "optim=lars", "optim.clip_norm=1.0", "model.channels_last=true"],
@@ -476,13 +463,7 @@ def test_stopped_and_continued_is_unbroken(train, name: str) -> None:
     if name == "distill":
         teacher = train(*QUICK, "algorithm=ensemble", "seed=9", name="teacher")
         overrides.append(f"algorithm.teachers=[{teacher.path}]")
-    whole = train(*overrides, name="whole")
-    for steps in (3, 4):
-        with pytest.raises(Interrupted):
-            train(*overrides, name="broken", stop=StopAfter(steps))
-    broken = train(*overrides, name="broken")
-    assert weight_hashes(broken) == weight_hashes(whole)
-    assert broken.results["metrics"] == whole.results["metrics"]
+    whole, _ = train_whole_and_broken(train, *overrides, stops=(3, 4))
     assert whole.results["flops"] > 0
     if name.startswith("codistill"):
         assert whole.metrics(kind="train")["distill_loss"].notna().any()
@@ -496,19 +477,13 @@ def test_stopped_and_continued_is_unbroken(train, name: str) -> None:
     ],
     ids=["codistill", "lars-bf16"],
 )
-def test_the_same_bits_in_any_number_of_processes(tmp_path: Path, counts: tuple[int, ...], options: list[str]) -> None:
+def test_the_same_bits_in_any_number_of_processes(train, counts: tuple[int, ...], options: list[str]) -> None:
     """Batch norm, its running statistics and everything else, by groups in turns (0) and by real processes."""
     overrides = [*QUICK, "workers=4", "train.batch=2", *options]
     hashes = []
     for count in (0, *counts):
         words = [*overrides, *(["launch=local", f"launch.processes={count}"] if count else [])]
-        run = Run.create(tmp_path / str(count), compose(*words), overrides=[], env={})
-        if count:
-            processes.train(run, load(run.config), stop=lambda: False)
-            worker.combine(run)
-        else:
-            worker.main(run)
-        hashes.append(weight_hashes(run))
+        hashes.append(weight_hashes(train(*words, name=str(count))))
     assert all(own == hashes[0] for own in hashes)
     assert len(set(hashes[0])) == len(hashes[0])
 
@@ -539,11 +514,7 @@ def test_a_prepared_store_is_trained_on_stopped_continued_and_evaluated(
 ) -> None:
     words = ["task=imagenet", "data=prepared", f"data.path='{store.path}'", "data.max_rows=null", "train.passes=1.5",
              "train.batch=8", "algorithm=codistill", "algorithm.burn_in=16", "exchange.interval=16"]  # fmt: skip
-    whole = train(*words, name="whole")
-    with pytest.raises(Interrupted):
-        train(*words, name="broken", stop=StopAfter(9))
-    broken = train(*words, name="broken")
-    assert weight_hashes(broken) == weight_hashes(whole)
+    whole, _ = train_whole_and_broken(train, *words, stops=(9,))
     assert whole.predictions().probabilities.shape == (10, 3)
     again = evaluate(whole, split="validation", data=store.path)
     assert again["cross_entropy"] == whole.results["metrics"]["cross_entropy"]

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import compose, make_config, weight_hashes
+from conftest import make_config, train_whole_and_broken, weight_hashes
 from scipy import stats
 
-from odist import losses, processes, worker
+from odist import losses
 from odist.checkpoint import common_step, load_weights
 from odist.churn import churn
-from odist.config import SyntheticTextConfig, load
+from odist.config import SyntheticTextConfig
+from odist.config_read import load
 from odist.data.lanes import Documents, EvaluationLanes, TrainingLanes, union
 from odist.data.order import order_seed
 from odist.data.tokens import write_token_store
-from odist.errors import Interrupted, UserError
+from odist.errors import UserError
 from odist.evaluation import evaluate
 from odist.losses import LossOptions, Soft, multiclass
 from odist.rng import derive
-from odist.run import Run
 from odist.tasks.language import LanguageTask
 from odist.tasks.synthetic_text import END, SyntheticText
 from odist.validate import validate
@@ -382,17 +382,6 @@ def test_codistillation_with_carry_equals_a_plain_loop(train):
     assert run.results["rows"] == 64 * 8
 
 
-class StopAfter:
-    """Asks for a stop after so many steps."""
-
-    def __init__(self, steps):
-        self.left = steps
-
-    def __call__(self):
-        self.left -= 1
-        return self.left <= 0
-
-
 ALGORITHMS = {
     "sync": [*QUICK, "workers=4", "train.batch=2", "model.dropout=0.1"],
     "codistill": [*QUICK, "algorithm=codistill", "workers=2", "train.batch=4", "data.partition=disjoint", "exchange.lag=1"],
@@ -412,19 +401,12 @@ def test_stopped_and_continued_is_unbroken(train, name):
     if name == "distill":
         teacher = train(*QUICK, "algorithm=ensemble", "seed=9", name="teacher")
         overrides.append(f"algorithm.teachers=[{teacher.path}]")
-    whole = train(*overrides, name="whole")
-    for steps in (5, 6):
-        with pytest.raises(Interrupted):
-            train(*overrides, name="broken", stop=StopAfter(steps))
-    broken = train(*overrides, name="broken")
-    assert weight_hashes(broken) == weight_hashes(whole)
-    assert broken.results["metrics"] == whole.results["metrics"]
+    whole, _ = train_whole_and_broken(train, *overrides, stops=(5, 6))
     if name.startswith("codistill"):
-        frame = whole.metrics(kind="train")
-        assert frame["distill_loss"].notna().any()
+        assert whole.metrics(kind="train")["distill_loss"].notna().any()
 
 
-def test_the_same_bits_in_one_process_and_in_several(tmp_path):
+def test_the_same_bits_in_one_process_and_in_several(train):
     overrides = [
         *QUICK,
         "algorithm=codistill",
@@ -436,13 +418,7 @@ def test_the_same_bits_in_one_process_and_in_several(tmp_path):
     hashes = []
     for number, launch in enumerate(([], *(["launch=local", f"launch.processes={count}"] for count in (1, 2, 4)))):
         words = [*overrides, "exchange=store", *launch]
-        run = Run.create(tmp_path / str(number), compose(*words), overrides=[], env={})
-        if launch:
-            processes.train(run, load(run.config), stop=lambda: False)
-            worker.combine(run)
-        else:
-            worker.main(run)
-        hashes.append(weight_hashes(run))
+        hashes.append(weight_hashes(train(*words, name=str(number))))
     assert all(own == hashes[0] for own in hashes)
 
 

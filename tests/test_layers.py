@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "odist"
 
 # Importable by all: the exceptions, the schema, the words of a message, the version.
-COMMON = {"errors", "config", "suggest", "__version__"}
+COMMON = {"errors", "config", "config_read", "suggest", "__version__"}
 # Interfaces and plain data that a part shows to others; importing one binds nobody to an implementation.
 PROTOCOLS = {"tasks.base", "strategies.base", "teachers.base", "exchange.base"}
 START = {"cli_show", "conf_folder", "completion", "explain", "launch", "provenance", "validate", "run", "registry"}
@@ -24,11 +24,13 @@ ALLOWED = {
     "errors": set(),
     "suggest": set(),
     "config": set(),
+    "config_read": set(),
     "registry": set(),
     "provenance": set(),
     "conf_folder": set(),
     "run": set(),
     "sinks": {"registry", "run"},
+    "trackers": {"run"},
     "validate": {"registry", "run", "sinks"},
     "launch": {"run", "validate", "provenance", "processes", "sinks", "worker"},
     "processes": {"log", "run"},
@@ -41,10 +43,11 @@ ALLOWED = {
     "bench": {"benchmarks", "provenance", "report", "run"},
     "benchmarks": {*ENGINE, "wiring", "worker", "prepare", "models"},
     "wiring": {*ENGINE, "registry", "trainer"},
-    "worker": {*ENGINE, "evaluation", "trainer", "wiring"},
-    "evaluation": {"log", "run", "trainer", "wiring"},
+    "worker": {*ENGINE, "evaluation", "prediction", "trainer", "wiring"},
+    "evaluation": {"log", "prediction", "run", "wiring"},
+    "prediction": set(),
     "reference": {"data", "intervals", "metrics", "run", "tasks"},
-    "trainer": ENGINE - {"metrics"},
+    "trainer": {*ENGINE - {"metrics"}, "prediction"},
     "tasks": {"models", "data", "metrics", "intervals", "losses", "registry", "rng"},
     "strategies": {"mesh", "optim"},
     "teachers": {"exchange", "mesh", "losses"},
@@ -70,15 +73,15 @@ ALLOWED = {
 
 # Packages of others, and the only parts that may import them.
 RESERVED = {
-    "hydra": {"cli_train", "explain", "config"},
+    "hydra": {"cli_train", "explain", "config_read"},
     "omegaconf": {"cli_train", "explain"},
     "typer": {"cli", "cli_prepare"},
     "matplotlib": {"report"},
     "datasets": {"prepare"},
     "numba": {"prepare", "data", "tasks"},
     "torch": {
-        *("worker", "wiring", "evaluation", "trainer", "tasks", "strategies", "teachers", "exchange", "models", "data"),
-        *("mesh", "losses", "optim", "rng", "checkpoint", "sinks", "benchmarks"),
+        *("worker", "wiring", "prediction", "trainer", "tasks", "strategies", "teachers", "exchange", "models", "data"),
+        *("mesh", "losses", "optim", "rng", "checkpoint", "trackers", "benchmarks"),
     },
     "pickle": {"checkpoint"},  # for the name of the error that torch.load raises
 }

@@ -8,11 +8,8 @@ import http.server
 import io
 import json
 import random
-import subprocess
-import sys
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import kill_and_continue
 
 from odist.data.tokens import TokenStore
 from odist.errors import Interrupted, UserError
@@ -28,7 +26,6 @@ from odist.prepare.commoncrawl_clean import sentences
 from odist.prepare.tokenizer import WordPiece, train_sentencepiece
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data"
-ROOT = Path(__file__).parent.parent
 TEXT = """the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which
 one you were all her she there would their we him been has when who will no more if out so what up said about than its
 into them can only other time new some could these two may first then do any like my now over such our man me even most
@@ -173,19 +170,13 @@ def test_bytes_do_not_depend_on_processes_or_interruptions(tmp_path: Path, stori
 
 def test_killed_and_continued(tmp_path: Path, stories: list[str]) -> None:
     files = [write_json(tmp_path / f"{n}.jsonl.gz", stories[n::2]) for n in range(2)]
-    command = [sys.executable, "-c", "from odist.cli import main; main()", "prepare", "commoncrawl", "--output", "s",
-               "--vocabulary", "120", "--validation-fraction", "0.2", "--processes", "1"]  # fmt: skip
-    command += [part for file in files for part in ("--input", str(file))]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    while process.poll() is None and not list(tmp_path.glob("s.partial/work/000000.read.json")):
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "use it: odist train task=lm data=prepared data.path=s" in done.stdout
-    assert "records: 30" in done.stdout
+    inputs = [part for file in files for part in ("--input", str(file))]
+    printed = kill_and_continue(
+        "prepare", "commoncrawl", *inputs, "--output", "s", "--vocabulary", "120", "--validation-fraction", "0.2",
+        "--processes", "1", folder=tmp_path, once=tmp_path / "s.partial" / "work" / "000000.read.json",
+    )  # fmt: skip
+    assert "use it: odist train task=lm data=prepared data.path=s" in printed
+    assert "records: 30" in printed
     expected = prepare(tmp_path / "expected", *files)
     assert TokenStore.open(tmp_path / "s").fingerprint == expected.fingerprint
 

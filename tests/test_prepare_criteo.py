@@ -592,7 +592,7 @@ def test_taken_outputs(tmp_path: Path, file: Path) -> None:
 
 
 def test_two_at_once(tmp_path: Path, file: Path) -> None:
-    with Partial(tmp_path / "store", request={}), pytest.raises(UserError, match="another"):
+    with Partial(tmp_path / "store", request={}, full_disk=""), pytest.raises(UserError, match="another"):
         prepare(file, tmp_path / "store")
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 import tarfile
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from conftest import kill_and_continue
+from PIL import ExifTags, Image
 
 from odist.data.images import ImageStore
 from odist.errors import Interrupted, UserError
@@ -278,6 +276,30 @@ def test_short_side(tmp_path: Path) -> None:
     assert np.abs(np.asarray(wide.convert("L")).astype(int) - np.asarray(expected)).mean() < 1.5  # JPEG again
 
 
+@pytest.mark.parametrize("options", [{}, {"short_side": 16}, {"decode": 16}], ids=["kept", "short_side", "decode"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("place", ["folder", "data set"])
+def test_an_orientation_in_exif_data_is_not_applied(
+    place: str, kind: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by a quarter
+    array, found = pixels(5, height=24, width=40), {}
+    for name, extra in (("plain", {}), ("turned", {"exif": exif})):
+        data = encode(array, kind, **extra)
+        assert Image.open(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation) == (6 if extra else None)
+        content, root = {f"{part}/n01/1.JPEG": data for part in ("train", "val")}, tmp_path / name
+        root.mkdir()
+        inputs = [write_folder(root, content)] if place == "folder" else dataset_layout("parquet", root, content)[0]
+        prepare(tmp_path / f"{name}-store", *inputs, **options)
+        store = ImageStore.open(tmp_path / f"{name}-store")
+        if store.decoded:
+            found[name] = store.pixels("train", np.array([0]))[0]
+        else:
+            found[name] = np.asarray(Image.open(io.BytesIO(store.jpeg("train", 0))))
+    np.testing.assert_array_equal(found["turned"], found["plain"])
+
+
 def test_decoded_store(tmp_path: Path) -> None:
     square, wide = pixels(1, height=16, width=16), pixels(2, height=32, width=64)
     content = {"train/a/1.png": encode(square, "PNG"), "train/b/2.png": encode(wide, "PNG"),
@@ -463,18 +485,12 @@ def test_bytes_do_not_depend_on_processes_or_interruptions(
 
 def test_killed_and_continued(tmp_path: Path) -> None:
     many(tmp_path / "images", count=1500)
-    command = [sys.executable, "-c", "from odist.cli import main; main()", "prepare", "imagenet", "--input", "images",
-               "--output", "s", "--processes", "1"]  # fmt: skip
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    while process.poll() is None and not list(tmp_path.glob("s.partial/work/000000.json")):
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "use it: odist train task=imagenet data=prepared data.path=s" in done.stdout
-    assert "files: 1,500" in done.stdout
+    printed = kill_and_continue(
+        "prepare", "imagenet", "--input", "images", "--output", "s", "--processes", "1",
+        folder=tmp_path, once=tmp_path / "s.partial" / "work" / "000000.json",
+    )  # fmt: skip
+    assert "use it: odist train task=imagenet data=prepared data.path=s" in printed
+    assert "files: 1,500" in printed
     expected = prepare(tmp_path / "expected", tmp_path / "images")
     assert ImageStore.open(tmp_path / "s").fingerprint == expected.fingerprint
 

@@ -22,7 +22,7 @@ from conftest import compose, weight_hashes
 from safetensors.torch import load_file, save_file
 
 from odist import processes, worker
-from odist.config import load
+from odist.config_read import load
 from odist.errors import Diverged, Interrupted, LostWorkers, OdistError, UserError
 from odist.run import Run, step_name
 
@@ -195,8 +195,8 @@ def test_stopped_killed_and_orphaned_a_run_ends_in_the_same_bits(create: Callabl
 def test_orphans_save_and_leave(create: Callable[..., Run], tmp_path: Path) -> None:
     """A command killed before its workers have loaded torch leaves none behind that would train on for ever."""
     run = create(*LOCKSTEP, "launch=local", "train.passes=1000")
-    code = f"from odist import processes, run, config\nr = run.Run.open({str(run.path)!r})\n" + (
-        "processes.train(r, config.load(r.config), stop=lambda: False)"
+    code = f"from odist import processes, run, config_read\nr = run.Run.open({str(run.path)!r})\n" + (
+        "processes.train(r, config_read.load(r.config), stop=lambda: False)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     eventually(lambda: len(workers_of(run)) == 2)

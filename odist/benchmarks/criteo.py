@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from odist import checkpoint
-from odist.config import Config, load, to_dict
+from odist.config import Config, to_dict
+from odist.config_read import load
 from odist.data.order import Order
 from odist.data.rows import DTYPE, FORMAT, RowStore, RowWriter
 from odist.exchange.base import Snapshot

@@ -22,7 +22,7 @@ CONFIG = "replicas.yaml"
 def serve(folder: Path, *, group: int) -> None:
     """Train the configuration that lies in `folder` when told to."""
     from odist.benchmarks.criteo import Engine
-    from odist.config import load
+    from odist.config_read import load
     from odist.wiring import set_up_torch
 
     config = load(folder / CONFIG)

@@ -11,7 +11,6 @@ Every choice the paper leaves open is an option (commoncrawl_options.py).
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -30,13 +29,11 @@ from odist.prepare.commoncrawl_parts import EncodeCounts, PartJob, encode_part, 
 from odist.prepare.commoncrawl_pool import default_processes, run_jobs
 from odist.prepare.commoncrawl_report import build_report, sum_counts
 from odist.prepare.commoncrawl_sources import FetchError, TextSource, find_text_sources
-from odist.prepare.partial import NO_SPACE, Partial, finished_record
+from odist.prepare.partial import Partial, finished_record
 from odist.prepare.tokenizer import open_tokenizer, train_sentencepiece
-from odist.run import write_atomically
 
 __all__ = ["TextOptions", "TextReport", "prepare_commoncrawl"]
 
-WORK = "work"
 DUPLICATES_DONE = "duplicates.done"
 
 Progress = Callable[[str, int, int, int, int], None]  # step, done, in all (0: unknown), documents, tokens
@@ -73,29 +70,13 @@ def prepare_commoncrawl(
     done = finished_record(output, request)
     if done is not None:
         return TextReport(**done["report"], reused=True)
-    with Partial(output, request=request) as folder:
-        try:
-            if folder.complete:
-                return _publish(folder)
-            job = _Preparation(folder, sources, options, chosen, other, progress=progress, stop=stop, began=began)
-            return job.run()
-        except FetchError:
-            raise
-        except UserError:
-            folder.discard()
-            raise
-        except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise
-            folder.discard()
-            raise UserError(f"{output}: no space left on the disk ({error.strerror}); nothing was kept. The work takes about "
-                            "half the size of the text, and 2 or 4 bytes a token. Name an output on another disk.") from None  # fmt: skip
-
-
-def _publish(folder: Partial) -> TextReport:
-    shutil.rmtree(folder.path / WORK, ignore_errors=True)
-    folder.publish()
-    return TextReport(**TokenStore.open(folder.output).meta["report"], reused=True)
+    full_disk = ("The work takes about half the size of the text, and 2 or 4 bytes a token. Name an output on another "
+                 "disk.")  # fmt: skip
+    with Partial(output, request=request, full_disk=full_disk, resumable=(FetchError,)) as folder:
+        if folder.complete:
+            folder.publish()
+            return TextReport(**TokenStore.open(output).meta["report"], reused=True)
+        return _Preparation(folder, sources, options, chosen, other, progress=progress, stop=stop, began=began).run()
 
 
 def _encode(job: PartJob, tell: Callable[[int, int, int], None], *, tokenizer: Path, threads: int) -> None:
@@ -119,7 +100,7 @@ class _Preparation:
     ) -> None:
         self.folder, self.sources, self.options, self.chosen, self.other = folder, sources, options, chosen, other
         self.progress, self.stop, self.began = progress or (lambda *_: None), stop or (lambda: False), began
-        self.work = folder.path / WORK
+        self.work = folder.work
         self.processes = options.processes or default_processes()
         like = other is not None
         self.jobs = [PartJob(part, source, self.work, chosen, like) for part, source in enumerate(sources)]
@@ -267,18 +248,11 @@ class _Preparation:
         kept = {key: value for key, value in asdict(report).items() if key not in (
             "seconds", "reused", "stages", "documents_per_second", "tokens_per_second")}  # fmt: skip
         self.stages["join"] = round(time.monotonic() - start, 3)
-        self._finish({**record, "report": kept})
+        self.folder.commit({**record, "report": kept})
         report.stages, report.seconds = self.stages, round(time.monotonic() - self.began, 3)
         report.documents_per_second = round(self.documents / report.seconds, 1)
         report.tokens_per_second = round(self.tokens / report.seconds, 1)
         return report
-
-    def _finish(self, meta: dict[str, Any]) -> None:
-        # The record first: an interruption while the work is removed finds a complete store.
-        text = json.dumps({**meta, "request": self.folder.request}, indent=1) + "\n"
-        write_atomically(self.folder.path / "store.json", text)
-        shutil.rmtree(self.work)
-        self.folder.publish()
 
     def _join(self, split: str, vocabulary: int, encoded: list[dict[str, Any]]) -> dict[str, Any]:
         with SplitWriter(self.folder.path, split=split, vocabulary=vocabulary) as writer:

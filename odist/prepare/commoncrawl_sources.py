@@ -5,7 +5,6 @@ Finds and names them, fetches what is remote; what is inside is left to commoncr
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from odist.errors import UserError
-from odist.prepare.sources import natural
+from odist.prepare.sources import files_named
 from odist.prepare.unpack import unpack
 
 DATASETS = "datasets:"
@@ -94,14 +93,7 @@ def _expand(text: str) -> list[Path]:
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             raise UserError(f"{text}: a saved data set; name it as datasets:{text}.")
         raise UserError(f"{text}: a folder. Name its files by a pattern, such as '{path}/*.gz'.")
-    if path.exists():
-        return [path]
-    if glob.has_magic(text):
-        names = [name for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
-        if not names:
-            raise UserError(f"{text}: no file matches this pattern.")
-        return [Path(name) for name in sorted(names, key=natural)]
-    raise UserError(f"{text}: no such file.")
+    return files_named(text)
 
 
 def _file(path: Path) -> TextSource:

@@ -31,7 +31,7 @@ from odist.prepare.criteo_fit import (
 from odist.prepare.criteo_input import FEATURES, find_layout
 from odist.prepare.criteo_options import MEANING, SPLITTING, CriteoOptions, PrepareReport, resolve
 from odist.prepare.criteo_read import Reading, State, num_threads
-from odist.prepare.partial import Partial, finished_record, no_space
+from odist.prepare.partial import Partial, finished_record
 from odist.prepare.sources import Source, find_sources
 
 __all__ = ["CriteoOptions", "PrepareReport", "prepare_criteo"]
@@ -69,22 +69,12 @@ def prepare_criteo(
     done = finished_record(output, request)
     if done is not None:
         return PrepareReport(**done["report"], reused=True)
-    with Partial(output, request=request) as partial:
+    full_disk = "A row takes 160 bytes. Make room, or name an output on another disk."
+    with Partial(output, request=request, full_disk=full_disk) as partial:
         if partial.complete:
             partial.publish()
             return PrepareReport(**RowStore.open(output).meta["report"], reused=True)
-        try:
-            job = _Preparation(partial, sources, options, chosen, other, progress=progress, stop=stop, began=began)
-            return job.run()
-        except UserError:
-            partial.discard()
-            raise
-        except OSError as error:
-            told = no_space(error, output)
-            if told is None:
-                raise
-            partial.discard()
-            raise told from None
+        return _Preparation(partial, sources, options, chosen, other, progress=progress, stop=stop, began=began).run()
 
 
 class _Preparation:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,12 +28,11 @@ from odist.prepare.imagenet_options import ImageOptions, ImageReport, resolve
 from odist.prepare.imagenet_parts import HASH, KEY, LABEL, SIZE, SPLIT, PartJob, read_part
 from odist.prepare.imagenet_plan import UNLABELLED, Plan, plan_dataset, plan_files, read_labels
 from odist.prepare.imagenet_sources import ImageSource, find_image_sources, list_files
-from odist.prepare.partial import NO_SPACE, Partial, finished_record
+from odist.prepare.partial import Partial, finished_record
 from odist.run import write_atomically
 
 __all__ = ["ImageOptions", "ImageReport", "prepare_imagenet"]
 
-WORK = "work"
 DROPPED = "dropped.jsonl"
 PART_IMAGES = 512
 PART_ROWS = 4096  # of a data set, which takes long to open
@@ -76,22 +74,12 @@ def prepare_imagenet(
     done = finished_record(output, request)
     if done is not None:
         return ImageReport(**done["report"], reused=True)
-    with Partial(output, request=request) as folder:
-        try:
-            if folder.complete:
-                shutil.rmtree(folder.path / WORK, ignore_errors=True)
-                folder.publish()
-                return ImageReport(**ImageStore.open(output).meta["report"], reused=True)
-            return _Preparation(folder, sources, options, chosen, progress=progress, stop=stop, began=began).run()
-        except UserError:
-            folder.discard()
-            raise
-        except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise
-            folder.discard()
-            raise UserError(f"{output}: no space left on the disk ({error.strerror}); nothing was kept. A store of JPEG is "
-                            "as large as its images. Give --short-side, or name an output on another disk.") from None  # fmt: skip
+    full_disk = "A store of JPEG is as large as its images. Give --short-side, or name an output on another disk."
+    with Partial(output, request=request, full_disk=full_disk) as folder:
+        if folder.complete:
+            folder.publish()
+            return ImageReport(**ImageStore.open(output).meta["report"], reused=True)
+        return _Preparation(folder, sources, options, chosen, progress=progress, stop=stop, began=began).run()
 
 
 def _digest_file(path: Path) -> str:
@@ -117,7 +105,7 @@ class _Preparation:
     ) -> None:
         self.folder, self.sources, self.options, self.chosen = folder, sources, options, chosen
         self.progress, self.stop, self.began = progress or (lambda *_: None), stop or (lambda: False), began
-        self.work = folder.path / WORK
+        self.work = folder.work
         self.processes = options.processes or default_processes()
         self.read = 0  # images of this call
         # what is appended: parts, and bytes of each split
@@ -240,11 +228,7 @@ class _Preparation:
         )
         kept = {key: value for key, value in asdict(report).items() if key not in (
             "seconds", "images_per_second", "reused")}  # fmt: skip
-        # The record first: an interruption while the work is removed finds a complete store.
-        text = json.dumps({**record, "report": kept, "request": self.folder.request}, indent=1) + "\n"
-        write_atomically(folder / "store.json", text)
-        shutil.rmtree(self.work)
-        self.folder.publish()
+        self.folder.commit({**record, "report": kept})
         report.seconds = round(time.monotonic() - self.began, 3)
         report.images_per_second = round(self.read / report.seconds, 1)
         return report

@@ -60,16 +60,23 @@ def finished_record(output: Path, request: dict[str, Any]) -> dict[str, Any] | N
 
 
 class Partial:
-    """The unfinished folder, locked while in use.
+    """The unfinished folder, locked while in use. A UserError or a full disk removes it, an interruption does not.
 
     output: folder to be
     request: JSON-able; what was asked for. Work begun for another request is refused.
+    full_disk: what the message about a full disk ends with: how much is needed, what to do
+    resumable: errors of the user after which the same command continues
     """
 
-    def __init__(self, output: Path, *, request: dict[str, Any]) -> None:
+    def __init__(
+        self, output: Path, *, request: dict[str, Any], full_disk: str, resumable: tuple[type[UserError], ...] = ()
+    ) -> None:
         self.output = output
         self.path = output.with_name(output.name + ".partial")
+        self.work = self.path / "work"  # what the store does not need; the preparation makes it
         self.request = request
+        self.full_disk = full_disk
+        self.resumable = resumable
         self.journal: dict[str, Any] | None = None
         self.complete = False  # store.json is there already; only `publish` is left to do
         self._lock = -1
@@ -94,7 +101,15 @@ class Partial:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        refused = isinstance(error, UserError) and not isinstance(error, self.resumable)
+        no_space = isinstance(error, OSError) and error.errno in NO_SPACE
+        discarded = (refused or no_space) and not self.complete
+        if discarded:
+            shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
+        if discarded and isinstance(error, OSError):
+            reason = f"no space left on the disk ({error.strerror})"
+            raise UserError(f"{self.output}: {reason}; nothing was kept. {self.full_disk}") from None
 
     def _read(self) -> None:
         path, meta = self.path / JOURNAL, read_record(self.path)
@@ -124,12 +139,15 @@ class Partial:
         write_atomically(self.path / JOURNAL, json.dumps({"request": self.request, "journal": journal}) + "\n")
 
     def commit(self, meta: dict[str, Any]) -> None:
-        """Write store.json, the last file, and give the folder its name."""
+        """Write store.json, the last file of the store, remove the work and give the folder its name."""
+        # The record first: an interruption while the work is removed finds a complete store.
         write_atomically(self.path / "store.json", json.dumps({**meta, "request": self.request}, indent=1) + "\n")
         self.publish()
 
     def publish(self) -> None:
-        """Give the complete folder its name."""
+        """Remove the work, then give the complete folder its name."""
+        if self.work.exists():
+            shutil.rmtree(self.work)
         (self.path / JOURNAL).unlink(missing_ok=True)
         os.fsync(self._lock)
         os.replace(self.path, self.output)
@@ -138,17 +156,3 @@ class Partial:
             os.fsync(parent)
         finally:
             os.close(parent)
-
-    def discard(self) -> None:
-        """Remove everything."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-def no_space(error: OSError, output: Path) -> UserError | None:
-    """The message for a full disk, None for any other error."""
-    if error.errno not in NO_SPACE:
-        return None
-    return UserError(
-        f"{output}: no space left on the disk ({error.strerror}); nothing was kept. A row takes 160 bytes. "
-        "Make room, or name an output on another disk."
-    )

@@ -96,6 +96,12 @@ def _expand(text: str) -> list[Path]:
                 f"{text}: a folder without *.parquet files. For text files name a pattern, such as '{path}/*.gz'."
             )
         return found
+    return files_named(text)
+
+
+def files_named(text: str) -> list[Path]:
+    """The file of that name, or those that a pattern matches, in natural order; UserError if there is none."""
+    path = Path(text).expanduser()
     if path.exists():
         return [path]
     if glob.has_magic(text):
