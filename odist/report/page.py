@@ -169,8 +169,10 @@ def _how_to_read(recipe: Recipe, records: Mapping[str, Mapping[str, Any]]) -> st
     )
     if any(claim.requires for claim in recipe.claims):
         text += " A claim that requires another is not tested where that one does not hold."
+    if any(isinstance(value, list) for system in recipe.systems.values() for value in system.paper.values()):
+        text += " The paper gives the mean of five repeats and half their range."
     if recipe.targets is None:
-        return text + " The paper gives the mean of five repeats and half their range.\n"
+        return text + "\n"
     target = "a loss" if loss_or_accuracy(recipe.targets.metric) == "loss" else "a target"
     return text + _HOW_TARGETS.format(target=target) + "\n"
 
