@@ -1,0 +1,105 @@
+"""Configurations read against the schema: composed by Hydra, or finished ones without it.
+
+Hydra composes `conf/` against what `register` gives it; workers read the finished `config.yaml` by `load`, without
+Hydra. The schema itself is odist.config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from odist.config import MISSING, MODEL_CONFIGS, TASK_CONFIGS, VARIANTS, Config, TaskConfig, flatten, to_dict
+from odist.errors import UserError
+from odist.suggest import choose, unknown_key
+
+
+def register() -> None:
+    """Put the schema where Hydra finds it; only the command line needs it."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for group, variants in (("task", TASK_CONFIGS), ("model", MODEL_CONFIGS)):
+        for name, node in variants.items():
+            store.store(group=group, name=f"{name}_schema", node=node)
+
+
+def load(source: Path | str | Mapping[str, Any]) -> Config:
+    """Read a finished configuration, from a mapping or a YAML file, without Hydra or OmegaConf.
+
+    Keys that are absent keep their defaults. Raises UserError for unknown keys, wrong types and
+    keys that have no value.
+    """
+    if isinstance(source, Mapping):
+        content: Any = source
+    else:
+        import yaml
+
+        content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+    if not isinstance(content, Mapping):
+        raise UserError(f"{source}: not a configuration: expected keys and values, as in a run's config.yaml.")
+    config: Config = _typed(Config, content, "")
+    missing = [key for key, value in flatten(to_dict(config)) if value == MISSING]
+    if missing:
+        raise UserError(f"No value for {', '.join(missing)}. Give one: {missing[0]}=VALUE")
+    return config
+
+
+def _typed(kind: Any, value: Any, key: str) -> Any:
+    """`value` as an object of `kind`, a dataclass or a type hint; UserError names `key`."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key}={value}: expected keys and values below {key}.")
+        if kind in VARIANTS and value.get("name", MISSING) != MISSING:
+            kind = _variant(kind, value["name"], key)
+        hints = typing.get_type_hints(kind)
+        prefix = f"{key}." if key else ""
+        for name in value:
+            if name not in hints:
+                raise UserError(unknown_key(f"{prefix}{name}", known_keys(kind, prefix=prefix)))
+        return kind(**{name: _typed(hints[name], item, prefix + name) for name, item in value.items()})
+    if value == MISSING or kind is Any:
+        return value
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        inner = [option for option in typing.get_args(kind) if option is not type(None)]
+        return None if value is None else _typed(inner[0], value, key)
+    if typing.get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise UserError(f"{key}={value}: expected a list, as in {key}=[a,b].")
+        return [_typed(typing.get_args(kind)[0], item, key) for item in value]
+    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-3 as a word
+        except ValueError:
+            pass
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
+    raise UserError(f"{key}={value}: expected {expected}.")
+
+
+def _variant(kind: type, name: Any, key: str) -> Any:
+    if name not in VARIANTS[kind]:
+        if kind is TaskConfig:
+            return kind  # of another package, or unknown: odist.validate says so
+        raise UserError(f"{key}.name={name}: {choose(str(name), VARIANTS[kind])}")
+    return VARIANTS[kind][name]
+
+
+def known_keys(kind: type = Config, *, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema; those of every task below `task`, of every model below `model`."""
+    keys = []
+    for name, hint in typing.get_type_hints(kind).items():
+        if hint in VARIANTS:
+            for variant in VARIANTS[hint].values():
+                keys += known_keys(variant, prefix=f"{prefix}{name}.")
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            keys += known_keys(hint, prefix=f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return list(dict.fromkeys(keys))
