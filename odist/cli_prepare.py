@@ -194,7 +194,9 @@ def imagenet(
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Classes of ILSVRC2012_img_val.tar: ground truth, or NAME CLASS."),
+        typer.Option(
+            metavar="FILE", help="Classes of validation images in no folder: ground truth, Kaggle's CSV, NAME CLASS."
+        ),
     ] = None,
     synsets: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Classes by the ground truth's number. \\[meta.mat beside it]")
@@ -267,5 +269,5 @@ class PrepareProgress:
             self._bars.update(self._task, completed=done, total=total or None, rows=f"{rows:,}")
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
-            share = f"{100 * done / total:.0f} %" if total else "?"
-            print(f"{share} of {total / 1e6:,.0f} MB, {rows:,} {self._unit}", file=sys.stderr, flush=True)
+            share = f"{100 * done / total:.0f} % of {total / 1e6:,.0f} MB, " if total else ""
+            print(f"{share}{rows:,} {self._unit}", file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ MERGING = re.compile(r"^Error merging override (?P<override>.*)")
 CONVERTED = re.compile(r"^Value '(?P<value>.*)' of type '.*' could not be converted to (?P<kind>\w+)", re.DOTALL)
 AMBIGUOUS = re.compile(r"^Ambiguous value for argument '(?P<override>.*)'")
 MULTIPLE = re.compile(r"^Multiple values for (?P<group>[\w/]+)\.")
+DEEP = re.compile(r"^resnet-?(?P<depth>\d+)$", re.IGNORECASE)
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "a word"}
 
 
@@ -50,11 +51,13 @@ def _groups() -> list[str]:
 def _missing_choice(error: BaseException) -> str:
     file = str(getattr(error, "missing_cfg_file", None) or "")
     group, _, name = file.rpartition("/")
-    options = list(getattr(error, "options", None) or [])
+    options = [option for option in getattr(error, "options", None) or [] if not option.endswith("_schema")]
     if group == "preset":
         return f"There is no preset for task-data-scale = {name}. {choose(name, options)}"
     if group == "size":
         return f"There are no layer sizes for model-data-scale = {name}. {choose(name, options)}"
+    if group == "model" and (match := DEEP.match(name)):
+        return f"{group}={name}: the depth is a key of its own. Type model=resnet model.depth={match['depth']}"
     if group.startswith("hydra/"):
         return f"{group}={name}: {choose(name, options)} More come with plug-ins: pip install 'odist[sweeps]'"
     if group and options:

@@ -13,11 +13,13 @@ from typing import Any
 
 from odist import registry, sinks
 from odist.config import (
+    JPEG_SIZE,
     Config,
     CriteoConfig,
     ImageNetConfig,
     LanguageConfig,
     LSTMConfig,
+    ResNetConfig,
     TransformerConfig,
     flatten,
     to_dict,
@@ -126,6 +128,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 }
 PREPARED_BY = {"lm": "commoncrawl"}  # the verb's name where it is not the task's
 MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer"), "imagenet": ("resnet",)}
+SMALL_DEPTHS, SMALL_SIZE = (8, 20), 32  # residual networks that do not pool behind the stem; side of their images
 BELOW_ONE = ("model.dropout", "optim.momentum", "optim.beta1", "optim.beta2")  # 0 <= value < 1
 
 
@@ -298,6 +301,10 @@ def read_store(path: str) -> dict[str, Any]:
 
 def remarks(config: Config) -> list[str]:
     """What is allowed but probably not meant, as sentences."""
+    return [*_unheard(config), *_too_small(config)]
+
+
+def _unheard(config: Config) -> list[str]:
     examples = [config.train.max_examples] if config.train.max_examples is not None else []
     if config.data.name == "synthetic" and isinstance(config.task, CriteoConfig | LanguageConfig | ImageNetConfig):
         examples.append(int(config.train.passes * config.task.synthetic.rows))
@@ -310,3 +317,14 @@ def remarks(config: Config) -> list[str]:
             f"the run ends after {min(examples)}."
         ]
     return []
+
+
+def _too_small(config: Config) -> list[str]:
+    task, model, path = config.task, config.model, config.data.path
+    if not isinstance(task, ImageNetConfig) or not isinstance(model, ResNetConfig) or path is None:
+        return []
+    size = task.size or read_store(path).get("decoded") or JPEG_SIZE
+    if model.depth not in SMALL_DEPTHS or size <= 2 * SMALL_SIZE:
+        return []
+    return [f"model.depth={model.depth} is a network for images of {SMALL_SIZE} pixels a side; these have {size}. Meant was "
+            "perhaps model.depth=18, model.depth=50, scale=paper, or a smaller task.size."]  # fmt: skip

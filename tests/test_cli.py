@@ -173,6 +173,8 @@ def test_config_dir_adds_choices(tmp_path: Path) -> None:
         (["train.btch=1"], ["no key train.btch", "train.batch"]),
         (["+fooo=1"], ["no key fooo"]),
         (["algorithm=codistil"], ["algorithm=codistil", "Did you mean codistill?", "local_sgd"]),
+        (["model=mpl"], ["Did you mean mlp?", "lstm, mlp, resnet, transformer."]),
+        (["task=imagenet", "model=resnet50"], ["model=resnet model.depth=50"]),
         (["train.batch=many"], ["train.batch=many", "expected a whole number"]),
         (["codistill"], ["codistill: not KEY=VALUE", "algorithm=codistill"]),
         (["optim.lr=${nope}"], ["nope"]),

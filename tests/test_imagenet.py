@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -568,3 +569,15 @@ def test_a_teacher_that_is_never_heard_is_remarked_upon() -> None:
     assert remarks(make_config("task=imagenet", "algorithm=codistill")) == []
     [remark] = remarks(make_config("task=imagenet", "algorithm=codistill", "task.synthetic.rows=100"))
     assert "never heard" in remark
+
+
+def test_a_small_network_on_large_images_is_remarked_upon(tmp_path: Path) -> None:
+    def said(decoded: int | None, *overrides: str) -> list[str]:
+        (tmp_path / "store.json").write_text(json.dumps({"task": "imagenet", "decoded": decoded}))
+        return remarks(make_config("task=imagenet", "data=prepared", f"data.path={tmp_path}", *overrides))
+
+    [remark] = said(None)
+    assert "model.depth=8" in remark
+    assert "these have 224" in remark
+    assert said(96, "model.depth=20")
+    assert said(64) == said(None, "task.size=32") == said(None, "model.depth=50") == said(None, "model.depth=18") == []

@@ -254,13 +254,13 @@ def test_messages(store: ImageStore, small: ImageStore) -> None:
     ids = np.arange(2)
     with pytest.raises(UserError, match="expected one of auto, fast, pillow"):
         train_batch(store, ids, size=32, seed=0, decoder="gpu")
-    with pytest.raises(UserError, match="expected one of auto, resized, shifted"):
+    with pytest.raises(UserError, match=r"task\.crop=diagonal: expected one of auto, resized, shifted"):
         train_batch(store, ids, size=32, seed=0, crop="diagonal")
-    with pytest.raises(UserError, match="prepare it with --decode 32"):
+    with pytest.raises(UserError, match=r"Type task\.crop=resized, or prepare it with --decode 32"):
         train_batch(store, ids, size=32, seed=0, crop="shifted")
     with pytest.raises(UserError, match="no split 'test'; it has train, validation"):
         train_batch(store, ids, size=32, seed=0, split="test")
-    with pytest.raises(UserError, match=r"size=20: .* decoded at 16"):
+    with pytest.raises(UserError, match=r"task\.size=20: .* decoded at 16 pixels\. Leave task\.size out"):
         train_batch(small, ids, size=20, seed=0)
     with pytest.raises(IndexError, match="split train has 8 images"):
         train_batch(store, np.array([8]), size=32, seed=0)

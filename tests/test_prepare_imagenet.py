@@ -171,12 +171,17 @@ def original_layout(name: str, tmp_path: Path, content: dict[str, bytes]) -> tup
         return both, {"labels": truth}
     if name == "original, names":
         return both, {"labels": named}
+    if name == "original, Kaggle":
+        solution = "".join(f"{Path(key).stem},{wnid} 0 0 9 9 {wnid} 1 1 5 5 \n" for key, wnid in classes.items())
+        (tmp_path / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\n{solution}")
+        return both, {"labels": tmp_path / "LOC_val_solution.csv"}
     assert name == "folder of the tars"
     return [root], {"labels": named}
 
 
 LAYOUTS = ("folder", "test part", "folder in a folder", "two folders", "linked classes", "tar", "tar.gz", "parquet",
-           "saved data set", "original, ground truth", "original, devkit", "original, names", "folder of the tars")  # fmt: skip
+           "saved data set", "original, ground truth", "original, devkit", "original, names", "original, Kaggle",
+           "folder of the tars")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -194,6 +199,8 @@ def test_every_layout_gives_the_same_rows(name: str, tmp_path: Path, monkeypatch
     assert stored(store, "train") == given(content, "train")
     assert stored(store, "validation") == given(content, "val")
     assert (report.files, report.kept, report.dropped) == (27, 27, {})
+    if name in ("parquet", "saved data set"):  # every part's own bytes
+        assert 1 <= report.input_bytes / sum(map(len, content.values())) < 1.5
     plain = prepare(tmp_path / "plain", write_folder(tmp_path / "plain-images", content))
     assert (report.fingerprint, report.fitted_fingerprint) == (plain.fingerprint, plain.fitted_fingerprint)
     for array in ("labels-train.npy", "labels-validation.npy", "classes.json"):

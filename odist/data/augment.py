@@ -54,7 +54,7 @@ def train_batch(
     Raises UserError for a size or crop that the store cannot give, and where an image cannot be decoded.
     """
     if crop not in CROPS:
-        raise UserError(f"crop={crop!r}: expected one of {', '.join(CROPS)}.")
+        raise UserError(f"task.crop={crop}: expected one of {', '.join(CROPS)}.")
     if crop == "auto":
         crop = "resized" if store.decoded is None else "shifted"
     if crop == "none":
@@ -183,8 +183,8 @@ def _shifted(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 def _check_size(store: ImageStore, size: int) -> None:
     if store.decoded is None:
-        raise UserError(f"{store.path}: crop=shifted needs a decoded store; this one holds JPEG. Type crop=resized, "
+        raise UserError(f"task.crop=shifted needs a decoded store; {store.path} holds JPEG. Type task.crop=resized, "
                         f"or prepare it with --decode {size}.")  # fmt: skip
     if size != store.decoded:
-        raise UserError(f"size={size}: the images of {store.path} are decoded at {store.decoded} pixels. "
-                        f"Type size={store.decoded}, or prepare it with --decode {size}.")  # fmt: skip
+        raise UserError(f"task.size={size}: the images of {store.path} are decoded at {store.decoded} pixels. "
+                        f"Leave task.size out, or prepare it with --decode {size}.")  # fmt: skip

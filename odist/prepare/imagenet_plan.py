@@ -63,7 +63,9 @@ class Labels:
     def of(self, paths: Iterable[str]) -> dict[str, str]:
         """Path -> class, without those that the list does not name; UserError where the list has another length."""
         if self.by_name:
-            return {path: self.by_name[name] for path in paths if (name := Path(path).name) in self.by_name}
+            keys = {path: (Path(path).name, Path(path).stem) for path in paths}  # Kaggle's list leaves out the endings
+            found = {path: next((key for key in pair if key in self.by_name), None) for path, pair in keys.items()}
+            return {path: self.by_name[key] for path, key in found.items() if key is not None}
         ordered = sorted(paths, key=lambda path: Path(path).name)
         if len(ordered) != len(self.ordered):
             raise UserError(f"{self.path}: {len(self.ordered):,} labels for {len(ordered):,} images without a class folder. "
@@ -72,12 +74,13 @@ class Labels:
 
 
 def read_labels(path: Path, synsets: Path | None) -> Labels:
-    """Read a label list: "NAME CLASS" lines, or the devkit's ground truth, one number from 1 a line.
+    """Read a label list: lines of NAME CLASS or NAME,CLASS, or the devkit's ground truth, one number from 1 a line.
 
+    Words after the class, and a first line of headings, say nothing: LOC_val_solution.csv of Kaggle has both.
     synsets: class of each number of the devkit, one a line; None: meta.mat beside the list
     Raises UserError for what is neither.
     """
-    rows = [line.split() for line in _lines(path)]
+    rows = [line.replace(",", " ").split() for line in _lines(path)]
     if all(len(row) == 1 for row in rows):
         if not all(row[0].isdigit() for row in rows):
             raise UserError(f"{path}: expected 'NAME CLASS' lines, or one number a line.")

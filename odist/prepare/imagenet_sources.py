@@ -208,7 +208,7 @@ def _dataset_sources(text: str) -> list[ImageSource]:
     sources = []
     for name in wanted:
         data = load_dataset(name)
-        sources.append(ImageSource(name, "datasets", int(data.dataset_size or 0), 0, str(data._fingerprint)))
+        sources.append(ImageSource(name, "datasets", int(data.data.nbytes), 0, str(data._fingerprint)))
     return sources
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from odist import registry
-from odist.config import Config, ImageNetConfig
+from odist.config import JPEG_SIZE, Config, ImageNetConfig
 from odist.data.order import SequentialOrder, Shares, ShuffledOrder
 from odist.errors import UserError
 from odist.losses import LossOptions, Soft, Sums, multiclass
@@ -28,7 +28,7 @@ from odist.tasks.image_metrics import ImageMetrics, image_results
 from odist.tasks.synthetic_images import CLASSES, SyntheticImages
 
 TUNING_SHARE = 8  # data.holdout=tuning: at most the last 1/8 of the training images is evaluated and not trained on
-JPEG_SIZE, SYNTHETIC_SIZE = 224, 32  # pixels a side, where `task.size` says nothing
+SYNTHETIC_SIZE = 32  # pixels a side, where `task.size` says nothing
 
 Images = tuple[np.ndarray, np.ndarray]
 
