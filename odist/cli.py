@@ -67,6 +67,10 @@ class Scale(StrEnum):
 ScaleOption = Annotated[Scale | None, typer.Option(help="Size of the experiment; without it the recipe's own.")]
 JobsOption = Annotated[int | None, typer.Option(min=1, help="Runs at a time; without it one per core.")]
 DataPathOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared folder for real data.")]
+VariantOption = Annotated[
+    list[str] | None,
+    typer.Option("--variant", metavar="VARIANT", help="Train only this variant of the recipe; repeat for several."),
+]
 ReportsOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the reports are.")]
 RunsDirOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the runs go.")]
 
@@ -204,6 +208,7 @@ def reproduce(
     scale: ScaleOption = None,
     jobs: JobsOption = None,
     data_path: DataPathOption = None,
+    variant: VariantOption = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Only make the report again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and do nothing.")] = False,
     output: ReportsOption = Path("reports"),
@@ -219,6 +224,7 @@ def reproduce(
         runs_dir=runs_dir,
         jobs=jobs or _cores(),
         data_path=data_path,
+        variants=variant or (),
         dry_run=dry_run,
         only_report=report_only,
     )
@@ -255,6 +261,7 @@ def tune(
     scale: ScaleOption = None,
     jobs: JobsOption = None,
     data_path: DataPathOption = None,
+    variant: VariantOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first commands and do nothing.")] = False,
     output: ReportsOption = Path("reports"),
     runs_dir: RunsDirOption = Path("runs"),
@@ -269,6 +276,7 @@ def tune(
         runs_dir=runs_dir,
         jobs=jobs or _cores(),
         data_path=data_path,
+        variants=variant or (),
         dry_run=dry_run,
     )
     if not dry_run:

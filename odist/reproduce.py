@@ -45,6 +45,7 @@ def reproduce(
     runs_dir: Path = Path("runs"),
     jobs: int | None = None,
     data_path: Path | None = None,
+    variants: Sequence[str] = (),
     dry_run: bool = False,
     only_report: bool = False,
     echo: Echo = print,
@@ -57,18 +58,19 @@ def reproduce(
     runs_dir: run folders go to `runs_dir`/NAME/SCALE/
     jobs: runs trained at a time, by default one a core
     data_path: prepared data for the variants that need it; without it they are left out
+    variants: those to train, empty for all; records and tuning of the others stay as they are
     dry_run: print the commands and do nothing
     only_report: make the report from the records that exist, train nothing
     Systems are trained at the settings in `output`/NAME/tuning.json, or else in the one that comes with the project;
     without any, at the preset's, which the report says.
-    UserError for an unknown recipe or scale, OdistError naming the runs that failed, Interrupted.
+    UserError for an unknown recipe, scale or variant, OdistError naming the runs that failed, Interrupted.
     """
     recipe = load_recipe(name_or_path)
     scale = recipe.scale if scale is None else scale
     if data_path is not None and not data_path.is_dir():
         raise UserError(f"{data_path}: no such folder of prepared data. `odist prepare` makes one.")
     variables = {} if data_path is None else {"data_path": str(data_path.resolve())}
-    plan, left_out = recipe.plan(scale, variables=variables)
+    plan, left_out = recipe.plan(scale, variables=variables, only=variants)
     folder = output / (recipe.name if scale == recipe.scale else f"{recipe.name}-{scale}")
     home = home_of(recipe, folder)
     tuning = find_tuning(recipe, output=output)

@@ -47,6 +47,7 @@ def tune(
     runs_dir: Path = Path("runs"),
     jobs: int | None = None,
     data_path: Path | None = None,
+    variants: Sequence[str] = (),
     dry_run: bool = False,
     echo: Echo = print,
 ) -> TuneResult:
@@ -55,7 +56,7 @@ def tune(
     Arguments as of `odist.reproduce.reproduce`. One small record of every trial goes to `output`/NAME/tuning/;
     a trial's folder below `runs_dir`/NAME/SCALE/tuning/ keeps its numbers, not its weights. Variants and scales
     that are not tuned this time keep what was found before.
-    UserError for a recipe without the section, OdistError naming the trials that failed, Interrupted.
+    UserError for a recipe without the section or the variant, OdistError naming the trials that failed, Interrupted.
     """
     recipe = load_recipe(name_or_path)
     rules = recipe.tuning
@@ -69,7 +70,7 @@ def tune(
     if data_path is not None and not data_path.is_dir():
         raise UserError(f"{data_path}: no such folder of prepared data. `odist prepare` makes one.")
     variables = {} if data_path is None else {"data_path": str(data_path.resolve())}
-    plan, left_out = recipe.plan(scale, variables=variables)
+    plan, left_out = recipe.plan(scale, variables=variables, only=variants)
     tell_left_out(recipe, plan, left_out, echo=echo)
     systems = list(
         {(run.variant, run.system): run for run in plan if not recipe.systems[run.system].tuned_with}.values()

@@ -484,6 +484,19 @@ def test_reproduce_lists_its_commands(tmp_path: Path) -> None:
     refused(odist("reproduce", "dmeo", cwd=tmp_path), "dmeo", "demo")
 
 
+@pytest.mark.parametrize("verb", ["reproduce", "tune"])
+def test_variants_are_chosen_by_name(verb: str, tmp_path: Path) -> None:
+    arguments = [verb, "criteo_table1", "--dry-run", "--data-path", tmp_path]
+    done = odist(*arguments, "--variant", "real", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trained = [line for line in done.stdout.splitlines() if line.startswith("odist train")]
+    assert trained
+    assert all("data=prepared" in line for line in trained)
+    both = odist(*arguments, "--variant", "real", "--variant", "synthetic", cwd=tmp_path)
+    assert both.stdout == odist(*arguments, cwd=tmp_path).stdout
+    refused(odist(*arguments, "--variant", "reel", cwd=tmp_path), "reel", "synthetic, real")
+
+
 # Completion
 
 

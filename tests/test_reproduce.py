@@ -105,6 +105,33 @@ def test_a_dry_run_prints_the_commands_and_does_nothing(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
+def test_only_the_named_variants_are_trained_and_the_others_stay_as_they_are(
+    done: tuple[Path, ReproduceResult, list[str]], tmp_path: Path
+) -> None:
+    _, result, _ = done
+    shutil.copytree(result.folder, tmp_path / "reports" / "tiny")
+    records = tmp_path / "reports" / "tiny" / "runs"
+    before = {path.name: path.read_bytes() for path in records.glob("made-*.json")}
+    again = RECIPE.replace("real:", "again: {label: Again, overrides: [data=synthetic, data.seed=1]}, real:")
+    (tmp_path / "tiny.yaml").write_text(again.replace("seeds: [1, 2, 3]", "seeds: [1]"))
+    where = {"output": tmp_path / "reports", "runs_dir": tmp_path / "runs"}
+    lines: list[str] = []
+    reproduce(tmp_path / "tiny.yaml", variants=["again"], echo=lines.append, **where)
+    assert [path.name for path in (tmp_path / "runs" / "tiny" / "smoke").iterdir() if path.is_dir()] == ["again-dnn-s1"]
+    assert {path.name: path.read_bytes() for path in records.glob("made-*.json")} == before
+    assert (records / "again-dnn-s1.json").is_file()
+    page = (tmp_path / "reports" / "tiny" / "tiny.md").read_text()
+    assert "## Synthetic" in page
+    assert "## Again" in page
+    assert not any("left out" in line for line in lines)
+    both = reproduce(tmp_path / "tiny.yaml", variants=["made", "again"], dry_run=True, **where)
+    assert len(both.commands) == 2
+    with pytest.raises(UserError, match=r"no variant 'agian' at scale smoke. Choose among: made, again, real\."):
+        reproduce(tmp_path / "tiny.yaml", variants=["again", "agian"], **where)
+    with pytest.raises(UserError, match=r"runs real on prepared data only(.|\n)*--data-path"):
+        reproduce(tmp_path / "tiny.yaml", variants=["real"], **where)
+
+
 def test_failed_runs_are_named_with_their_last_words(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(RECIPE.replace("algorithm=sync", "algorithm=synk"))
     with pytest.raises(OdistError, match=r"1 of 1 runs failed(.|\n)*made-dnn-s1: exit code 2(.|\n)*sync"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,28 @@ def test_reproduce_uses_and_shows_what_was_tuned(tuned: tuple[Path, TuneResult, 
     lines: list[str] = []
     reproduce(root / "tiny.yaml", output=root / "reports", runs_dir=root / "runs", only_report=True, echo=lines.append)
     assert f"One network ran with `optim.lr` {chosen:g}, tuning chose 7" in (done.folder / "tiny.md").read_text()
+
+
+def test_only_the_named_variants_are_tuned_and_the_others_keep_what_was_found(
+    tuned: tuple[Path, TuneResult, list[str]], tmp_path: Path
+) -> None:
+    _, result, _ = tuned
+    shutil.copytree(result.path.parent, tmp_path / "reports" / "tiny")
+    records = tmp_path / "reports" / "tiny" / "tuning"
+    before = {path.name: path.read_bytes() for path in records.glob("smoke-made-*.json")}
+    again = RECIPE.replace("real:", "again: {label: Again, overrides: [data=synthetic], without: [wide]}, real:")
+    (tmp_path / "tiny.yaml").write_text(again.replace("extensions: 1", "extensions: 0"))
+    where = {"output": tmp_path / "reports", "runs_dir": tmp_path / "runs", "jobs": 3}
+    later = tune(tmp_path / "tiny.yaml", variants=["again"], echo=lambda _: None, **where)
+    assert {variant for variant, _ in later.chosen} == {"again"}
+    assert len(later.commands) == len(list(records.glob("smoke-again-*.json"))) == 3
+    assert before
+    assert {path.name: path.read_bytes() for path in records.glob("smoke-made-*.json")} == before
+    found = (read_tuning(later.path) or {})["scales"]["smoke"]
+    assert set(found) == {"made", "again"}
+    assert found["made"] == (read_tuning(result.path) or {})["scales"]["smoke"]["made"]
+    with pytest.raises(UserError, match=r"no variant 'mad' at scale smoke. Choose among: made, again, real\."):
+        tune(tmp_path / "tiny.yaml", variants=["mad"], **where)
 
 
 def test_reproduce_says_loudly_that_nothing_was_tuned(tmp_path: Path) -> None:

@@ -184,16 +184,31 @@ class Recipe:
             raise UserError(f"recipe {self.name} has no scale {scale!r}. Choose among: {', '.join(self.scales)}.")
         return self.scales[scale]
 
-    def plan(self, scale: str, *, variables: Mapping[str, str]) -> tuple[list[PlannedRun], dict[str, str]]:
+    def variants_at(self, scale: str) -> list[str]:
+        """Names of the variants that are run at a scale; one empty name for a recipe without variants."""
+        return [name for name, layer in self.variants.items() if layer.scales is None or scale in layer.scales]
+
+    def plan(
+        self, scale: str, *, variables: Mapping[str, str], only: Sequence[str] = ()
+    ) -> tuple[list[PlannedRun], dict[str, str]]:
         """All runs of the scale, and the variants left out with the variable each of them needs.
 
+        only: names of variants, all others are passed over; empty for all. UserError for one that the scale lacks.
         Of two overrides of one key the later wins: recipe, scale, variant, then the system's own in that order.
         """
         of_scale = self.layer(scale)
         runs, left_out = [], {}
-        for variant, layer in self.variants.items():
-            if layer.scales is not None and scale not in layer.scales:
+        known = self.variants_at(scale)
+        for name in only:
+            if not name or name not in known:
+                choices = (
+                    f"Choose among: {', '.join(known)}." if any(known) else "It has no variants: leave --variant out."
+                )
+                raise UserError(f"recipe {self.name} has no variant {name!r} at scale {scale}. {choices}")
+        for variant in known:
+            if only and variant not in only:
                 continue
+            layer = self.variants[variant]
             if layer.needs and not variables.get(layer.needs):
                 left_out[variant] = layer.needs
                 continue
@@ -252,7 +267,8 @@ def tell_left_out(
     """Say which variants are left out for want of a variable; UserError where nothing is left to run."""
     options = {variant: f"--{variable.replace('_', '-')}" for variant, variable in left_out.items()}
     if not plan and not may_be_empty:
-        raise UserError(f"recipe {recipe.name} runs on prepared data only at this scale. "
+        variants = ", ".join(variant for variant in left_out if variant)
+        raise UserError(f"recipe {recipe.name} runs {variants or 'everything'} on prepared data only at this scale. "
                         f"Add {', '.join(sorted(set(options.values())))} DIR.")  # fmt: skip
     for variant, option in options.items():
         echo(f"left out: {f'variant {variant}' if variant else 'the runs on prepared data'}, for want of {option}")
