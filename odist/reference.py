@@ -51,7 +51,7 @@ class LogisticGrid:
 
     lr: tuple[float, ...] = (0.02, 0.04, 0.08)
     l2: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
-    passes: int = 4
+    passes: int = 16
     extensions: int = 3
 
 
