@@ -74,15 +74,13 @@ class SyntheticImagesConfig:
     noise: float = 0.15  # standard deviation of each pixel, where 1 is the range of colours
 
 
-JPEG_SIZE = 224  # pixels a side
+JPEG_SIZE = 224  # pixels a side, where `task.size` says nothing
 
 
 @dataclass
 class ImageNetConfig(TaskConfig):
     name: str = "imagenet"
-    size: int | None = (
-        None  # pixels a side; null: as a decoded store has them, JPEG_SIZE of JPEG, 32 of synthetic images
-    )
+    size: int | None = None  # pixels a side; null: as a decoded store has them, 224 of JPEG, 32 of synthetic images
     # Of training images: resized | shifted (decoded stores only) | auto: shifted for decoded, resized for JPEG | none: as
     # in evaluation, without flips
     crop: str = "auto"

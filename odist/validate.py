@@ -197,10 +197,13 @@ def _check_optim(config: Config) -> None:
             raise UserError(f"optim.{key}={getattr(optim, key)} with optim.{share}={getattr(optim, share)}: give one of "
                             "the two, the first in examples, the second in shares of the run.")  # fmt: skip
     milestones = optim.milestones or optim.milestone_shares
-    if (optim.schedule == "steps") != bool(milestones):
-        raise UserError(f"optim.schedule={optim.schedule} with optim.milestones={milestones}: `steps` needs "
-                        "milestones (in examples, as in optim.milestones=[100000,200000], or in shares of the run, as in "
-                        "optim.milestone_shares=[0.3,0.6]), the others take none.")  # fmt: skip
+    if optim.schedule == "steps" and not milestones:
+        raise UserError("optim.schedule=steps needs milestones: in examples, as in optim.milestones=[100000,200000], or in "
+                        "shares of the run, as in optim.milestone_shares=[0.3,0.6].")  # fmt: skip
+    if optim.schedule != "steps" and milestones:
+        key = "milestones" if optim.milestones else "milestone_shares"
+        raise UserError(f"optim.schedule={optim.schedule} with optim.{key}={milestones}: only optim.schedule=steps has "
+                        f"milestones. Add optim.{key}=[].")  # fmt: skip
     if milestones != sorted(set(milestones)):
         raise UserError(f"optim.milestones={milestones}: expected rising numbers.")
     if optim.weight_decays and len(optim.weight_decays) != len(milestones):

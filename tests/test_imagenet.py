@@ -555,6 +555,7 @@ def test_an_ensemble_predicts_with_the_mean_probability(train) -> None:
         (["optim.warmup=10"], "give one of"),
         (["optim.milestone_shares=[0.5,0.2]"], "rising"),
         (["optim.milestone_shares=[0.5,1.5]"], "from 0 to 1"),
+        (["optim.schedule=cosine"], r"Add optim\.milestone_shares=\[\]"),
         (["optim.weight_decays=[1e-5]"], "one for each of the 3"),
         (["optim=adamw", "optim.momentum=0.9"], "only optim=sgd and optim=lars"),
         (["data=prepared"], "odist prepare imagenet"),
