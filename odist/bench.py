@@ -38,6 +38,8 @@ SUITES = {
     "paired",
     "lm": "The language model in fp32, one thread unless said; examples are tokens, of reading they are records. Ratios "
     "of seconds for the same work, paired",
+    "images": "Random crops of synthetic photographs and ResNet-8 on images of 32 pixels, one thread; examples are "
+    "images. Ratios of seconds for the same work, paired",
 }
 
 

@@ -80,6 +80,7 @@ class Suite(StrEnum):
 
     quick = "quick"
     lm = "lm"
+    images = "images"
 
 
 def _version(wanted: bool) -> None:
@@ -235,7 +236,8 @@ def bench(
     suite: Annotated[
         Suite,
         typer.Argument(
-            help="quick: training speed of the Criteo model, about a minute. lm: the language model and its text, two minutes."
+            help="quick: training speed of the Criteo model, about a minute. lm: the language model and its text, two minutes. "
+            "images: decoding of JPEG and training of ResNet-8, a minute."
         ),
     ],
     rounds: Annotated[int, typer.Option(min=1, help="Paired measurements of everything.")] = 5,

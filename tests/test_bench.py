@@ -45,7 +45,8 @@ def test_store_is_one_that_training_reads(store):
 @pytest.mark.parametrize("sparse", [True, False])
 def test_hand_written_loop_does_the_work_of_the_engine(store, tmp_path, sparse):
     """Equal weights after the same steps, with either optimiser, so the ratio is one of equal work."""
-    from odist.benchmarks.criteo import Engine, HandLoop, batches_of, make_config
+    from odist.benchmarks.criteo import HandLoop, make_config
+    from odist.benchmarks.engine import Engine, batches_of
     from odist.wiring import build_task, set_up_torch
 
     config = make_config(store, batch=50, hidden=(8, 4))
@@ -69,7 +70,8 @@ def test_hand_written_loop_does_the_work_of_the_engine(store, tmp_path, sparse):
 
 @pytest.mark.parametrize("lookahead", [1, 8])
 def test_codistilling_engine_hears_its_teacher_in_every_timed_step(store, tmp_path, lookahead):
-    from odist.benchmarks.criteo import Engine, make_config
+    from odist.benchmarks.criteo import make_config
+    from odist.benchmarks.engine import Engine
     from odist.wiring import set_up_torch
 
     config = make_config(store, batch=50, hidden=(8, 4), num_groups=2, peers=True, interval=8, lookahead=lookahead)
@@ -234,6 +236,96 @@ def test_bare_sentencepiece_encodes_what_the_stage_encodes(tmp_path):
     assert counts["duplicates"] == 0
 
 
+def images_size() -> Any:
+    from odist.benchmarks.images import Size
+
+    return Size(photographs=3, height=90, width=120, crop=32, rows=64, batch=4, interval=3)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_images_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeypatch, installed):
+    from odist.benchmarks.images import measure
+
+    if installed:
+        pytest.importorskip("simplejpeg", reason="simplejpeg is not installed")
+        pytest.importorskip("cv2", reason="OpenCV is not installed")
+    else:
+        monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    said: list[str] = []
+    rows = measure(rounds=2, say=said.append, size=images_size())
+    decoding = ["decode_web", "decode_imagenet", "decode_short"] if installed else []
+    assert [row.name for row in rows] == [
+        *decoding, "channels_last", "bf16_channels_last", "bf16", "trainer", "codistillation"]  # fmt: skip
+    assert any("decoding: left out" in text and "odist[images]" in text for text in said) is not installed
+    assert [row.goal for row in rows if row.at_least] == [*(2.0 for _ in decoding), 1.6]
+    for row in rows:
+        assert len(row.ratios) == 2
+        assert min(row.ratios) > 0
+        assert len(row.examples_per_second) == 2
+    assert list(tmp_path.glob("odist-bench-*")) == []  # torch may make a folder of its own
+
+
+def test_photographs_are_the_same_images_in_every_kind(tmp_path):
+    from PIL import Image, JpegImagePlugin
+
+    from odist.benchmarks.images import Size, write_photographs
+
+    write_photographs(tmp_path, Size(photographs=2))
+    for number in range(2):
+        web, imagenet = (Image.open(tmp_path / kind / "class" / f"{number}.jpg") for kind in ("web", "imagenet"))
+        assert web.size == imagenet.size == (500, 375)
+        assert (JpegImagePlugin.get_sampling(web), JpegImagePlugin.get_sampling(imagenet)) == (2, 0)
+        assert np.abs(np.asarray(web, dtype=float) - np.asarray(imagenet)).mean() < 5
+        for kind, low, high in (("web", 30_000, 110_000), ("imagenet", 80_000, 200_000)):
+            assert low < (tmp_path / kind / "class" / f"{number}.jpg").stat().st_size < high
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_hand_written_loop_of_images_does_the_work_of_the_engine(tmp_path, channels_last):
+    from odist.benchmarks.engine import Engine, batches_of
+    from odist.benchmarks.images import HandLoop, make_config, write_store
+    from odist.wiring import build_task, set_up_torch
+
+    write_store(tmp_path / "store", rows=40)
+    config = make_config(tmp_path / "store", batch=8, interval=4, channels_last=channels_last)
+    set_up_torch(config)
+    task = build_task(config)
+    _, batches = batches_of(config, task, start=3, steps=6)
+    hand = HandLoop(config, task, batches)
+    start = [parameter.detach().clone() for parameter in hand.model.parameters()]
+    engine = Engine(tmp_path / "run", config, start=3)
+    try:
+        hand.train(6)
+        engine.train(6)
+    finally:
+        engine.close()
+    trained = list(engine.trainers[0].model.parameters())
+    for left, right, before in zip(hand.model.parameters(), trained, start, strict=True):
+        assert not torch.equal(left, before)
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5)
+
+
+def test_codistilling_engine_of_images_hears_its_teacher_in_every_timed_step(tmp_path):
+    from odist.benchmarks.engine import Engine
+    from odist.benchmarks.images import make_config, write_store
+    from odist.wiring import set_up_torch
+
+    write_store(tmp_path / "store", rows=40)
+    config = make_config(tmp_path / "store", batch=8, interval=2, peers=True)
+    set_up_torch(config)
+    engine = Engine(tmp_path / "run", config, start=0)
+    engine.offer(steps=8)
+    try:
+        engine.train(2)  # the warm-up: up to the first reload
+        engine.train(5)
+    finally:
+        engine.close()
+    rows = engine.run.metrics(kind="train").set_index("step")
+    assert rows["distill_loss"].isna().tolist() == [True, False, False]
+    assert rows["teacher_age_steps"][[4, 6]].tolist() == [1, 1]
+
+
 def test_a_process_that_ends_is_an_error_with_its_last_words(store, tmp_path):
     from odist.benchmarks.criteo import make_config
     from odist.benchmarks.replica import Replicas
@@ -268,10 +360,11 @@ def test_page_shows_numbers_goals_hardware_and_command():
 
 
 def test_page_says_what_the_suite_measures():
-    quick, lm = bench.markdown(make_result()), bench.markdown(make_result("lm"))
+    quick, lm, images = (bench.markdown(make_result(suite)) for suite in ("quick", "lm", "images"))
     assert "Criteo" in quick
     assert "Criteo" not in lm
     assert "language model" in lm
+    assert "ResNet-8" in images
     assert "paired within each of 3 interleaved rounds" in lm
 
 

@@ -13,17 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from odist.benchmarks.criteo import (
-    BUCKETS,
-    HIDDEN,
-    ROWS,
-    Engine,
-    Fetch,
-    HandLoop,
-    batches_of,
-    make_config,
-    write_store,
-)
+from odist.benchmarks.criteo import BUCKETS, HIDDEN, ROWS, Fetch, HandLoop, make_config, write_store
+from odist.benchmarks.engine import Engine, batches_of
 from odist.benchmarks.replica import Replicas
 from odist.benchmarks.rounds import Arm, Row, compare, interleave
 from odist.data.rows import RowStore

@@ -21,7 +21,7 @@ CONFIG = "replicas.yaml"
 
 def serve(folder: Path, *, group: int) -> None:
     """Train the configuration that lies in `folder` when told to."""
-    from odist.benchmarks.criteo import Engine
+    from odist.benchmarks.engine import Engine
     from odist.config_read import load
     from odist.wiring import set_up_torch
 
