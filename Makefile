@@ -41,9 +41,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-## Table 1 of the paper: synthetic rows, and real ones where CRITEO names a train.txt
+## Table 1 of the paper: synthetic rows, and real ones where CRITEO names a train.txt. Values seen fewer than four times
+## become one rare value: recipes/criteo_table1.md
 data/criteo/store.json: $(READY)
-	@if [ -f "$(CRITEO)" ]; then $(BIN)/odist prepare criteo --input "$(CRITEO)" --output data/criteo; \
+	@if [ -f "$(CRITEO)" ]; then $(BIN)/odist prepare criteo --input "$(CRITEO)" --output data/criteo --min-count 4; \
 	else echo "no Criteo rows at CRITEO=$(CRITEO): the real half of the table is left out"; fi
 
 reproduce-criteo: $(READY) data/criteo/store.json
