@@ -29,6 +29,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def assert_trained_alike(hand: Any, engine: Any, *, steps: int, rtol: float, atol: float) -> None:
+    """Train both for `steps` steps from equal weights: they move, and end equal."""
+    start = [parameter.detach().clone() for parameter in hand.model.parameters()]
+    try:
+        hand.train(steps)
+        engine.train(steps)
+    finally:
+        engine.close()
+    trained = list(engine.trainers[0].model.parameters())
+    for left, right, before in zip(hand.model.parameters(), trained, start, strict=True):
+        assert not torch.equal(left, before)
+        torch.testing.assert_close(left, right, rtol=rtol, atol=atol)
+
+
 def test_store_is_one_that_training_reads(store):
     from odist.benchmarks.criteo import make_config
     from odist.wiring import build_task
@@ -54,17 +68,8 @@ def test_hand_written_loop_does_the_work_of_the_engine(store, tmp_path, sparse):
     task = build_task(config)
     _, batches = batches_of(config, task, start=5, steps=10)
     hand = HandLoop(config, task, batches, sparse=sparse)
-    start = [parameter.detach().clone() for parameter in hand.model.parameters()]
     engine = Engine(tmp_path / "run", config, start=5)
-    try:
-        hand.train(10)
-        engine.train(10)
-    finally:
-        engine.close()
-    trained = list(engine.trainers[0].model.parameters())
-    for left, right, before in zip(hand.model.parameters(), trained, start, strict=True):
-        assert not torch.equal(left, before)
-        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+    assert_trained_alike(hand, engine, steps=10, rtol=1e-4, atol=1e-6)
     assert engine.run.status["step"] >= 14
 
 
@@ -293,17 +298,8 @@ def test_hand_written_loop_of_images_does_the_work_of_the_engine(tmp_path, chann
     task = build_task(config)
     _, batches = batches_of(config, task, start=3, steps=6)
     hand = HandLoop(config, task, batches)
-    start = [parameter.detach().clone() for parameter in hand.model.parameters()]
     engine = Engine(tmp_path / "run", config, start=3)
-    try:
-        hand.train(6)
-        engine.train(6)
-    finally:
-        engine.close()
-    trained = list(engine.trainers[0].model.parameters())
-    for left, right, before in zip(hand.model.parameters(), trained, start, strict=True):
-        assert not torch.equal(left, before)
-        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5)
+    assert_trained_alike(hand, engine, steps=6, rtol=1e-3, atol=1e-5)
 
 
 def test_codistilling_engine_of_images_hears_its_teacher_in_every_timed_step(tmp_path):
