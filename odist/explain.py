@@ -54,8 +54,6 @@ def _missing_choice(error: BaseException) -> str:
     options = [option for option in getattr(error, "options", None) or [] if not option.endswith("_schema")]
     if group == "preset":
         return f"There is no preset for task-data-scale = {name}. {choose(name, options)}"
-    if group == "size":
-        return f"There are no layer sizes for model-data-scale = {name}. {choose(name, options)}"
     if group == "model" and (match := DEEP.match(name)):
         return f"{group}={name}: the depth is a key of its own. Type model=resnet model.depth={match['depth']}"
     if group.startswith("hydra/"):

@@ -81,6 +81,7 @@ def needed(tmp_path: Path, store: Path, overrides: list[str]) -> list[str]:
 
 
 TASK_OF = {model: task for task, models in MODELS_OF_TASKS.items() for model in models}
+TASK_OF["resnet50"] = "imagenet"  # a file of its own for a network that `resnet` also gives
 
 
 def selection(path: Path) -> list[str]:

@@ -444,6 +444,12 @@ def test_codistillation_equals_a_plain_loop(train) -> None:
             assert torch.equal(value, trained.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("scale", ["smoke", "small", "medium", "paper"])
+def test_resnet50_is_one_at_every_scale(scale: str) -> None:
+    model = make_config("task=imagenet", "model=resnet50", f"scale={scale}").model
+    assert (model.name, model.depth) == ("resnet", 50)
+
+
 ALGORITHMS = {
     "sync": ["workers=4", "train.batch=2"],
     "sync-lars": ["workers=2", "train.batch=4", "optim=lars", "optim.clip_norm=1.0", "model.channels_last=true"],
