@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet golden clean
+.PHONY: demo test check format reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet golden compare clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -89,6 +89,10 @@ tune-imagenet: $(IMAGES)
 ## Rewrite the golden loss traces after a change that was meant
 golden: $(READY)
 	ODIST_GOLDEN=write $(BIN)/python -m pytest -q tests/test_golden.py
+
+## Whether the golden runs have the same weights, bit for bit, as at another commit: make compare REV=v0.1.0
+compare: $(READY)
+	$(BIN)/python tests/compare_revisions.py $(REV)
 
 clean:
 	rm -rf $(VENV) build dist runs data .pytest_cache .mypy_cache .ruff_cache
