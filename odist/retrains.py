@@ -16,13 +16,13 @@ import numpy as np
 from odist.churn import ChurnResult, built_in_slices, churn
 from odist.errors import UserError
 from odist.run import Run
+from odist.systems import system_differences
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PROBABILITY_COLUMNS = ("prediction", "probability", "p", "score")
 TARGET_COLUMNS = ("target", "label")
-NOT_THE_SYSTEM = ("seed", "run", "launch", "data.path")  # keys in which retrains of one system may differ
 
 
 @dataclass(frozen=True)
@@ -219,20 +219,9 @@ def _distinct_names(retrains: list[Retrain]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(retrain.path) for retrain in retrains]
 
 
-def flat_keys(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration as dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= flat_keys(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
 def doubts(retrains: list[Retrain]) -> list[str]:
     """What speaks against reading these runs as retrains of one system, one sentence each."""
-    configs = [flat_keys(retrain.config or {}) for retrain in retrains]
+    configs = [retrain.config or {} for retrain in retrains]
     if len(configs) < 2:
         return []
     notes = []
@@ -241,20 +230,15 @@ def doubts(retrains: list[Retrain]) -> list[str]:
         by_seed.setdefault(config.get("seed"), []).append(retrain.name)
     for seed, names in by_seed.items():
         if len(names) > 1:
-            notes.append(f"Same seed ({seed}): {', '.join(names)}. The same seed trained again is no retrain; "
+            notes.append(f"Same seed ({seed}): {', '.join(names)}. Training the same seed again is not a retrain: "
                          "its churn is 0 by construction.")  # fmt: skip
-    keys = sorted({key for config in configs for key in config})
-    differing = [
-        key
-        for key in keys
-        if not any(key == prefix or key.startswith(f"{prefix}.") for prefix in NOT_THE_SYSTEM)
-        and len({repr(config.get(key)) for config in configs}) > 1
-    ]
-    if "data.seed" in differing:
-        notes.append("data.seed differs: the churn includes that of the training data, not of retraining alone.")
-        differing.remove("data.seed")
+    differing = system_differences(configs)
+    if differing.pop("data.seed", None):
+        notes.append("data.seed differs, so this churn includes the effect of other training data.")
     if differing:
-        shown = [f"{key} ({', '.join(sorted({str(c.get(key)) for c in configs}))})" for key in differing[:5]]
+        shown = [f"{key} ({', '.join(dict.fromkeys(map(str, values)))})" for key, values in list(differing.items())[:5]]
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-        notes.append(f"The runs differ beyond the seed, so this is not churn of one system: {'; '.join(shown)}{more}.")
+        notes.append(
+            f"The runs differ in more than their seed, so they are not retrains of one system: {'; '.join(shown)}{more}."
+        )
     return notes

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy import stats
 from sklearn.metrics import log_loss
 
@@ -140,6 +141,19 @@ def test_doubts_are_noted(tmp_path: Path) -> None:
     assert "data.seed" in data
     assert "optim.lr (0.02, 0.5)" in beyond
     assert "run.dir" not in beyond
+
+
+def test_runs_that_were_only_computed_or_watched_in_another_way_raise_no_doubt(tmp_path: Path) -> None:
+    (a, b), targets = retrains(2)
+    make_run(tmp_path / "a", a, targets, seed=1)
+    make_run(tmp_path / "b", b, targets, seed=2)
+    watched = {"prefetch": 0, "log_every": 500, "checkpoint_every": 100}
+    for name, how in (("a", {}), ("b", {"exchange": {"name": "store"}, "launch": {"name": "local"}, "train": watched})):
+        path = tmp_path / name / "config.yaml"
+        config = {"algorithm": {"teacher": "peers"}, "exchange": {"name": "memory", "timing": "lockstep"}}
+        path.write_text(json.dumps(yaml.safe_load(path.read_text()) | config | how))
+    notes = compare_retrains([tmp_path / "a", tmp_path / "b"]).notes
+    assert [note for note in notes if "differ" in note] == []
 
 
 def test_other_rows_the_same_run_and_a_single_run_are_refused(tmp_path: Path) -> None:

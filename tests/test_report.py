@@ -421,7 +421,7 @@ def test_systems_of_one_algorithm_are_told_apart(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, seed=1, noise=0.3) for name in ("a", "b")]
     text = (runs[1].path / "config.yaml").read_text()
     (runs[1].path / "config.yaml").write_text(text.replace("scale: small", "scale: small\nworkers: 4"))
-    assert list(systems_of(runs)) == ["sync, workers=None", "sync, workers=4"]
+    assert list(systems_of(runs)) == ["sync, workers=1", "sync, workers=4"]
 
 
 def test_numbers_are_written_to_the_precision_of_their_interval() -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from odist.errors import UserError
 from odist.report import style
 from odist.report.quantities import axis_label, higher_is_better
-from odist.retrains import NOT_THE_SYSTEM, compare_retrains, flat_keys
+from odist.retrains import compare_retrains
 from odist.run import Run
+from odist.systems import system_differences, system_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,23 +45,18 @@ def systems_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
     settings: list[dict[str, Any]] = []
     members: list[list[Run]] = []
     for run in runs:
-        flat = {
-            key: value
-            for key, value in flat_keys(run.config).items()
-            if not any(key == prefix or key.startswith(f"{prefix}.") for prefix in NOT_THE_SYSTEM)
-        }
-        if flat in settings:
-            members[settings.index(flat)].append(run)
+        system = system_of(run.config)
+        if system in settings:
+            members[settings.index(system)].append(run)
         else:
-            settings.append(flat)
+            settings.append(system)
             members.append([run])
-    names = [str(flat.get("algorithm.name", runs[0].name)) for flat in settings]
+    names = [str(system.get("algorithm.name", runs[0].name)) for system in settings]
     labels = []
-    for flat, name in zip(settings, names, strict=True):
-        rivals = [other for other, its in zip(settings, names, strict=True) if its == name]
-        keys = sorted({key for rival in rivals for key in rival})
-        differing = [key for key in keys if len({repr(rival.get(key)) for rival in rivals}) > 1]
-        labels.append(", ".join([name, *(f"{key}={flat.get(key)}" for key in differing[:3])]))
+    for system, its, name in zip(settings, members, names, strict=True):
+        rivals = [other[0].config for other, its_name in zip(members, names, strict=True) if its_name == name]
+        differing = list(system_differences([its[0].config, *rivals]))
+        labels.append(", ".join([name, *(f"{key}={system.get(key)}" for key in differing[:3])]))
     return {
         label if labels.count(label) == 1 else f"{label} ({index + 1})": its
         for index, (label, its) in enumerate(zip(labels, members, strict=True))
