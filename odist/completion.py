@@ -6,11 +6,9 @@ Reads file names of conf/ and the schema; imports no Hydra, so that a tab answer
 from __future__ import annotations
 
 import os
-import typing
 from pathlib import Path
 
-from odist.config import VARIANTS, Config
-from odist.config_read import known_keys
+from odist.config_read import known_keys, schema_keys
 
 GROUPS = ("task", "algorithm", "data", "scale", "model", "optim", "exchange", "launch")  # those a user chooses from
 
@@ -63,25 +61,15 @@ def candidates(typed: str, *, conf: Path) -> list[str]:
 
 def choices(key: str, *, conf: Path) -> list[str]:
     """What may follow `key=`, where that is a list."""
-    from odist.validate import CHOICES, REGISTERED
+    name = key.lstrip("+~")
+    if (conf / name).is_dir() and name in GROUPS:
+        return sorted(path.stem for path in (conf / name).glob("*.yaml"))
+    for found in schema_keys():
+        if found.name != name:
+            continue
+        if found.key.parts is not None:
+            from odist import registry
 
-    key = key.lstrip("+~")
-    if (conf / key).is_dir() and key in GROUPS:
-        return sorted(path.stem for path in (conf / key).glob("*.yaml"))
-    if key in CHOICES:
-        return [str(choice) for choice in CHOICES[key]]
-    if key in REGISTERED:
-        from odist import registry
-
-        return list(registry.names(REGISTERED[key]))
-    return ["true", "false"] if _kind(key) is bool else []
-
-
-def _kind(key: str) -> object:
-    """The type of a dotted key; None if there is no such key."""
-    kinds: list[typing.Any] = [Config]
-    for name in key.split("."):
-        hints = [typing.get_type_hints(kind).get(name) for kind in kinds if isinstance(kind, type)]
-        kinds = [hint for hint in hints if hint is not None]
-        kinds = [variant for kind in kinds for variant in VARIANTS.get(kind, {"": kind}).values()]
-    return kinds[0] if kinds else None
+            return list(registry.names(found.key.parts))
+        return ["true", "false"] if found.kind is bool else [str(choice) for choice in found.key.choices]
+    return []

@@ -1,8 +1,8 @@
 """The typed schema of a run, and the hash that names one.
 
-Every key that a user may set is a field here, with its unit in the comment beside it. Reading a configuration
-against this schema is left to odist.config_read, what a key *does* to the part that reads it, which values make
-sense together to odist.validate.
+Every key that a user may set is a field here, one line each: default, meaning, choices or range, unit
+(odist.config_key). Reading a configuration against this schema is left to odist.config_read, what a
+key *does* to the part that reads it, which values make sense together to odist.validate.
 """
 
 from __future__ import annotations
@@ -11,238 +11,271 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-MISSING: Any = "???"  # OmegaConf's own mark, written out so that workers need no OmegaConf
+from odist.config_key import BELOW_ONE, MISSING, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, key
 
 
 @dataclass
 class TaskConfig:
-    name: str = MISSING  # registry name, odist.tasks
+    name: str = key(MISSING, "registry name", parts="tasks")
 
 
 @dataclass
 class SyntheticConfig:
     """The generator behind `task=criteo data=synthetic`."""
 
-    rows: int = 384_000  # training rows of one pass, per disjoint stream
-    validation_rows: int = 65_536
-    vocabulary: int = 2_000  # distinct values of the largest categorical column
-    zipf: float = 1.1  # exponent of the value frequencies
-    missing: float = 0.15  # mean probability that a cell is missing
-    interactions: int = 24  # pairs of columns whose joint value shifts the logit
-    signal: float = 1.5  # standard deviation of the logit around the base rate
+    rows: int = key(384_000, "training rows of one pass, per disjoint stream", bounds=POSITIVE)
+    validation_rows: int = key(65_536, "rows of the validation part", bounds=POSITIVE)
+    vocabulary: int = key(2_000, "distinct values of the largest categorical column", bounds=POSITIVE)
+    zipf: float = key(1.1, "exponent of the value frequencies", bounds=NOT_NEGATIVE)
+    missing: float = key(0.15, "mean probability that a cell is missing", bounds=SHARE)
+    interactions: int = key(24, "pairs of columns whose joint value shifts the logit", bounds=NOT_NEGATIVE)
+    signal: float = key(1.5, "standard deviation of the logit around the base rate", bounds=NOT_NEGATIVE)
 
 
 @dataclass
 class CriteoConfig(TaskConfig):
-    name: str = "criteo"
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    name: str = key("criteo", "registry name", parts="tasks")
+    synthetic: SyntheticConfig = key(SyntheticConfig(), "the generator of data=synthetic")
 
 
 @dataclass
 class SyntheticTextConfig:
     """The generator behind `task=lm data=synthetic`."""
 
-    rows: int = 384_000  # training sequences of one pass, per disjoint stream
-    validation_rows: int = 4_096
-    vocabulary: int = 2_000  # tokens: end of document, topics, names and words
-    topics: int = 16  # each with its own order of the word frequencies
-    names: int = 64  # a document repeats the one that it begins with
-    document_length: int = 256  # mean number of tokens
-    zipf: float = 1.1  # exponent of the word frequencies
-    followers: int = 8  # words that may follow a word as a set phrase
-    phrase: float = 0.45  # probability that a token continues a phrase
-    recall: float = 0.05  # probability that a token is the document's name
+    rows: int = key(384_000, "training sequences of one pass, per disjoint stream", bounds=POSITIVE)
+    validation_rows: int = key(4_096, "sequences of the validation part", bounds=POSITIVE)
+    vocabulary: int = key(2_000, "tokens: end of document, topics, names and words", bounds=POSITIVE)
+    topics: int = key(16, "topics, each with its own order of the word frequencies", bounds=POSITIVE)
+    names: int = key(64, "names; a document repeats the one that it begins with", bounds=POSITIVE)
+    document_length: int = key(256, "mean number of tokens of a document", bounds=Bounds(4))
+    zipf: float = key(1.1, "exponent of the word frequencies", bounds=NOT_NEGATIVE)
+    followers: int = key(8, "words that may follow a word as a set phrase", bounds=POSITIVE)
+    phrase: float = key(0.45, "probability that a token continues a phrase", bounds=SHARE)
+    recall: float = key(0.05, "probability that a token is the document's name", bounds=SHARE)
 
 
 @dataclass
 class LanguageConfig(TaskConfig):
-    name: str = "lm"
-    unroll: int = 32  # tokens of one example: of backpropagation through time, of a Transformer's context
-    synthetic: SyntheticTextConfig = field(default_factory=SyntheticTextConfig)
+    name: str = key("lm", "registry name", parts="tasks")
+    unroll: int = key(32, "tokens of an example, a Transformer's context", bounds=POSITIVE)
+    synthetic: SyntheticTextConfig = key(SyntheticTextConfig(), "the generator of data=synthetic")
 
 
 @dataclass
 class SyntheticImagesConfig:
     """The generator behind `task=imagenet data=synthetic`."""
 
-    rows: int = 51_200  # training images of one pass, per disjoint stream
-    validation_rows: int = 4_096
-    contrast: float = 0.5  # how far the two colours of a texture lie apart at most, 1: black and white
-    noise: float = 0.15  # standard deviation of each pixel, where 1 is the range of colours
+    rows: int = key(51_200, "training images of one pass, per disjoint stream", bounds=POSITIVE)
+    validation_rows: int = key(4_096, "images of the validation part", bounds=POSITIVE)
+    contrast: float = key(0.5, "largest difference of a texture's two colours; 1: black and white", bounds=SHARE)
+    noise: float = key(0.15, "standard deviation of each pixel, where 1 is the range of colours", bounds=NOT_NEGATIVE)
 
 
 JPEG_SIZE = 224  # pixels a side, where `task.size` says nothing
+CROPS = {
+    "auto": "shifted for decoded images, resized for JPEG",
+    "resized": "random area and aspect, flips",
+    "shifted": "random shift and flips, decoded stores only",
+    "none": "as in evaluation, without flips",
+}
+DECODERS = {"auto": "fast where it is installed", "fast": "needs odist[images]", "pillow": "slower"}
 
 
 @dataclass
 class ImageNetConfig(TaskConfig):
-    name: str = "imagenet"
-    size: int | None = None  # pixels a side; null: as a decoded store has them, 224 of JPEG, 32 of synthetic images
-    # Of training images: resized | shifted (decoded stores only) | auto: shifted for decoded, resized for JPEG | none: as
-    # in evaluation, without flips
-    crop: str = "auto"
-    decoder: str = "auto"  # of JPEG: fast (odist[images]) | pillow | auto: fast where it is installed
-    threads: int = 1  # threads that decode and crop; no part of the bits
-    synthetic: SyntheticImagesConfig = field(default_factory=SyntheticImagesConfig)
+    name: str = key("imagenet", "registry name", parts="tasks")
+    size: int | None = key(None, "pixels a side; null: as stored, of JPEG 224, synthetic 32", bounds=Bounds(8))
+    crop: str = key("auto", "how training images are cropped", choices=CROPS)
+    decoder: str = key("auto", "reads JPEG", choices=DECODERS)
+    threads: int = key(1, "threads that decode and crop; the results do not depend on it", bounds=POSITIVE)
+    synthetic: SyntheticImagesConfig = key(SyntheticImagesConfig(), "the generator of data=synthetic")
+
+
+PARTITIONS = {
+    "same": "all rows, each group in its own order",
+    "identical": "all rows in one order",
+    "disjoint": "each group its own part",
+}
+HOLDOUTS = {"validation": "the validation part", "tuning": "other rows, for choosing settings"}
 
 
 @dataclass
 class DataConfig:
-    name: str = MISSING  # synthetic | prepared
-    path: str | None = None  # folder made by `odist prepare`
-    seed: int = 0  # generator, training rows, partition; never the order
-    partition: str = "same"  # same: all rows, each group in its order | identical: in one order | disjoint: its part
-    parts: int | None = None  # disjoint: number of parts; null: one per group
-    max_rows: int | None = None  # use only the first so many training rows
-    holdout: str = "validation"  # what is evaluated: validation | tuning (other rows, for choosing settings)
+    name: str = key(MISSING, "where rows come from", choices=("synthetic", "prepared"))
+    path: str | None = key(None, "folder made by `odist prepare`, for data=prepared")
+    seed: int = key(0, "of generator, training rows and partition, not of the order", bounds=NOT_NEGATIVE)
+    partition: str = key("same", "which training rows a group reads", choices=PARTITIONS)
+    parts: int | None = key(None, "number of parts of data.partition=disjoint; null: one per group", bounds=POSITIVE)
+    max_rows: int | None = key(None, "use only the first so many training rows; null: all", bounds=POSITIVE)
+    holdout: str = key("validation", "what is evaluated", choices=HOLDOUTS)
 
 
 @dataclass
 class ModelConfig:
-    name: str = MISSING  # registry name, odist.models
-    dropout: float = 0.0
+    name: str = key(MISSING, "registry name", parts="models")
+    dropout: float = key(0.0, "probability that an activation is dropped", bounds=BELOW_ONE)
 
 
 @dataclass
 class MLPConfig(ModelConfig):
-    name: str = "mlp"
-    embedding_dim: int = 16
-    embedding_std: float = 0.05  # standard deviation of the embeddings' start
-    hidden: list[int] = field(default_factory=lambda: [2560, 1024, 256])
+    name: str = key("mlp", "registry name", parts="models")
+    embedding_dim: int = key(16, "columns of an embedding table", bounds=POSITIVE)
+    embedding_std: float = key(0.05, "standard deviation of the initial embeddings", bounds=NOT_NEGATIVE)
+    hidden: list[int] = key([2560, 1024, 256], "units of each hidden layer", bounds=POSITIVE)
 
 
 @dataclass
 class LSTMConfig(ModelConfig):
-    name: str = "lstm"
-    embedding_dim: int = 256
-    hidden: list[int] = field(default_factory=lambda: [1024, 1024])  # units of each layer
+    name: str = key("lstm", "registry name", parts="models")
+    embedding_dim: int = key(256, "columns of the embedding table", bounds=POSITIVE)
+    hidden: list[int] = key([1024, 1024], "units of each layer", bounds=POSITIVE)
 
 
 @dataclass
 class TransformerConfig(ModelConfig):
-    name: str = "transformer"
-    layers: int = 6
-    width: int = 512
-    heads: int = 8
-    tied: bool = True  # whether the softmax uses the embedding's weights
+    name: str = key("transformer", "registry name", parts="models")
+    layers: int = key(6, "blocks of attention and feed-forward layers", bounds=POSITIVE)
+    width: int = key(512, "size of the hidden states", bounds=POSITIVE)
+    heads: int = key(8, "attention heads of a block", bounds=POSITIVE)
+    tied: bool = key(True, "whether the softmax uses the embedding's weights")
 
 
 @dataclass
 class ResNetConfig(ModelConfig):
-    name: str = "resnet"
-    depth: int = 50  # 18 | 50 | for images of 32 pixels: 8 | 20
-    channels_last: bool = False  # memory format of weights and images
-    bf16: bool = False  # convolutions and matrix products in bfloat16; weights, batch norms and losses in float32
-    compile: bool = False  # by torch.compile
+    name: str = key("resnet", "registry name", parts="models")
+    depth: int = key(50, "layers; 8 and 20 are for images of 32 pixels", choices=(8, 18, 20, 50))
+    channels_last: bool = key(False, "memory format of weights and images")
+    bf16: bool = key(False, "convolutions and products in bfloat16; weights, batch norms and losses stay float32")
+    compile: bool = key(False, "compile the network with torch.compile")
 
 
 @dataclass
 class OptimConfig:
-    name: str = MISSING  # adagrad | sgd | adam | adamw | lars
-    lr: float = MISSING
-    lr_per: int | None = None  # examples a step that `lr` is meant for: more of them scale it up; null: no scaling
-    momentum: float = 0.0  # sgd, lars
-    nesterov: bool = False  # sgd, lars
-    trust: float = 0.001  # lars: step of a layer as a share of its weights' norm, at lr 1
-    beta1: float = 0.9  # adam, adamw
-    beta2: float = 0.999  # adam, adamw
-    eps: float = 1e-8  # adam, adamw, adagrad
-    initial_accumulator: float = 0.0  # adagrad
-    weight_decay: float = 0.0
-    weight_decays: list[float] = field(default_factory=list)  # after each milestone of `steps`; empty: as at the start
-    decay_vectors: bool = True  # weight decay of parameters with one dimension too: biases and gains of norms
-    sparse: bool = True  # sparse gradients for embedding tables (adagrad and plain sgd, no weight decay)
-    clip_norm: float | None = None  # largest gradient norm over all parameters
-    schedule: str = "constant"  # constant | cosine | steps
-    warmup: int = 0  # examples of linear warm-up
-    warmup_share: float = 0.0  # ... or as a share of the run
-    warmup_from: float = 0.0  # learning rate at which the warm-up begins
-    milestones: list[int] = field(default_factory=list)  # examples at which `steps` multiplies by `decay`
-    milestone_shares: list[float] = field(default_factory=list)  # ... or as shares of the run
-    decay: float = 0.1
-    final_fraction: float = 0.0  # of the learning rate at the end of `cosine`
+    name: str = key(MISSING, "optimiser", choices=("adagrad", "sgd", "adam", "adamw", "lars"))
+    lr: float = key(MISSING, "learning rate", bounds=POSITIVE)
+    lr_per: int | None = key(
+        None, "examples a step that optim.lr is for, more scale it up; null: no scaling", bounds=POSITIVE
+    )
+    momentum: float = key(0.0, "of sgd and lars", bounds=BELOW_ONE)
+    nesterov: bool = key(False, "Nesterov's momentum, of sgd and lars")
+    trust: float = key(0.001, "lars: step of a layer as a share of its weights' norm, at lr 1", bounds=POSITIVE)
+    beta1: float = key(0.9, "adam, adamw: decay of the mean gradient", bounds=BELOW_ONE)
+    beta2: float = key(0.999, "adam, adamw: decay of the mean squared gradient", bounds=BELOW_ONE)
+    eps: float = key(1e-8, "adam, adamw, adagrad: added to the denominator", bounds=POSITIVE)
+    initial_accumulator: float = key(0.0, "adagrad: start of the sum of squared gradients", bounds=NOT_NEGATIVE)
+    weight_decay: float = key(0.0, "pull of the weights towards 0", bounds=NOT_NEGATIVE)
+    weight_decays: list[float] = key([], "after each milestone of `steps`; empty: as at the start", bounds=NOT_NEGATIVE)
+    decay_vectors: bool = key(True, "weight decay of biases and gains of norms too")
+    sparse: bool = key(True, "sparse gradients for embedding tables (adagrad and plain sgd, no weight decay)")
+    clip_norm: float | None = key(None, "largest gradient norm over all parameters; null: no clipping", bounds=POSITIVE)
+    schedule: str = key("constant", "learning rate after the warm-up", choices=("constant", "cosine", "steps"))
+    warmup: int = key(0, "linear warm-up", bounds=NOT_NEGATIVE, unit="examples")
+    warmup_share: float = key(0.0, "... or as a share of the run", bounds=SHARE)
+    warmup_from: float = key(0.0, "learning rate at which the warm-up begins", bounds=NOT_NEGATIVE)
+    milestones: list[int] = key([], "when `steps` multiplies by optim.decay", bounds=POSITIVE, unit="examples")
+    milestone_shares: list[float] = key([], "... or as shares of the run", bounds=SHARE)
+    decay: float = key(0.1, "factor of the learning rate at each milestone of `steps`", bounds=POSITIVE)
+    final_fraction: float = key(0.0, "learning rate at the end of `cosine`, as a share of optim.lr", bounds=SHARE)
+
+
+STRATEGIES = {
+    "allreduce": "one gradient over all",
+    "delayed": "gradients of older weights, as in asynchronous SGD",
+    "local_sgd": "own steps, then averages",
+}
+TEACHERS = {
+    "none": "labels only",
+    "constant": "one distribution for all rows",
+    "fixed": "finished runs",
+    "peers": "the other groups",
+}
+DISTILL_LOSSES = ("cross_entropy", "kl", "squared_logits")
+DISTRIBUTIONS = {"uniform": "equal shares", "unigram": "the label frequencies"}
 
 
 @dataclass
 class AlgorithmConfig:
-    name: str = MISSING
-    strategy: str = "allreduce"  # allreduce | delayed | local_sgd
-    teacher: str = "none"  # none | constant | fixed | peers
-    label_weight: float = 1.0
-    distill_weight: float = 1.0
-    distill_loss: str = "cross_entropy"  # cross_entropy | kl | squared_logits
-    average: str = "probabilities"  # how several teachers become one: probabilities | logits
-    burn_in: int = 0  # examples before the teacher is heard
-    distribution: str = "uniform"  # constant teacher: uniform | unigram
-    teachers: list[str] = field(default_factory=list)  # fixed teacher: finished run folders
-    delay: int | None = None  # delayed: updates between pull and push; null: workers - 1
-    average_every: int = MISSING  # local_sgd: examples between two averages of the workers
+    name: str = key(MISSING, "name of the row in conf/algorithm")
+    strategy: str = key("allreduce", "how a group's workers share weights", parts="strategies", choices=STRATEGIES)
+    teacher: str = key("none", "where soft targets come from", parts="teachers", choices=TEACHERS)
+    label_weight: float = key(1.0, "weight of the labels' loss", bounds=NOT_NEGATIVE)
+    distill_weight: float = key(1.0, "weight of the teacher's loss", bounds=NOT_NEGATIVE)
+    distill_loss: str = key("cross_entropy", "loss against the teacher's prediction", choices=DISTILL_LOSSES)
+    average: str = key("probabilities", "what is averaged over several teachers", choices=("probabilities", "logits"))
+    burn_in: int = key(0, "training before the teacher is heard", bounds=NOT_NEGATIVE, unit="examples")
+    distribution: str = key("uniform", "of the constant teacher", choices=DISTRIBUTIONS)
+    teachers: list[str] = key([], "folders of the finished runs that teach, for algorithm=distill")
+    delay: int | None = key(None, "delayed: updates between pull and push; null: workers - 1", bounds=NOT_NEGATIVE)
+    average_every: int = key(MISSING, "local_sgd: between averages of the workers", bounds=POSITIVE, unit="examples")
+
+
+TIMINGS = {"lockstep": "the agreed snapshot, the same bits every time", "freshest": "the newest there is"}
 
 
 @dataclass
 class ExchangeConfig:
-    name: str = MISSING  # memory | store
-    timing: str = "lockstep"  # lockstep: the agreed snapshot, equal bits | freshest: the newest there is
-    url: str | None = None  # store: folder or fsspec URL; null: exchange/ of the run folder
-    timeout: float = 600.0  # lockstep: seconds to wait for a peer before saving and giving up
-    poll: float = 1.0  # freshest: seconds between two looks into the store
-    keep: int = 3  # freshest: own snapshots kept in the store
-    interval: int = MISSING  # examples between two reloads of the teacher
-    lag: int = 0  # lockstep: the peer's snapshot of so many intervals ago
-    lookahead: int = 1  # steps whose batches the frozen teacher predicts in one pass
+    name: str = key(MISSING, "how groups see each other's weights", parts="exchange")
+    timing: str = key("lockstep", "which snapshot of a peer is used", choices=TIMINGS)
+    url: str | None = key(None, "store: folder or fsspec URL; null: exchange/ in the run folder")
+    timeout: float = key(600.0, "lockstep: wait for a peer before giving up, saved", bounds=POSITIVE, unit="seconds")
+    poll: float = key(1.0, "freshest: between two looks into the store", bounds=POSITIVE, unit="seconds")
+    keep: int = key(3, "freshest: own snapshots kept in the store", bounds=POSITIVE)
+    interval: int = key(MISSING, "between two reloads of the teacher", bounds=POSITIVE, unit="examples")
+    lag: int = key(0, "lockstep: use the peer's snapshot of so many intervals ago", bounds=NOT_NEGATIVE)
+    lookahead: int = key(1, "steps whose batches the frozen teacher predicts in one pass", bounds=POSITIVE)
 
 
 @dataclass
 class LaunchConfig:
-    name: str = MISSING  # inline | local
-    processes: int = 1  # local: processes that carry the virtual workers of one group
-    restarts: int = 3  # local: times a group's processes are started again after a crash
-    threads: int = 1  # torch threads of each process; part of the bits
-    device: str = "cpu"  # cpu | cuda
+    name: str = key(MISSING, "how processes are started", choices=("inline", "local"))
+    processes: int = key(1, "launch=local: processes that carry the virtual workers of one group", bounds=POSITIVE)
+    restarts: int = key(3, "launch=local: restarts of a group's processes after a crash", bounds=NOT_NEGATIVE)
+    threads: int = key(1, "torch threads of each process; the last bits depend on it", bounds=POSITIVE)
+    device: str = key("cpu", "where it computes", choices=("cpu", "cuda"))
 
 
 @dataclass
 class TrainConfig:
-    batch: int = MISSING  # examples per virtual worker and step
-    passes: float = 1.0  # horizon: passes over the training rows ...
-    max_examples: int | None = None  # ... or so many examples per group, whichever comes first
-    evaluate_every: int = 0  # examples; 0: only at the end
-    evaluate_batch: int = 4096  # examples of one forward in evaluations
-    evaluate_rows: int | None = None  # rows of the validation part for evaluations on the way; null: all
-    keep_evaluations: bool = False  # evaluations on the way keep their predictions, for the curve of an ensemble's mean
-    checkpoint_every: int = 0  # examples; 0: only at the end and on interruption
-    keep_checkpoints: int = 1
-    log_every: int = 0  # examples between two training rows in metrics.jsonl; 0: a hundred rows a run
-    prefetch: int = 2  # steps prepared ahead by threads
+    batch: int = key(MISSING, "examples per virtual worker and step", bounds=POSITIVE)
+    passes: float = key(1.0, "length of the run: passes over the training rows ...", bounds=POSITIVE)
+    max_examples: int | None = key(None, "... or so many per group; null: no limit", bounds=POSITIVE, unit="examples")
+    evaluate_every: int = key(0, "between two evaluations; 0: only at the end", bounds=NOT_NEGATIVE, unit="examples")
+    evaluate_batch: int = key(4096, "examples of one forward in evaluations", bounds=POSITIVE)
+    evaluate_rows: int | None = key(None, "validation rows of evaluations on the way; null: all", bounds=POSITIVE)
+    keep_evaluations: bool = key(False, "keep the predictions of every evaluation, for the curve of an ensemble's mean")
+    checkpoint_every: int = key(0, "between two checkpoints; 0: only at the end", bounds=NOT_NEGATIVE, unit="examples")
+    keep_checkpoints: int = key(1, "newest checkpoints that are kept", bounds=POSITIVE)
+    log_every: int = key(0, "between rows of metrics.jsonl; 0: a hundred rows", bounds=NOT_NEGATIVE, unit="examples")
+    prefetch: int = key(2, "steps prepared ahead by threads", bounds=NOT_NEGATIVE)
 
 
 @dataclass
 class RunConfig:
-    dir: str | None = None  # null: runs/<task>-<algorithm>-s<seed>-<hash>; with -m the parent folder
-    progress: bool = True
-    sinks: list[str] = field(default_factory=list)  # trackers that follow the run: tensorboard, wandb, mlflow
+    dir: str | None = key(None, "run folder; null: runs/ and an own name; with -m the folder of all runs")
+    progress: bool = key(True, "show bars on a terminal, lines elsewhere")
+    sinks: list[str] = key([], "trackers that follow the run: tensorboard, wandb, mlflow")
 
 
 @dataclass
 class Config:
     """One run, complete."""
 
-    seed: int = 0  # initialisation, order, dropout
-    num_groups: int = 1
-    workers: int = 1  # virtual data-parallel workers per group
-    scale: str = MISSING
-    task: TaskConfig = field(default_factory=TaskConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
-    exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = key(0, "of initialisation, order of rows and dropout", bounds=NOT_NEGATIVE)
+    num_groups: int = key(1, "groups, each with a model of its own", bounds=POSITIVE)
+    workers: int = key(1, "virtual data-parallel workers per group; each adds train.batch to a step", bounds=POSITIVE)
+    scale: str = key(MISSING, "sizes of data, model and run")
+    task: TaskConfig = key(TaskConfig(), "what is learnt")
+    data: DataConfig = key(DataConfig(), "where the rows come from")
+    model: ModelConfig = key(ModelConfig(), "the network")
+    optim: OptimConfig = key(OptimConfig(), "optimiser and learning rate")
+    algorithm: AlgorithmConfig = key(AlgorithmConfig(), "how it is learnt")
+    exchange: ExchangeConfig = key(ExchangeConfig(), "how groups see each other's weights")
+    launch: LaunchConfig = key(LaunchConfig(), "which processes do the work")
+    train: TrainConfig = key(TrainConfig(), "length, batch, evaluations and checkpoints")
+    run: RunConfig = key(RunConfig(), "run folder and what is shown; the results do not depend on it")
 
 
 # Schema of the `task` and of the `model` node by registry name; conf/task/<name>.yaml opens with

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from odist.config import MISSING, MODEL_CONFIGS, TASK_CONFIGS, VARIANTS, Config, TaskConfig, flatten, to_dict
+from odist.config import MODEL_CONFIGS, TASK_CONFIGS, VARIANTS, Config, TaskConfig, flatten, to_dict
+from odist.config_key import MISSING, Key, key_of
 from odist.errors import UserError
 from odist.suggest import choose, unknown_key
 
@@ -91,15 +93,39 @@ def _variant(kind: type, name: Any, key: str) -> Any:
     return VARIANTS[kind][name]
 
 
-def known_keys(kind: type = Config, *, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema; those of every task below `task`, of every model below `model`."""
-    keys = []
-    for name, hint in typing.get_type_hints(kind).items():
+@dataclass(frozen=True)
+class SchemaKey:
+    """A key of the schema: its dotted name, its type, and what odist.config says of it."""
+
+    name: str
+    kind: Any
+    key: Key
+
+
+def schema_keys(kind: Any = Config, *, prefix: str = "") -> Iterator[SchemaKey]:
+    """Every key of the schema; those of every task below `task`, of every model below `model`, some twice."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
         if hint in VARIANTS:
             for variant in VARIANTS[hint].values():
-                keys += known_keys(variant, prefix=f"{prefix}{name}.")
-        elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            keys += known_keys(hint, prefix=f"{prefix}{name}.")
+                yield from schema_keys(variant, prefix=f"{prefix}{field.name}.")
+        elif dataclasses.is_dataclass(hint):
+            yield from schema_keys(hint, prefix=f"{prefix}{field.name}.")
         else:
-            keys.append(prefix + name)
-    return list(dict.fromkeys(keys))
+            yield SchemaKey(prefix + field.name, hint, key_of(field))
+
+
+def known_keys(kind: Any = Config, *, prefix: str = "") -> list[str]:
+    """Dotted names of every key of the schema, each once."""
+    return list(dict.fromkeys(found.name for found in schema_keys(kind, prefix=prefix)))
+
+
+def described(config: Any, *, prefix: str = "") -> Iterator[tuple[str, Any, Key]]:
+    """Dotted name, value and description of every key of a typed configuration."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from described(value, prefix=f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value, key_of(field)

@@ -1,13 +1,12 @@
 """Which values of a configuration make sense, checked before a run folder is made.
 
-Types and names of keys are the schema's (odist.config); whether a part supports what it is asked for in
+Types, choices and ranges of single keys are the schema's (odist.config); whether a part supports what it is asked for in
 combination with another is said by that part when the run starts.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -21,115 +20,16 @@ from odist.config import (
     LSTMConfig,
     ResNetConfig,
     TransformerConfig,
-    flatten,
-    to_dict,
 )
+from odist.config_key import Key
+from odist.config_read import described
 from odist.errors import UserError
 from odist.run import Run
 from odist.suggest import choose
 
-CHOICES: dict[str, tuple[str | int, ...]] = {
-    "data.name": ("synthetic", "prepared"),
-    "data.partition": ("same", "identical", "disjoint"),
-    "data.holdout": ("validation", "tuning"),
-    "task.crop": ("auto", "resized", "shifted", "none"),
-    "task.decoder": ("auto", "fast", "pillow"),
-    "model.depth": (8, 18, 20, 50),
-    "optim.name": ("adagrad", "sgd", "adam", "adamw", "lars"),
-    "optim.schedule": ("constant", "cosine", "steps"),
-    "algorithm.distill_loss": ("cross_entropy", "kl", "squared_logits"),
-    "algorithm.average": ("probabilities", "logits"),
-    "algorithm.distribution": ("uniform", "unigram"),
-    "exchange.timing": ("lockstep", "freshest"),
-    "launch.name": ("inline", "local"),
-    "launch.device": ("cpu", "cuda"),
-}
-REGISTERED = {
-    "task.name": "tasks",
-    "model.name": "models",
-    "algorithm.strategy": "strategies",
-    "algorithm.teacher": "teachers",
-    "exchange.name": "exchange",
-}
-
-# Half-open or closed ranges: lowest, highest, and whether the ends belong to the range.
-POSITIVE = (0, math.inf, False)
-NOT_NEGATIVE = (0, math.inf, True)
-SHARE = (0, 1, True)
-RANGES: dict[str, tuple[float, float, bool]] = {
-    "num_groups": POSITIVE,
-    "workers": POSITIVE,
-    "seed": NOT_NEGATIVE,
-    "data.seed": NOT_NEGATIVE,
-    "data.max_rows": POSITIVE,
-    "data.parts": POSITIVE,
-    "task.synthetic.rows": POSITIVE,
-    "task.synthetic.validation_rows": POSITIVE,
-    "task.synthetic.vocabulary": POSITIVE,
-    "task.synthetic.zipf": NOT_NEGATIVE,
-    "task.synthetic.missing": SHARE,
-    "task.synthetic.interactions": NOT_NEGATIVE,
-    "task.synthetic.signal": NOT_NEGATIVE,
-    "task.synthetic.topics": POSITIVE,
-    "task.synthetic.names": POSITIVE,
-    "task.synthetic.document_length": (4, math.inf, True),
-    "task.synthetic.followers": POSITIVE,
-    "task.synthetic.phrase": SHARE,
-    "task.synthetic.recall": SHARE,
-    "task.synthetic.contrast": SHARE,
-    "task.synthetic.noise": NOT_NEGATIVE,
-    "task.unroll": POSITIVE,
-    "task.size": (8, math.inf, True),
-    "task.threads": POSITIVE,
-    "model.embedding_dim": POSITIVE,
-    "model.hidden": POSITIVE,
-    "model.layers": POSITIVE,
-    "model.width": POSITIVE,
-    "model.heads": POSITIVE,
-    "optim.lr": POSITIVE,
-    "optim.lr_per": POSITIVE,
-    "optim.trust": POSITIVE,
-    "optim.eps": POSITIVE,
-    "optim.initial_accumulator": NOT_NEGATIVE,
-    "optim.weight_decay": NOT_NEGATIVE,
-    "optim.weight_decays": NOT_NEGATIVE,
-    "optim.clip_norm": POSITIVE,
-    "optim.warmup": NOT_NEGATIVE,
-    "optim.warmup_share": SHARE,
-    "optim.warmup_from": NOT_NEGATIVE,
-    "optim.milestones": POSITIVE,
-    "optim.milestone_shares": SHARE,
-    "optim.decay": POSITIVE,
-    "optim.final_fraction": SHARE,
-    "algorithm.label_weight": NOT_NEGATIVE,
-    "algorithm.distill_weight": NOT_NEGATIVE,
-    "algorithm.burn_in": NOT_NEGATIVE,
-    "algorithm.delay": NOT_NEGATIVE,
-    "algorithm.average_every": POSITIVE,
-    "exchange.interval": POSITIVE,
-    "exchange.lag": NOT_NEGATIVE,
-    "exchange.timeout": POSITIVE,
-    "exchange.poll": POSITIVE,
-    "exchange.keep": POSITIVE,
-    "exchange.lookahead": POSITIVE,
-    "launch.threads": POSITIVE,
-    "launch.processes": POSITIVE,
-    "launch.restarts": NOT_NEGATIVE,
-    "train.batch": POSITIVE,
-    "train.passes": POSITIVE,
-    "train.max_examples": POSITIVE,
-    "train.evaluate_every": NOT_NEGATIVE,
-    "train.evaluate_rows": POSITIVE,
-    "train.evaluate_batch": POSITIVE,
-    "train.checkpoint_every": NOT_NEGATIVE,
-    "train.keep_checkpoints": POSITIVE,
-    "train.log_every": NOT_NEGATIVE,
-    "train.prefetch": NOT_NEGATIVE,
-}
 PREPARED_BY = {"lm": "commoncrawl"}  # the verb's name where it is not the task's
 MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer"), "imagenet": ("resnet",)}
 SMALL_DEPTHS, SMALL_SIZE = (8, 20), 32  # residual networks that do not pool behind the stem; side of their images
-BELOW_ONE = ("model.dropout", "optim.momentum", "optim.beta1", "optim.beta2")  # 0 <= value < 1
 
 
 def validate(config: Config) -> None:
@@ -137,16 +37,8 @@ def validate(config: Config) -> None:
 
     Looks at files only for `data.path` and `algorithm.teachers`.
     """
-    values = dict(flatten(to_dict(config)))
-    for key, choices in CHOICES.items():
-        _in(values, key, choices)
-    for key, kind in REGISTERED.items():
-        _in(values, key, tuple(registry.names(kind)))
-    for key, bounds in RANGES.items():
-        _within(values, key, bounds)
-    for key in BELOW_ONE:
-        if key in values and not 0 <= values[key] < 1:
-            raise UserError(f"{key}={values[key]}: expected a number from 0 to below 1.")
+    for name, value, key in described(config):
+        _check_value(name, value, key)
     _check_model(config)
     _check_optim(config)
     _check_train(config)
@@ -156,22 +48,13 @@ def validate(config: Config) -> None:
     sinks.check(config.run.sinks)
 
 
-def _in(values: dict[str, Any], key: str, choices: tuple[str | int, ...]) -> None:
-    if key in values and values[key] not in choices:
-        raise UserError(f"{key}={values[key]}: {choose(str(values[key]), [str(choice) for choice in choices])}")
-
-
-def _within(values: dict[str, Any], key: str, bounds: tuple[float, float, bool]) -> None:
-    low, high, closed = bounds
-    value = values.get(key)
+def _check_value(name: str, value: Any, key: Key) -> None:
+    choices = list(registry.names(key.parts)) if key.parts is not None else [str(choice) for choice in key.choices]
+    if choices and str(value) not in choices:
+        raise UserError(f"{name}={value}: {choose(str(value), choices)}")
     for number in value if isinstance(value, list) else [value]:
-        if number is None:
-            continue
-        inside = low <= number <= high if closed else low < number < high
-        if not inside or not math.isfinite(number):
-            above = f"{low} or more" if closed else f"more than {low}"
-            expected = above if high == math.inf else f"from {low} to {high}"
-            raise UserError(f"{key}={value}: expected a number {expected}.")
+        if key.bounds is not None and number is not None and number not in key.bounds:
+            raise UserError(f"{name}={value}: expected a number {key.bounds}.")
 
 
 def _check_model(config: Config) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from odist.config import FREE_KEYS, Config, config_hash, differences, flatten, to_dict
-from odist.config_read import known_keys, load, register
+from odist.config_read import SchemaKey, known_keys, load, register, schema_keys
 from odist.errors import UserError
 from odist.launch import content_of, prepare_config
 from odist.run import Run
@@ -155,6 +155,13 @@ def test_paper_scale_is_the_papers() -> None:
     config = load(compose("scale=paper"))
     assert config.model.hidden == [2560, 1024, 256]  # type: ignore[attr-defined]
     assert (config.optim.name, config.optim.lr, config.train.passes) == ("adagrad", 0.001, 1.0)
+
+
+@pytest.mark.parametrize("found", [*schema_keys()], ids=lambda found: found.name)
+def test_every_key_says_what_it_means_within_two_lines_of_help(found: SchemaKey) -> None:
+    assert 3 <= len(found.key.meaning) <= 90
+    if found.kind in (int, float, int | None, float | None, list[int], list[float]):
+        assert found.key.bounds is not None or found.key.choices
 
 
 def test_round_trip(smoke: Config, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "odist"
 
 # Importable by all: the exceptions, the schema, the words of a message, the version.
-COMMON = {"errors", "config", "config_read", "suggest", "__version__"}
+COMMON = {"errors", "config", "config_key", "config_read", "suggest", "__version__"}
 # Interfaces and plain data that a part shows to others; importing one binds nobody to an implementation.
 PROTOCOLS = {"tasks.base", "strategies.base", "teachers.base", "exchange.base"}
 START = {"cli_show", "conf_folder", "completion", "explain", "launch", "provenance", "validate", "run", "registry"}
@@ -24,6 +24,7 @@ ALLOWED = {
     "errors": set(),
     "suggest": set(),
     "config": set(),
+    "config_key": set(),
     "config_read": set(),
     "registry": set(),
     "provenance": set(),
@@ -34,7 +35,7 @@ ALLOWED = {
     "validate": {"registry", "run", "sinks"},
     "launch": {"run", "validate", "provenance", "processes", "sinks", "worker"},
     "processes": {"log", "run"},
-    "completion": {"conf_folder", "registry", "validate"},
+    "completion": {"conf_folder", "registry"},
     "explain": set(),
     "cli_show": {"launch", "run", "churn"},
     "cli_train": START,
