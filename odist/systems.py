@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from odist.config import FREE_KEYS, MISSING, MODEL_CONFIGS, TASK_CONFIGS, Config, flatten, to_dict
+from odist.config import FREE_KEYS, MODEL_CONFIGS, TASK_CONFIGS, Config, flatten, to_dict
+from odist.config_key import MISSING
 
 # Beside FREE_KEYS, in these retrains may differ: what makes them retrains, what computes (it decides no more than bits),
 # and what is evaluated on the way.
