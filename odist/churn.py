@@ -16,7 +16,7 @@ import numpy as np
 
 from odist.errors import UserError
 from odist.intervals import jackknife, mean_interval
-from odist.metrics import binary_results, log_loss_rows, mid_ranks, multiclass_results
+from odist.metrics import binary_results, log_loss_rows, mid_ranks, multiclass_results, within_range
 
 PAIR_METRICS = ("mean_abs_difference", "root_mean_square", "flips", "relative_difference", "rank_correlation")
 LARGEST_NUMBER_OF_SLICES = 50
@@ -135,7 +135,7 @@ def churn(
     for metric in ("log_loss", "calibration_error") if targets is not None else ():
         values = [run[metric] for run in runs if run[metric] is not None]
         metrics[metric] = float(np.mean(values)) if values else None
-        metrics[f"{metric}_interval"] = mean_interval(values, confidence=confidence)
+        metrics[f"{metric}_interval"] = within_range(metric, mean_interval(values, confidence=confidence))
     return ChurnResult(
         names=names,
         rows=rows,
@@ -162,9 +162,8 @@ def summarise_pairs(
             metrics |= {metric: None, f"{metric}_interval": None}
             continue
         value, interval = mean_over_pairs(known, num_runs, confidence=confidence)
-        low, high = {"rank_correlation": (-1.0, 1.0), "relative_difference": (0.0, 2.0)}.get(metric, (0.0, 1.0))
         metrics[metric] = value
-        metrics[f"{metric}_interval"] = interval and [max(low, interval[0]), min(high, interval[1])]
+        metrics[f"{metric}_interval"] = within_range(metric, interval)
     return metrics
 
 
@@ -230,8 +229,7 @@ def _slice_rows(
     for index, label in enumerate(labels):
         means = {pair: float(of_pair[index] / counts[index]) for pair, of_pair in sums.items()}
         value, interval = mean_over_pairs(means, num_runs, confidence=confidence)
-        if interval is not None:
-            interval = [max(0.0, interval[0]), min(1.0, interval[1])]
+        interval = within_range("mean_abs_difference", interval)
         rows.append({"value": label, "rows": int(counts[index]), "mean_abs_difference": value,
                      "mean_abs_difference_interval": interval})  # fmt: skip
     return rows

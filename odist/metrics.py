@@ -13,9 +13,34 @@ from typing import Any, Self
 
 import numpy as np
 
-from odist.intervals import mean_over_rows_interval, normal_quantile, proportion_interval
+from odist.intervals import Interval, mean_over_rows_interval, normal_quantile, proportion_interval
 
+# Metric: the lowest and the highest value that it can take. What is not listed may take any: the excess over an optimum is
+# negative on rows that happen to suit a model.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("log_loss", "cross_entropy", "bits_per_byte"), (0.0, math.inf)),
+    **dict.fromkeys(("ratio", "steps_to_50", "steps_to_75", "steps_to_end"), (0.0, math.inf)),
+    "perplexity": (1.0, math.inf),
+    **dict.fromkeys(("auc", "accuracy", "top1", "top5", "brier", "calibration_error"), (0.0, 1.0)),
+    **dict.fromkeys(("mean_abs_difference", "root_mean_square", "flips"), (0.0, 1.0)),
+    "relative_difference": (0.0, 2.0),
+    "rank_correlation": (-1.0, 1.0),
+}
 LARGEST_LOGIT = 16.0  # the score histogram of the AUC spans [-16, 16]: probabilities 1e-7 to 1 - 1e-7
+
+
+def within_range(metric: str, interval: Interval | None) -> Interval | None:
+    """The part of an interval that the metric can take: Student's interval of a few runs may reach beyond 0 or 1."""
+    if interval is None:
+        return None
+    low, high = RANGES.get(metric, (-math.inf, math.inf))
+    return [max(low, interval[0]), min(high, interval[1])]
+
+
+def intervals_within_range(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results with every `<name>_interval` cut to what the metric can take."""
+    return {key: within_range(key.removesuffix("_interval"), value) if key.endswith("_interval") else value
+            for key, value in results.items()}  # fmt: skip
 
 
 def _array(values: Any) -> np.ndarray:
@@ -264,7 +289,7 @@ def binary_results(
         excess = loss - log_loss_rows(_array(bayes), y)
         result["excess_log_loss"] = float(excess.mean())
         result["excess_log_loss_interval"] = mean_over_rows_interval(excess, confidence=confidence)
-    return result
+    return intervals_within_range(result)
 
 
 def multiclass_results(
@@ -279,7 +304,7 @@ def multiclass_results(
     rank = _rank_of_target(p, y)
     top1, top5 = float((rank == 0).sum()), float((rank < 5).sum())
     sums = _calibration_sums(p.max(axis=1), (rank == 0).astype(np.float64), np.ones(len(y)), num_calibration_bins)
-    return {
+    result = {
         "rows": len(y),
         "cross_entropy": float(loss.mean()),
         "cross_entropy_interval": interval,
@@ -291,3 +316,4 @@ def multiclass_results(
         "top5_interval": proportion_interval(top5, len(y), confidence=confidence),
         "calibration_error": _calibration_error(sums),
     }
+    return intervals_within_range(result)

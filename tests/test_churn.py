@@ -81,6 +81,17 @@ def test_two_retrains_have_a_value_but_no_interval() -> None:
     assert "third" in result.notes[0]
 
 
+def test_no_interval_over_runs_leaves_what_the_metric_can_be() -> None:
+    """Two retrains whose calibration differs: Student's interval with one degree of freedom would reach far below 0."""
+    targets = np.tile([0.0, 1.0], 50)
+    first, second = np.full(100, 0.5), np.where(targets == 1.0, 0.6, 0.1)
+    metrics = churn([first, second], targets=targets).metrics
+    for name in ("log_loss", "calibration_error"):
+        low, high = metrics[f"{name}_interval"]
+        assert 0.0 == low < metrics[name] < high
+    assert metrics["calibration_error_interval"][1] == 1.0
+
+
 def test_zero_probabilities_have_no_relative_difference_and_equal_runs_no_churn() -> None:
     p = np.array([0.0, 0.0, 0.5, 1.0])
     result = churn([p, p]).metrics

@@ -67,7 +67,7 @@ ALLOWED = {
     "churn": {"metrics", "intervals"},
     "systems": set(),
     "retrains": {"churn", "run", "systems"},
-    "report": {"run", "churn", "retrains", "intervals", "systems"},
+    "report": {"run", "churn", "retrains", "intervals", "metrics", "systems"},
     "jobs": {"report", "run"},
     "tune": {"jobs", "report", "run"},
     "reproduce": {"jobs", "provenance", "reference", "report", "run"},

@@ -263,3 +263,11 @@ def test_importing_the_metrics_loads_no_heavy_package() -> None:
     code = "import sys, odist.metrics; print([m for m in ('torch', 'pandas', 'scipy', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_interval_over_rows_leaves_what_the_metric_can_be() -> None:
+    """Four rows, one of them badly wrong: the normal interval of the loss would begin below 0."""
+    binary = binary_results(np.array([0.99, 0.99, 0.01, 0.999]), np.array([1, 1, 0, 0]))
+    classes = multiclass_results(np.array([[0.99, 0.01], [0.99, 0.01], [0.01, 0.99], [0.999, 0.001]]), [0, 0, 1, 1])
+    assert binary["log_loss_interval"][0] == classes["cross_entropy_interval"][0] == 0.0
+    assert classes["perplexity_interval"][0] >= 1.0

@@ -16,6 +16,7 @@ import numpy as np
 
 from odist.errors import UserError
 from odist.intervals import mean_interval
+from odist.metrics import within_range
 from odist.report.recipe import FAILS, HOLDS, OPEN, Recipe, Reference
 from odist.report.table import ABSENT, estimate
 from odist.run import write_atomically
@@ -76,7 +77,8 @@ def reference_row(recipe: Recipe, reference: Reference, record: Mapping[str, Any
     row = {"label": f"{reference.label} (interval over rows)", "seeds": ABSENT}
     for name in recipe.metrics:
         if record["metrics"].get(name) is not None:
-            row[name] = estimate(record["metrics"][name], record["metrics"].get(f"{name}_interval"))
+            interval = within_range(name, record["metrics"].get(f"{name}_interval"))
+            row[name] = estimate(record["metrics"][name], interval)
     return row
 
 

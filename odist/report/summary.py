@@ -15,6 +15,7 @@ import numpy as np
 
 from odist.churn import PAIR_METRICS, summarise_pairs
 from odist.intervals import Interval, jackknife, mean_interval
+from odist.metrics import within_range
 from odist.report.recipe import FAILS, HOLDS, OPEN, UNTESTED, Claim, Recipe
 
 Estimate = tuple[float | None, Interval | None]
@@ -112,7 +113,7 @@ def summarise(records: Sequence[dict[str, Any]], recipe: Recipe) -> list[SystemS
         for name in recipe.metrics:
             values = own.metric(name, own.seeds) if name not in PAIR_METRICS else []
             if values:
-                metrics[name] = (float(np.mean(values)), mean_interval(values))
+                metrics[name] = (float(np.mean(values)), within_range(name, mean_interval(values)))
         churn: dict[str, Estimate] = {}
         if len(own.seeds) > 1:
             over_pairs = summarise_pairs(own.pairs(own.seeds), len(own.seeds))
@@ -141,7 +142,12 @@ def _ratio(own: Retrains, reference: Retrains) -> Estimate:
     above, below = own.statistic(CHURN, seeds), reference.statistic(CHURN, seeds)
     if any(pair[CHURN] == 0 for pair in reference.pairs(seeds).values()):
         return None, None  # equal bits in two retrains: no ratio
-    return jackknife(lambda places: above(places) / below(places), len(seeds))
+    return _jackknifed_ratio(lambda places: above(places) / below(places), len(seeds))
+
+
+def _jackknifed_ratio(ratio: Callable[[list[int]], float], num_runs: int) -> Estimate:
+    value, interval = jackknife(ratio, num_runs)
+    return value, within_range("ratio", interval)
 
 
 def judge(claim: Claim, *, left: Retrains | None, right: Retrains | None) -> Verdict:
@@ -201,7 +207,7 @@ def judge_ratios(claim: Claim, *, sides: Sequence[Retrains | None]) -> Verdict:
         return other_left(places) / other_right(places)
 
     value, interval = jackknife(lambda places: first(places) - claim.factor * second(places), len(seeds))
-    ratios = (jackknife(first, len(seeds)), jackknife(second, len(seeds)))
+    ratios = (_jackknifed_ratio(first, len(seeds)), _jackknifed_ratio(second, len(seeds)))
     return Verdict(claim, verdict_of(claim, interval), value, interval, len(seeds), ratios)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from odist.errors import UserError
 from odist.intervals import jackknife
+from odist.metrics import within_range
 from odist.report.quantities import better, loss_or_accuracy, unit_of
 from odist.report.recipe import Recipe
 from odist.report.table import ABSENT, count, estimate, markdown_table
@@ -182,7 +183,8 @@ def _ratio(base: Mapping[int, Record], other: Mapping[int, Record], name: str) -
     def ratio(places: list[int]) -> float:
         return float(np.mean([steps[0][place] for place in places]) / np.mean([steps[1][place] for place in places]))
 
-    text = estimate(*jackknife(ratio, len(seeds)))
+    value, interval = jackknife(ratio, len(seeds))
+    text = estimate(value, within_range("ratio", interval))
     missed = [any(name in side[seed]["censored"] for seed in seeds) for side in (base, other)]
     if all(missed):
         return ABSENT

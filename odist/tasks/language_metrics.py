@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odist.intervals import mean_interval
+from odist.metrics import intervals_within_range
 
 SMALLEST = float(np.finfo(np.float32).tiny)  # probabilities are stored as float32
 
@@ -89,7 +90,7 @@ def language_results(
     if bayes is not None:
         excess, interval = _mean(loss + np.log(bayes.astype(np.float64)), confidence)
         result |= {"excess_cross_entropy": excess, "excess_cross_entropy_interval": interval}
-    return result
+    return intervals_within_range(result)
 
 
 def _mean(values: np.ndarray, confidence: float) -> tuple[float, list[float] | None]:
