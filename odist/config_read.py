@@ -30,9 +30,9 @@ def register() -> None:
     for group, variants in (("task", TASK_CONFIGS), ("model", MODEL_CONFIGS)):
         for name, node in variants.items():
             store.store(group=group, name=f"{name}_schema", node=node)
-    for group, name, node in presets(config_folder() / "presets"):
+    for group, name, values in presets(config_folder() / "presets"):
         package = {"preset": "_global_", "size": "model", "rate": "optim"}[group]
-        store.store(group=group, name=name, node=node, package=package)
+        store.store(group=group, name=name, node=values, package=package)
 
 
 def presets(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
