@@ -250,6 +250,9 @@ class TrainConfig:
     keep_checkpoints: int = key(1, "newest checkpoints that are kept", bounds=POSITIVE)
     log_every: int = key(0, "between rows of metrics.jsonl; 0: a hundred rows", bounds=NOT_NEGATIVE, unit="examples")
     prefetch: int = key(2, "steps prepared ahead by threads", bounds=NOT_NEGATIVE)
+    # Group k starts from its group k, or all from its group 0 where it has another number of groups. Optimizer state,
+    # schedule and steps start afresh.
+    init_from: str | None = key(None, "finished run whose weights come first; null: random weights")
 
 
 @dataclass
@@ -291,7 +294,7 @@ MODEL_CONFIGS: dict[str, type[ModelConfig]] = {
 VARIANTS: dict[type, dict[str, Any]] = {TaskConfig: TASK_CONFIGS, ModelConfig: MODEL_CONFIGS}
 
 # Keys that decide nothing of what is learnt or measured. They are not hashed and may change when a run is continued.
-# `data.path` and `algorithm.teachers` are places: what lies there is named by `config_hash(content=...)`.
+# `data.path`, `algorithm.teachers` and `train.init_from` are places: what lies there is named by `config_hash(content=...)`.
 FREE_KEYS = (
     "run",
     "task.threads",
@@ -308,6 +311,9 @@ FREE_KEYS = (
     "train.checkpoint_every",
     "train.log_every",
 )
+
+# Keys that are younger than finished runs, which have to keep their hash: hashed only where they differ from their default.
+YOUNGER_KEYS: dict[str, Any] = {"train.init_from": None}
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -329,12 +335,16 @@ def _decides(key: str) -> bool:
 
 
 def config_hash(config: Config, *, content: Mapping[str, Any] | None = None) -> str:
-    """64 hexadecimal digits naming everything that decides the result (all but FREE_KEYS).
+    """64 hexadecimal digits naming everything that decides the result (all but FREE_KEYS, and YOUNGER_KEYS at their default).
 
     content: dotted keys that are places (`data.path`, `algorithm.teachers`) with what lies there,
     such as a store's fingerprint; hashed instead of the place.
     """
-    deciding = {key: value for key, value in flatten(to_dict(config)) if _decides(key)}
+    deciding = {
+        key: value
+        for key, value in flatten(to_dict(config))
+        if _decides(key) and not (key in YOUNGER_KEYS and value == YOUNGER_KEYS[key])
+    }
     text = json.dumps({**deciding, **(content or {})}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

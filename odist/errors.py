@@ -18,7 +18,7 @@ class UserError(OdistError):
 
 
 class Diverged(OdistError):
-    """The loss is no longer a finite number."""
+    """The loss is no longer a finite number, or one that it cannot be."""
 
     exit_code = 3
 

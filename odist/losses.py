@@ -7,12 +7,15 @@ workers give the same number (as torchtitan and algoperf do).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from odist.errors import UserError
 
 if TYPE_CHECKING:
     from odist.config import AlgorithmConfig
@@ -62,9 +65,11 @@ def binary(logits: Tensor, targets: Tensor, *, weights: Tensor, options: LossOpt
     """Sum the logistic losses of one batch.
 
     logits, targets, weights: [batch]; targets in [0, 1]
+    Raises UserError for other targets on the CPU; of an accelerator the answer would have to be waited for.
     Source: Anil et al. 2018, Algorithm 1 and section 2 (cross-entropy with the teachers' mean
     prediction as soft target, weight 1).
     """
+    check_range(targets, highest=1)
     label = (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * weights).sum()
     if soft is None:
         return Sums(label, None, label)
@@ -84,9 +89,11 @@ def multiclass(
 ) -> Sums:
     """Sum the softmax losses of one batch; hard and soft part share one log-softmax and one gradient.
 
-    logits: [batch, ..., classes]; targets: int64 [batch, ...]; weights: [batch, ...]
-    Source: as `binary`. Only `total` can be differentiated, once.
+    logits: [batch, ..., classes]; targets: int64 [batch, ...], each in [0, classes); weights: [batch, ...]
+    No target stands for "ignore me": an example that shall not count has weight 0. UserError and source: as `binary`.
+    Only `total` can be differentiated, once.
     """
+    check_range(targets, highest=logits.shape[-1] - 1)
     flat = (logits.flatten(0, -2), targets.flatten(), weights.flatten().to(logits.dtype))
     if soft is None:
         total, label, _ = _SoftmaxLosses.apply(*flat, None, LossOptions())
@@ -147,6 +154,21 @@ class _SoftmaxLosses(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient.mul_(scale), None, None, None, None
+
+
+def check_range(targets: Tensor, *, highest: float) -> None:
+    """Refuse targets that have no loss, by a UserError: with -1 the binary cross-entropy would fall without end.
+
+    targets: of any shape, in [0, highest]; on an accelerator they are taken as they are
+    """
+    if targets.device.type != "cpu" or not targets.numel():
+        return
+    low, high = (float(end) for end in torch.aminmax(targets))
+    if not (low >= 0 and high <= highest):  # so that NaN is refused too
+        expected = "none below 0" if highest == math.inf else f"all from 0 to {highest:g}"
+        raise UserError(
+            f"targets from {low:g} to {high:g}: expected {expected}. What has no label cannot be learnt from."
+        )
 
 
 def _rows(soft: Soft, rows: slice) -> Soft:

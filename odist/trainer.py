@@ -29,6 +29,9 @@ from odist.strategies.base import Strategy
 from odist.tasks.base import Batch, Carry, Task
 from odist.teachers.base import Teacher
 
+CROSS_ENTROPIES = ("log_loss", "cross_entropy")  # main metrics of tasks whose label loss cannot be negative
+ROUNDING = 1e-6  # nats by which the mean of many losses may miss 0
+
 
 @dataclass(frozen=True)
 class Cadence:
@@ -90,8 +93,8 @@ class Trainer:
         """Train from `start` completed steps to the end; yield the completed steps after each step.
 
         Groups in one process take turns at the yield, where every group has published and none has
-        yet refreshed its teacher. Raises Diverged when the loss is no finite number; LostWorkers
-        when a peer's weights do not come, with the state saved.
+        yet refreshed its teacher. Raises Diverged when the loss is no finite number, or a negative
+        cross-entropy; LostWorkers when a peer's weights do not come, with the state saved.
         """
         self.model.train()
         if self.unfinished and not self._finish_step(start):
@@ -187,6 +190,11 @@ class Trainer:
             raise Diverged(
                 f"group {self.mesh.group.index}: the loss is {label} at step {done}. The last checkpoint is kept. "
                 "Try a lower optim.lr, optim.warmup or optim.clip_norm."
+            )
+        if self.task.main_metric in CROSS_ENTROPIES and label < -ROUNDING:
+            raise Diverged(
+                f"group {self.mesh.group.index}: the cross-entropy is {label} at step {done}, and none is below 0. The last "
+                "checkpoint is kept. Look for labels outside their range: 0 and 1, or the numbers of the classes."
             )
 
     def _log_evaluation(self, done: int, *, rows: int | None) -> None:

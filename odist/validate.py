@@ -166,9 +166,15 @@ def _check_data(config: Config) -> None:
     if data.path is None:
         raise UserError("data=prepared needs data.path=FOLDER, a folder made by "
                         f"`odist prepare {PREPARED_BY.get(config.task.name, config.task.name)} --input FILE --output FOLDER`.")  # fmt: skip
-    task = read_store(data.path).get("task")
-    if task != config.task.name:
-        raise UserError(f"data.path={data.path} was prepared for task={task}, not for task={config.task.name}.")
+    store = read_store(data.path)
+    if store.get("task") != config.task.name:
+        raise UserError(
+            f"data.path={data.path} was prepared for task={store.get('task')}, not for task={config.task.name}."
+        )
+    if store.get("report", {}).get("click_rate", 0.0) is None:
+        raise UserError(f"data.path={data.path}: its rows have no labels, so there is nothing to learn from them. Prepare rows "
+                        f"with labels to train on; what a run predicts for these: odist eval RUN --data {data.path} "
+                        "--output FILE.csv (they need --like STORE of the run).")  # fmt: skip
 
 
 def read_store(path: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The only place that knows which options a part takes. What is done with them is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from odist.data.order import order_seed
 from odist.errors import UserError
 from odist.exchange.base import Exchange, Snapshot, fingerprint
 from odist.log import MetricsLog
+from odist.losses import check_range
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
 from odist.rng import derive
@@ -29,7 +31,7 @@ from odist.run import Run
 from odist.strategies.base import Strategy
 from odist.tasks.base import Batch, Task
 from odist.teachers.base import Teacher
-from odist.trainer import Cadence, Trainer
+from odist.trainer import CROSS_ENTROPIES, Cadence, Trainer
 
 Shelf = dict[int, dict[int, Snapshot]]
 
@@ -102,7 +104,11 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool]) -> T
     def batches(step: int) -> list[Batch]:
         ids = np.split(order.ids(step), mesh.workers)
         seeds = [derive(config.seed, "augmentation", group=group, replica=w, step=step) for w in mesh.local_workers]
-        return [task.batch(ids[w], "train", seed) for w, seed in zip(mesh.local_workers, seeds, strict=True)]
+        made = [task.batch(ids[w], "train", seed) for w, seed in zip(mesh.local_workers, seeds, strict=True)]
+        if task.main_metric in CROSS_ENTROPIES:
+            for worker, batch in zip(mesh.local_workers, made, strict=True):
+                _check_labels(config, batch, ids[worker])
+        return made
 
     train = config.train
     loader = Loader(batches, num_steps=clock.num_steps, prefetch=train.prefetch, keep=config.exchange.lookahead)
@@ -129,6 +135,19 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool]) -> T
         stop=stop,
         device=config.launch.device,
     )
+
+
+def _check_labels(config: Config, batch: Batch, ids: np.ndarray) -> None:
+    """Refuse labels that have no loss, here where their rows are known and no accelerator has to be waited for."""
+    try:
+        check_range(batch.targets, highest=1 if batch.targets.is_floating_point() else math.inf)
+    except UserError as error:
+        outside = (
+            ~((batch.targets >= 0) & (batch.targets <= 1)) if batch.targets.is_floating_point() else batch.targets < 0
+        )
+        example = int(outside.flatten().nonzero()[0, 0]) * len(ids) // batch.targets.numel()
+        row = np.asarray(ids).reshape(len(ids), -1)[example, 0]
+        raise UserError(f"{config.data.path or config.data.name}: training row {row}: {error}") from None
 
 
 def build_strategy(config: Config, mesh: Mesh, *, clock: Clock) -> Strategy:

@@ -24,6 +24,7 @@ from odist import registry
 from odist.config import Config, LanguageConfig
 from odist.data.lanes import Documents, EvaluationLanes, TrainingLanes, union
 from odist.data.order import num_parts, order_seed
+from odist.data.store import damaged
 from odist.data.tokens import TokenStore
 from odist.errors import UserError
 from odist.losses import LossOptions, Soft, Sums, multiclass
@@ -250,8 +251,13 @@ class PreparedSource:
         return keys <= np.partition(keys, count - 1)[count - 1]
 
     def tokens(self, addresses: np.ndarray, split: str) -> Tokens:
-        stored = self.store.tokens("train" if self.tuning else split)
-        return stored[addresses].astype(np.int64), None
+        stored = "train" if self.tuning else split
+        ids = self.store.tokens(stored)[addresses].astype(np.int64)
+        if ids.size and ids.max() >= self.vocabulary:
+            raise damaged(
+                self.store.path / f"{stored}.bin", f"a token {ids.max()} in a vocabulary of {self.vocabulary:,}"
+            )
+        return ids, None
 
     def unigram(self) -> np.ndarray:
         return self.store.unigram()
