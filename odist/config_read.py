@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from odist.conf_folder import config_folder
 from odist.config import MODEL_CONFIGS, TASK_CONFIGS, VARIANTS, Config, TaskConfig, flatten, to_dict
 from odist.config_key import MISSING, Key, key_of
 from odist.errors import UserError
@@ -21,7 +22,7 @@ from odist.suggest import choose, unknown_key
 
 
 def register() -> None:
-    """Put the schema where Hydra finds it; only the command line needs it."""
+    """Put the schema and the presets where Hydra finds them; only the command line needs it."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -29,6 +30,39 @@ def register() -> None:
     for group, variants in (("task", TASK_CONFIGS), ("model", MODEL_CONFIGS)):
         for name, node in variants.items():
             store.store(group=group, name=f"{name}_schema", node=node)
+    for group, name, values in presets(config_folder() / "presets"):
+        package = {"preset": "_global_", "size": "model", "rate": "optim"}[group]
+        store.store(group=group, name=name, node=values, package=package)
+
+
+def presets(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Group (`preset`, `size`, `rate`), name and keys of every row in the tables of `folder`, one file a task.
+
+    A row gives the preset `<task>-<data>-<scale>`, the size `<model>-<data>-<scale>` and the rate
+    `<optim>-<task>-<data>-<scale>`; what stands under `both` holds for both kinds of data.
+    """
+    import yaml
+
+    kinds = ("prepared", "synthetic")
+    for path in sorted(folder.glob("*.yaml")):
+        for scale, row in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            for data in kinds:
+                yield "preset", f"{path.stem}-{data}-{scale}", _merged(row.get("both"), row.get(data))
+                for group, key, of_task in (("size", "model", ""), ("rate", "optim", f"-{path.stem}")):
+                    for name, node in row.get(key, {}).items():
+                        base, _, only = name.rpartition("-")
+                        if only not in kinds:
+                            base, only = name, data
+                        if only == data:
+                            yield group, f"{base}{of_task}-{data}-{scale}", node
+
+
+def _merged(first: Any, second: Any) -> dict[str, Any]:
+    """Nested mappings as one; a key that both have is the second's."""
+    result = dict(first or {})
+    for key, value in (second or {}).items():
+        result[key] = _merged(result.get(key), value) if isinstance(value, Mapping) else value
+    return result
 
 
 def load(source: Path | str | Mapping[str, Any]) -> Config:

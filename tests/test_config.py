@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from odist.config import FREE_KEYS, YOUNGER_KEYS, Config, config_hash, differences, flatten, to_dict
-from odist.config_read import SchemaKey, known_keys, load, register, schema_keys
+from odist.config_read import SchemaKey, known_keys, load, presets, register, schema_keys
 from odist.errors import UserError
 from odist.launch import content_of, prepare_config
 from odist.run import Run
@@ -85,9 +85,8 @@ TASK_OF = {model: task for task, models in MODELS_OF_TASKS.items() for model in 
 TASK_OF["resnet50"] = "imagenet"  # a file of its own for a network that `resnet` also gives
 
 
-def selection(path: Path) -> list[str]:
-    """The choices that make Hydra read a file of conf/."""
-    group, name = path.parent.name, path.stem
+def selection(group: str, name: str) -> list[str]:
+    """The choices that make Hydra read a file of conf/ or a row of a table in conf/presets/."""
     if group == "preset":
         task, data, scale = name.split("-")
         return [f"task={task}", f"data={data}", f"scale={scale}"]
@@ -102,17 +101,30 @@ def selection(path: Path) -> list[str]:
     return [f"{group}={name}"]
 
 
-FILES = sorted(path for path in CONF.rglob("*.yaml") if path != CONF / "config.yaml")
+FILES = sorted(CONF.rglob("*.yaml"))
+CHOICES = [(path.parent.name, path.stem) for path in FILES if path.parent not in (CONF, CONF / "presets")]
+ROWS = [(group, name) for group, name, _ in presets(CONF / "presets")]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_every_file_is_reached_and_validates(path: Path, tmp_path: Path, store: Path) -> None:
-    overrides = needed(tmp_path, store, selection(path))
-    assert chosen(*overrides)[path.parent.name] == path.stem
+@pytest.mark.parametrize(("group", "name"), [*CHOICES, *ROWS])
+def test_every_choice_is_reached_and_validates(group: str, name: str, tmp_path: Path, store: Path) -> None:
+    overrides = needed(tmp_path, store, selection(group, name))
+    assert chosen(*overrides)[group] == name
     validate(load(compose(*overrides)))
 
 
-@pytest.mark.parametrize("path", [*FILES, CONF / "config.yaml"], ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_row_for_one_kind_of_data_wins_over_what_both_share(tmp_path: Path) -> None:
+    (tmp_path / "moons.yaml").write_text(
+        "small: {both: {train: {batch: 1, passes: 2}}, synthetic: {train: {batch: 3}}, model: {mlp-prepared: {hidden: [4]}}}"
+    )
+    assert list(presets(tmp_path)) == [
+        ("preset", "moons-prepared-small", {"train": {"batch": 1, "passes": 2}}),
+        ("size", "mlp-prepared-small", {"hidden": [4]}),
+        ("preset", "moons-synthetic-small", {"train": {"batch": 3, "passes": 2}}),
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_file_opens_with_a_comment(path: Path) -> None:
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
     assert lines[0].startswith("# ")
@@ -127,7 +139,7 @@ def test_every_algorithm_validates_at_smoke(algorithm: str, tmp_path: Path, stor
 
 
 def test_presets_exist_for_every_task_data_and_scale() -> None:
-    names = {path.stem for path in (CONF / "preset").glob("*.yaml")}
+    names = {name for group, name in ROWS if group == "preset"}
     parts = [[path.stem for path in (CONF / group).glob("*.yaml")] for group in ("task", "data", "scale")]
     assert names == {f"{task}-{data}-{scale}" for task in parts[0] for data in parts[1] for scale in parts[2]}
 

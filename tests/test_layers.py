@@ -25,7 +25,7 @@ ALLOWED = {
     "suggest": set(),
     "config": set(),
     "config_key": set(),
-    "config_read": set(),
+    "config_read": {"conf_folder"},
     "registry": set(),
     "provenance": set(),
     "conf_folder": set(),
