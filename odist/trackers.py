@@ -126,6 +126,7 @@ class MLflow:
     requires = "mlflow"
 
     def __init__(self, run: Run) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # its report on usage goes to nobody unasked
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 

@@ -127,7 +127,8 @@ def test_one_class_and_no_rows_have_no_auc() -> None:
 
 
 def test_torch_tensors_are_accepted() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     logits, targets, _ = binary_case(64)
     plain, tensor = BinaryMetrics(), BinaryMetrics()
     plain.update(logits.astype(np.float32), targets)

@@ -103,7 +103,6 @@ def leveldb_records(content: bytes) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("place", ["launch=inline", "launch=local"])
 def test_tensorboard_shows_every_row_on_both_axes(place: str, follow: Callable[..., Run]) -> None:
-    pytest.importorskip("tensorboard", reason="the extra odist[tensorboard] is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = follow("tensorboard", "algorithm=codistill", "exchange=store", place)
@@ -132,7 +131,6 @@ def test_tensorboard_shows_every_row_on_both_axes(place: str, follow: Callable[.
 
 
 def test_wandb_offline_records_every_row(follow: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb", reason="the extra odist[wandb] is not installed")
     from wandb.proto import wandb_internal_pb2
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -160,8 +158,6 @@ def test_wandb_offline_records_every_row(follow: Callable[..., Run], monkeypatch
 
 
 def test_mlflow_records_every_row_and_continues_its_run(follow: Callable[..., Run], tmp_path: Path) -> None:
-    pytest.importorskip("mlflow", reason="the extra odist[mlflow] is not installed")
-    pytest.importorskip("sqlalchemy", reason="mlflow without a database is not enough")
     from mlflow.tracking import MlflowClient
 
     run = follow("mlflow")

@@ -1,11 +1,10 @@
-"""Multiruns through Hydra's own sweeper and launcher and through plug-ins: failures, Ctrl-C, what is left.
+"""Multiruns through Hydra's own sweeper and launcher and through the plug-ins of odist[sweeps].
 
-The plug-ins come with the extra odist[sweeps]; without them their cases are skipped.
+What failed, Ctrl-C, what is left behind.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -31,25 +30,10 @@ PLUGINS = {
         "hydra.sweeper.n_jobs=1",
     ],
 }
-MODULES = {
-    "joblib": "hydra_joblib_launcher",
-    "submitit_local": "hydra_submitit_launcher",
-    "optuna": "hydra_optuna_sweeper",
-}
-
-
-def installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the parent package: no plug-in at all
-        return False
 
 
 @pytest.fixture(params=PLUGINS)
 def plugin(request: pytest.FixtureRequest) -> list[str]:
-    module = MODULES.get(request.param)
-    if module is not None and not installed(f"hydra_plugins.{module}"):
-        pytest.skip(f"{module} is not installed: pip install 'odist[sweeps]'")
     return PLUGINS[request.param]
 
 
@@ -117,8 +101,11 @@ def test_ctrl_c_saves_every_run_and_leaves_no_process(plugin: list[str], tmp_pat
     assert process.returncode == 130, errors
     assert "same command continues" in errors
     for run in Run.find(tmp_path / "many"):
-        assert run.status["state"] == "interrupted"
-        assert run.checkpoint_steps(0) == [run.status["step"]]
+        if run.status["state"] == "created":  # a launcher's other process had not begun with it
+            assert run.checkpoint_steps(0) == []
+        else:
+            assert run.status["state"] == "interrupted"
+            assert run.checkpoint_steps(0) == [run.status["step"]]
     none_left(mark)
     if not plugin:  # the second job was not started
         [only] = (tmp_path / "many").iterdir()

@@ -16,8 +16,6 @@ from odist.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytest.importorskip("hatchling", reason="building a wheel without a network needs hatchling: pip install hatchling")
-
 # Third-party packages come from the environment's folder, but not the editable install of odist in it:
 # `-S` leaves out every .pth file, and the folders follow the wheel's by hand.
 PRELUDE = "import sys; sys.path[1:1] = {folders!r}; "
