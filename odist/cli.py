@@ -6,6 +6,7 @@ completion load neither torch nor Hydra.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from enum import StrEnum
@@ -26,6 +27,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(prepare_app, name="prepare")
+
+NO_PLACE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)  # of names that only a user can have typed
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -317,6 +320,13 @@ def main() -> Any:
     except OdistError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        name = str(error.filename)
+        shown = name if len(name) <= 80 else f"{name[:40]}...{name[-30:]}"
+        print(f"error: {shown}: {error.strerror}.", file=sys.stderr)
+        sys.exit(UserError.exit_code)
 
 
 if __name__ == "__main__":

@@ -7,44 +7,35 @@ continues one run and never trains by its own rules. Worker code does not import
 from __future__ import annotations
 
 import contextlib
-import itertools
+import io
 import json
 import logging
 import os
 import platform
+import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from odist import launch
 from odist.cli_show import main_metric, result_line
 from odist.conf_folder import config_folder
 from odist.config_read import register
-from odist.errors import Interrupted, OdistError, UserError
+from odist.errors import Interrupted, LostWorkers, OdistError, UserError
 from odist.explain import explain
+from odist.places import local_folder
 from odist.provenance import process_start
+from odist.train_arguments import Arguments, is_sweep, read_arguments
 from odist.validate import remarks
 
 SWEEP_VARIABLE = "ODIST_SWEEP_DIR"  # read by conf/config.yaml; Hydra and its plug-ins write there
-FAILURES = "failures.jsonl"
+JOBS = "jobs.jsonl"  # a row when a job begins (code null) and one when it ends
 STOP_FILE = "stop"
 ACTIVE = "active-"  # and host and process id
 SECONDS_TO_SAVE = 60.0
-FLAGS_WITH_VALUE = (
-    "--cfg",
-    "-c",
-    "--package",
-    "-p",
-    "--config-path",
-    "-cp",
-    "--config-name",
-    "-cn",
-    "--config-dir",
-    "-cd",
-)
 
 
 class Job:
@@ -64,6 +55,8 @@ class Job:
         hydra = HydraConfig.get()
         overrides = [str(text) for text in OmegaConf.to_container(hydra.overrides.task, resolve=False) or []]
         in_multirun = hydra.mode == RunMode.MULTIRUN
+        if in_multirun:
+            self._record(" ".join(overrides), code=None)
         try:
             if os.getpid() == self.stop.owner:
                 return self._train(composed, overrides, in_multirun)
@@ -75,7 +68,7 @@ class Job:
             if not in_multirun:
                 self.failure = failure
                 return None
-            self._record(failure, " ".join(overrides))
+            self._record_failure(failure, " ".join(overrides))
             if str(hydra.sweeper.get("_target_", "")).endswith(".BasicSweeper"):
                 return None  # it would only print the first failure once more
             raise failure from None
@@ -100,61 +93,103 @@ class Job:
             print(f"note: {remark}", file=sys.stderr)
         run = launch.train(config, overrides=overrides, stop=self.stop, in_multirun=in_multirun)
         print(result_line(run))
+        if in_multirun:
+            self._record(" ".join(overrides), code=0)
         return main_metric(run.results)
 
-    def _record(self, error: Exception, overrides: str) -> None:
+    def _record_failure(self, error: Exception, overrides: str) -> None:
         code = error.exit_code if isinstance(error, OdistError) else 1
         if not isinstance(error, OdistError):
             traceback.print_exception(error)
         elif not isinstance(error, Interrupted):
-            print(f"error: {overrides}: {error}", file=sys.stderr)
-        self.sweep.mkdir(parents=True, exist_ok=True)
+            print(f"failed: {overrides} (why: at the end)", file=sys.stderr)
         message = str(error) if isinstance(error, OdistError) else f"{type(error).__name__}: {error}"
         where = "".join(f"{note}: " for note in getattr(error, "__notes__", [])[:1])
-        line = json.dumps({"code": code, "overrides": overrides, "message": where + message})
-        with open(self.sweep / FAILURES, "a", encoding="utf-8") as file:  # one short write: whole lines
+        self._record(overrides, code=code, message=where + message)
+
+    def _record(self, overrides: str, *, code: int | None, message: str = "") -> None:
+        self.sweep.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"code": code, "overrides": overrides, "message": message})
+        with open(self.sweep / JOBS, "a", encoding="utf-8") as file:  # one short write: whole lines
             file.write(line + "\n")
 
 
-def train(arguments: list[str]) -> None:
-    """Run Hydra's command line with `arguments` and end as its jobs ended.
+def train(words: list[str]) -> None:
+    """Run Hydra's command line with `words` and end as its jobs ended.
 
-    Raises UserError for anything wrong in the arguments, Interrupted, Diverged, and OdistError when
-    jobs of a multirun failed.
+    Raises UserError for anything wrong in the words, Interrupted, Diverged, LostWorkers when a launcher lost a
+    process, and OdistError when jobs of a multirun failed.
     """
-    arguments = _flags_first([*arguments, *_sweeper_settings(arguments)])
-    _refuse(arguments)
+    arguments = read_arguments(words)
+    arguments.overrides += _sweeper_settings(arguments.overrides)
+    if arguments.wants_help:
+        _show_help(arguments)
+        return
     sweep = _sweep_folder(arguments)
-    stop = launch.Stop(sweep / STOP_FILE if _is_multirun(arguments) else None)
+    stop = launch.Stop(sweep / STOP_FILE if arguments.is_multirun else None)
     job = Job(sweep, stop)
-    register()
-    own_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    with stop.listening(), _environment(arguments, sweep):
+    records: list[dict[str, Any]] = []
+    tracebacks = _wants_tracebacks()
+    with stop.listening(), _environment(arguments.words(), sweep):
         try:
             _hydra(job)
-        except SystemExit as end:
+        except SystemExit as end:  # Hydra has printed what it was asked for, or what is wrong
             if end.code not in (0, None):
-                raise
+                sys.exit(UserError.exit_code)
         except KeyboardInterrupt:
             stop.requested = True
             _wait_for_jobs(sweep)
         except Exception as error:
-            if not (sweep / FAILURES).is_file():
-                message = None if own_tracebacks else explain(error)
-                if message is None:
-                    raise
-                raise UserError(message) from error
+            records = _read_records(sweep)
+            if _lost_a_process(error) and not stop.requested:
+                raise LostWorkers(_what_is_done(records)) from error
+            if not any(record["code"] for record in records):
+                _raise_explained(error, tracebacks=tracebacks)
         finally:
-            failures = _read_failures(sweep)
+            records = _read_records(sweep)
             _tidy(sweep, stopped=stop.requested)
     if job.failure is not None:
         raise job.failure
-    _end_multirun(failures, stopped=stop.requested)
+    _end_multirun([record for record in records if record["code"]], stopped=stop.requested)
 
 
-def _hydra(job: Job) -> None:
+def _show_help(arguments: Arguments) -> None:
+    """Print the choices and keys of this command; of several values of a key the first counts."""
+    from odist.train_help import help_page
+
+    folders = [config_folder()]
+    for flag, value in zip(arguments.flags, arguments.flags[1:], strict=False):
+        if flag in ("--config-dir", "-cd"):
+            folders.insert(0, Path(value))
+    flags = [flag for flag in arguments.flags if flag not in ("-m", "--multirun")]
+    overrides = [word for word in arguments.overrides if not is_sweep(word)]
+    shown, tracebacks = io.StringIO(), _wants_tracebacks()
+    with _environment(Arguments(["--resolve", *flags], overrides).words(), Path("runs")):
+        try:
+            with contextlib.redirect_stdout(shown):
+                _hydra(print)
+        except SystemExit:  # how Hydra ends after its help
+            pass
+        except Exception as error:
+            _raise_explained(error, tracebacks=tracebacks)
+    print(help_page(shown.getvalue(), folders=folders, width=shutil.get_terminal_size((100, 24)).columns))
+
+
+def _wants_tracebacks() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def _raise_explained(error: Exception, *, tracebacks: bool) -> NoReturn:
+    message = None if tracebacks else explain(error)
+    if message is None:
+        raise error
+    raise UserError(message) from error
+
+
+def _hydra(job: Callable[[Any], Any]) -> None:
     import hydra
 
+    register()
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(job)()
 
 
@@ -177,81 +212,55 @@ def _environment(arguments: list[str], sweep: Path) -> Iterator[None]:
                 os.environ.pop(name, None)
 
 
-def _flags_first(arguments: list[str]) -> list[str]:
-    """Hydra's parser wants its flags before all overrides; let them stand anywhere."""
-    flags: list[str] = []
-    overrides: list[str] = []
-    rest: Iterator[str] = iter(arguments)
-    while (argument := next(rest, None)) is not None:
-        if not argument.startswith("-"):
-            overrides.append(argument)
-            continue
-        flags.append(argument)
-        if argument in FLAGS_WITH_VALUE:
-            flags += [value for value in [next(rest, None)] if value is not None]
-        elif argument in ("--info", "-i"):  # may have a value or none
-            following = next(rest, None)
-            if following is not None and "=" not in following and not following.startswith("-"):
-                flags.append(following)
-            elif following is not None:
-                rest = itertools.chain([following], rest)
-    return [*flags, *(["--"] if flags and overrides else []), *overrides]
-
-
-def _sweeper_settings(arguments: list[str]) -> list[str]:
+def _sweeper_settings(overrides: list[str]) -> list[str]:
     """With every sweeper a failed job stops no other; Optuna's gives up at the first unless told."""
     key = "hydra.sweeper.max_failure_rate"
-    if "hydra/sweeper=optuna" not in arguments or any(argument.startswith(f"{key}=") for argument in arguments):
+    if "hydra/sweeper=optuna" not in overrides or any(word.startswith(f"{key}=") for word in overrides):
         return []
     return [f"{key}=1.0"]
 
 
-def _is_multirun(arguments: list[str]) -> bool:
-    return any(argument in ("-m", "--multirun") for argument in arguments) or any(
-        argument.startswith("hydra.mode=") and argument.upper().endswith("MULTIRUN") for argument in arguments
-    )
-
-
-def _refuse(arguments: list[str]) -> None:
-    if any(argument.split("=")[0] == "--experimental-rerun" for argument in arguments):
-        raise UserError("--experimental-rerun is not supported. The same `odist train` command continues a run.")
-    for argument in arguments:
-        key, sign, value = argument.lstrip("+~").partition("=")
-        if sign and key == "run.dir" and _is_multirun(arguments) and _is_sweep(argument):
-            raise UserError(f"run.dir={value}: in a multirun run.dir is the parent folder of all runs; give one. "
-                            "Every run gets its own folder below it.")  # fmt: skip
-
-
-def _is_sweep(argument: str) -> bool:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        return OverridesParser.create().parse_override(argument).is_sweep_override()
-    except HydraException:
-        return False  # Hydra will say what is wrong with it
-
-
-def _sweep_folder(arguments: list[str]) -> Path:
+def _sweep_folder(arguments: Arguments) -> Path:
     """Where a multirun leaves what its jobs share: hidden, beside the runs."""
-    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("run.dir=")]
-    parent = Path(given[-1] if given and given[-1] not in ("", "null") else "runs")
+    parent = local_folder(arguments.value_of("run.dir") or "runs", key="run.dir")
     return (parent / ".sweep" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}").absolute()
 
 
-def _read_failures(sweep: Path) -> list[dict[str, Any]]:
-    path = sweep / FAILURES
-    if not path.is_file():
+def _read_records(sweep: Path) -> list[dict[str, Any]]:
+    try:
+        lines = (sweep / JOBS).read_text(encoding="utf-8").splitlines()
+    except OSError:
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+def _lost_a_process(error: Exception) -> bool:
+    """Whether a launcher says that a process of its own was killed: joblib's pool, or submitit."""
+    return bool({"BrokenProcessPool", "UncompletedJobError"} & {kind.__name__ for kind in type(error).__mro__})
+
+
+def _what_is_done(records: list[dict[str, Any]]) -> str:
+    ended = {record["overrides"]: record["code"] for record in records if record["code"] is not None}
+    begun = dict.fromkeys(record["overrides"] for record in records)
+    lines = ["a process of the launcher was killed, by hand or for want of memory, and the launcher ended the others."]
+    lines += [f"  done: {overrides}" for overrides in begun if ended.get(overrides) == 0]
+    lines += [f"  failed: {overrides}" for overrides in begun if ended.get(overrides)]
+    lines += [f"  not finished: {overrides}" for overrides in begun if overrides not in ended]
+    return "\n".join([*lines, "The same command finishes these and what was not begun."])
+
+
+def _marks(sweep: Path) -> Iterator[tuple[Path, bool]]:
+    """Marks of jobs in other processes, and whether the process may still live."""
+    for path in sweep.glob(f"{ACTIVE}*"):
+        host, _, pid = path.name.removeprefix(ACTIVE).rpartition("-")
+        yield path, host != platform.node() or process_start(int(pid)) is not None
 
 
 def _wait_for_jobs(sweep: Path) -> None:
     """After an interrupt, until the jobs in other processes have saved; those of a dead process do not count."""
     deadline = time.monotonic() + SECONDS_TO_SAVE
     while time.monotonic() < deadline:
-        marks = [path.name.removeprefix(ACTIVE).rpartition("-") for path in sweep.glob(f"{ACTIVE}*")]
-        if not any(host != platform.node() or process_start(int(pid)) is not None for host, _, pid in marks):
+        if not any(alive for _, alive in _marks(sweep)):
             return
         time.sleep(0.1)
     print(f"some jobs have not saved within {SECONDS_TO_SAVE:.0f} s and may still run", file=sys.stderr)
@@ -259,8 +268,13 @@ def _wait_for_jobs(sweep: Path) -> None:
 
 def _tidy(sweep: Path, *, stopped: bool) -> None:
     """Remove what is of no use after the end; results and logs of sweeper and launcher plug-ins stay."""
-    for name in ("multirun.yaml", FAILURES):
+    if not sweep.is_dir():
+        return
+    for name in ("multirun.yaml", JOBS):
         (sweep / name).unlink(missing_ok=True)
+    for mark, alive in list(_marks(sweep)):
+        if not alive:
+            mark.unlink(missing_ok=True)  # left by a process that was killed
     if not (stopped and any(path.name != STOP_FILE for path in sweep.glob("*"))):
         (sweep / STOP_FILE).unlink(missing_ok=True)  # else a launcher's queued jobs still have to see it
     for folder in (sweep, sweep.parent):

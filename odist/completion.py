@@ -9,8 +9,7 @@ import os
 from pathlib import Path
 
 from odist.config_read import known_keys, schema_keys
-
-GROUPS = ("task", "algorithm", "data", "scale", "model", "optim", "exchange", "launch")  # those a user chooses from
+from odist.train_arguments import GROUPS
 
 
 def complete_overrides(incomplete: str) -> list[str]:

@@ -89,7 +89,7 @@ class ImageNetConfig(TaskConfig):
     name: str = key("imagenet", "registry name", parts="tasks")
     size: int | None = key(None, "pixels a side; null: as stored, of JPEG 224, synthetic 32", bounds=Bounds(8))
     crop: str = key("auto", "how training images are cropped", choices=CROPS)
-    decoder: str = key("auto", "reads JPEG", choices=DECODERS)
+    decoder: str = key("auto", "what reads JPEG", choices=DECODERS)
     threads: int = key(1, "threads that decode and crop; the results do not depend on it", bounds=POSITIVE)
     synthetic: SyntheticImagesConfig = key(SyntheticImagesConfig(), "the generator of data=synthetic")
 
@@ -106,7 +106,7 @@ HOLDOUTS = {"validation": "the validation part", "tuning": "other rows, for choo
 class DataConfig:
     name: str = key(MISSING, "where rows come from", choices=("synthetic", "prepared"))
     path: str | None = key(None, "folder made by `odist prepare`, for data=prepared")
-    seed: int = key(0, "of generator, training rows and partition, not of the order", bounds=NOT_NEGATIVE)
+    seed: int = key(0, "seed of generator, training rows and partition, not of their order", bounds=NOT_NEGATIVE)
     partition: str = key("same", "which training rows a group reads", choices=PARTITIONS)
     parts: int | None = key(None, "number of parts of data.partition=disjoint; null: one per group", bounds=POSITIVE)
     max_rows: int | None = key(None, "use only the first so many training rows; null: all", bounds=POSITIVE)
@@ -159,7 +159,7 @@ class OptimConfig:
     lr_per: int | None = key(
         None, "examples a step that optim.lr is for, more scale it up; null: no scaling", bounds=POSITIVE
     )
-    momentum: float = key(0.0, "of sgd and lars", bounds=BELOW_ONE)
+    momentum: float = key(0.0, "momentum of sgd and lars", bounds=BELOW_ONE)
     nesterov: bool = key(False, "Nesterov's momentum, of sgd and lars")
     trust: float = key(0.001, "lars: step of a layer as a share of its weights' norm, at lr 1", bounds=POSITIVE)
     beta1: float = key(0.9, "adam, adamw: decay of the mean gradient", bounds=BELOW_ONE)
@@ -167,15 +167,17 @@ class OptimConfig:
     eps: float = key(1e-8, "adam, adamw, adagrad: added to the denominator", bounds=POSITIVE)
     initial_accumulator: float = key(0.0, "adagrad: start of the sum of squared gradients", bounds=NOT_NEGATIVE)
     weight_decay: float = key(0.0, "pull of the weights towards 0", bounds=NOT_NEGATIVE)
-    weight_decays: list[float] = key([], "after each milestone of `steps`; empty: as at the start", bounds=NOT_NEGATIVE)
+    weight_decays: list[float] = key([], "the same after each milestone of `steps`; []: no change", bounds=NOT_NEGATIVE)
     decay_vectors: bool = key(True, "weight decay of biases and gains of norms too")
     sparse: bool = key(True, "sparse gradients for embedding tables (adagrad and plain sgd, no weight decay)")
     clip_norm: float | None = key(None, "largest gradient norm over all parameters; null: no clipping", bounds=POSITIVE)
     schedule: str = key("constant", "learning rate after the warm-up", choices=("constant", "cosine", "steps"))
-    warmup: int = key(0, "linear warm-up", bounds=NOT_NEGATIVE, unit="examples")
+    warmup: int = key(0, "examples of linear warm-up", bounds=NOT_NEGATIVE, in_examples=True)
     warmup_share: float = key(0.0, "... or as a share of the run", bounds=SHARE)
     warmup_from: float = key(0.0, "learning rate at which the warm-up begins", bounds=NOT_NEGATIVE)
-    milestones: list[int] = key([], "when `steps` multiplies by optim.decay", bounds=POSITIVE, unit="examples")
+    milestones: list[int] = key(
+        [], "examples at which `steps` multiplies by optim.decay", bounds=POSITIVE, in_examples=True
+    )
     milestone_shares: list[float] = key([], "... or as shares of the run", bounds=SHARE)
     decay: float = key(0.1, "factor of the learning rate at each milestone of `steps`", bounds=POSITIVE)
     final_fraction: float = key(0.0, "learning rate at the end of `cosine`, as a share of optim.lr", bounds=SHARE)
@@ -205,11 +207,11 @@ class AlgorithmConfig:
     distill_weight: float = key(1.0, "weight of the teacher's loss", bounds=NOT_NEGATIVE)
     distill_loss: str = key("cross_entropy", "loss against the teacher's prediction", choices=DISTILL_LOSSES)
     average: str = key("probabilities", "what is averaged over several teachers", choices=("probabilities", "logits"))
-    burn_in: int = key(0, "training before the teacher is heard", bounds=NOT_NEGATIVE, unit="examples")
-    distribution: str = key("uniform", "of the constant teacher", choices=DISTRIBUTIONS)
+    burn_in: int = key(0, "examples before the teacher is heard", bounds=NOT_NEGATIVE, in_examples=True)
+    distribution: str = key("uniform", "prediction of the constant teacher", choices=DISTRIBUTIONS)
     teachers: list[str] = key([], "folders of the finished runs that teach, for algorithm=distill")
     delay: int | None = key(None, "delayed: updates between pull and push; null: workers - 1", bounds=NOT_NEGATIVE)
-    average_every: int = key(MISSING, "local_sgd: between averages of the workers", bounds=POSITIVE, unit="examples")
+    average_every: int = key(MISSING, "local_sgd: examples between averages", bounds=POSITIVE, in_examples=True)
 
 
 TIMINGS = {"lockstep": "the agreed snapshot, the same bits every time", "freshest": "the newest there is"}
@@ -220,10 +222,10 @@ class ExchangeConfig:
     name: str = key(MISSING, "how groups see each other's weights", parts="exchange")
     timing: str = key("lockstep", "which snapshot of a peer is used", choices=TIMINGS)
     url: str | None = key(None, "store: folder or fsspec URL; null: exchange/ in the run folder")
-    timeout: float = key(600.0, "lockstep: wait for a peer before giving up, saved", bounds=POSITIVE, unit="seconds")
-    poll: float = key(1.0, "freshest: between two looks into the store", bounds=POSITIVE, unit="seconds")
+    timeout: float = key(600.0, "lockstep: seconds to wait for a peer before saving and giving up", bounds=POSITIVE)
+    poll: float = key(1.0, "freshest: seconds between two looks into the store", bounds=POSITIVE)
     keep: int = key(3, "freshest: own snapshots kept in the store", bounds=POSITIVE)
-    interval: int = key(MISSING, "between two reloads of the teacher", bounds=POSITIVE, unit="examples")
+    interval: int = key(MISSING, "examples between two reloads of the teacher", bounds=POSITIVE, in_examples=True)
     lag: int = key(0, "lockstep: use the peer's snapshot of so many intervals ago", bounds=NOT_NEGATIVE)
     lookahead: int = key(1, "steps whose batches the frozen teacher predicts in one pass", bounds=POSITIVE)
 
@@ -241,14 +243,22 @@ class LaunchConfig:
 class TrainConfig:
     batch: int = key(MISSING, "examples per virtual worker and step", bounds=POSITIVE)
     passes: float = key(1.0, "length of the run: passes over the training rows ...", bounds=POSITIVE)
-    max_examples: int | None = key(None, "... or so many per group; null: no limit", bounds=POSITIVE, unit="examples")
-    evaluate_every: int = key(0, "between two evaluations; 0: only at the end", bounds=NOT_NEGATIVE, unit="examples")
+    max_examples: int | None = key(
+        None, "... or so many examples per group; null: no limit", bounds=POSITIVE, in_examples=True
+    )
+    evaluate_every: int = key(
+        0, "examples between evaluations; 0: only at the end", bounds=NOT_NEGATIVE, in_examples=True
+    )
     evaluate_batch: int = key(4096, "examples of one forward in evaluations", bounds=POSITIVE)
     evaluate_rows: int | None = key(None, "validation rows of evaluations on the way; null: all", bounds=POSITIVE)
     keep_evaluations: bool = key(False, "keep the predictions of every evaluation, for the curve of an ensemble's mean")
-    checkpoint_every: int = key(0, "between two checkpoints; 0: only at the end", bounds=NOT_NEGATIVE, unit="examples")
+    checkpoint_every: int = key(
+        0, "examples between checkpoints; 0: only at the end", bounds=NOT_NEGATIVE, in_examples=True
+    )
     keep_checkpoints: int = key(1, "newest checkpoints that are kept", bounds=POSITIVE)
-    log_every: int = key(0, "between rows of metrics.jsonl; 0: a hundred rows", bounds=NOT_NEGATIVE, unit="examples")
+    log_every: int = key(
+        0, "examples between rows of metrics.jsonl; 0: 100 rows", bounds=NOT_NEGATIVE, in_examples=True
+    )
     prefetch: int = key(2, "steps prepared ahead by threads", bounds=NOT_NEGATIVE)
     # Group k starts from its group k, or all from its group 0 where it has another number of groups. Optimizer state,
     # schedule and steps start afresh.
@@ -266,7 +276,7 @@ class RunConfig:
 class Config:
     """One run, complete."""
 
-    seed: int = key(0, "of initialisation, order of rows and dropout", bounds=NOT_NEGATIVE)
+    seed: int = key(0, "seed of initialisation, order of rows and dropout", bounds=NOT_NEGATIVE)
     num_groups: int = key(1, "groups, each with a model of its own", bounds=POSITIVE)
     workers: int = key(1, "virtual data-parallel workers per group; each adds train.batch to a step", bounds=POSITIVE)
     scale: str = key(MISSING, "sizes of data, model and run")

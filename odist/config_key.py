@@ -49,14 +49,14 @@ class Key:
     choices: the values it may have; with what each means where that is not plain
     parts: kind of odist.registry whose names it may have
     bounds: range of its number, or of each number of its list
-    unit: of its numbers; those in examples are also shown as steps
+    in_examples: a number of examples per group, which is also shown as steps
     """
 
     meaning: str = ""
     choices: tuple[str | int, ...] | Mapping[str, str] = ()
     parts: str | None = None
     bounds: Bounds | None = None
-    unit: str | None = None
+    in_examples: bool = False
 
 
 def key(
@@ -66,10 +66,10 @@ def key(
     choices: tuple[str | int, ...] | Mapping[str, str] = (),
     parts: str | None = None,
     bounds: Bounds | None = None,
-    unit: str | None = None,
+    in_examples: bool = False,
 ) -> Value:
     """A dataclass field with its default and what `Key` says of it; lists and nodes are copied for every object."""
-    described = Key(meaning, choices=choices, parts=parts, bounds=bounds, unit=unit)
+    described = Key(meaning, choices=choices, parts=parts, bounds=bounds, in_examples=in_examples)
     copied: Any = isinstance(default, list) or dataclasses.is_dataclass(default)
     options: Any = {"default_factory": lambda: copy.deepcopy(default)} if copied else {"default": default}
     field: Any = dataclasses.field(metadata={"key": described}, **options)

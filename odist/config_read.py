@@ -65,11 +65,11 @@ def _merged(first: Any, second: Any) -> dict[str, Any]:
     return result
 
 
-def load(source: Path | str | Mapping[str, Any]) -> Config:
+def load(source: Path | str | Mapping[str, Any], *, complete: bool = True) -> Config:
     """Read a finished configuration, from a mapping or a YAML file, without Hydra or OmegaConf.
 
-    Keys that are absent keep their defaults. Raises UserError for unknown keys, wrong types and
-    keys that have no value.
+    Keys that are absent keep their defaults. Raises UserError for unknown keys, wrong types and, if it has to be
+    complete, keys that have no value.
     """
     if isinstance(source, Mapping):
         content: Any = source
@@ -80,6 +80,8 @@ def load(source: Path | str | Mapping[str, Any]) -> Config:
     if not isinstance(content, Mapping):
         raise UserError(f"{source}: not a configuration: expected keys and values, as in a run's config.yaml.")
     config: Config = _typed(Config, content, "")
+    if not complete:
+        return config
     missing = [key for key, value in flatten(to_dict(config)) if value == MISSING]
     if missing:
         raise UserError(f"No value for {', '.join(missing)}. Give one: {missing[0]}=VALUE")

@@ -7,6 +7,7 @@ import traceback
 
 from odist.config_read import known_keys
 from odist.suggest import choose, unknown_key
+from odist.train_arguments import GROUPS
 
 NO_SUCH_KEY = re.compile(r"^Could not override '(?P<key>[^']*)'")
 MERGING = re.compile(r"^Error merging override (?P<override>.*)")
@@ -33,7 +34,7 @@ def explain(error: BaseException) -> str | None:
         return str(error) if isinstance(error, ValueError) and _raised_in_hydra(error) else None
     text, cause = str(error), str(error.__cause__ or "")
     if match := NO_SUCH_KEY.match(text):
-        return unknown_key(match["key"], [*known_keys(), *_groups()])
+        return unknown_key(match["key"], [*known_keys(), *GROUPS])
     if match := MERGING.match(text):
         return _wrong_value(match["override"], cause)
     if match := AMBIGUOUS.match(text):
@@ -42,10 +43,6 @@ def explain(error: BaseException) -> str | None:
     if match := MULTIPLE.match(text):
         return f"{match['group']} has a choice already: write {match['group']}=CHOICE without the plus sign."
     return _first_lines(f"{text}\n{cause}" if cause else text)
-
-
-def _groups() -> list[str]:
-    return ["task", "data", "model", "optim", "algorithm", "exchange", "launch"]
 
 
 def _missing_choice(error: BaseException) -> str:

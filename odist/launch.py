@@ -23,6 +23,7 @@ from odist import provenance, sinks
 from odist.config import Config, config_hash, differences, to_dict
 from odist.config_read import load
 from odist.errors import Diverged, Interrupted, LostWorkers, UserError
+from odist.places import local_folder
 from odist.run import Run, write_atomically
 from odist.validate import read_store, validate
 
@@ -82,9 +83,11 @@ class Stop:
 def prepare_config(content: dict[str, Any]) -> Config:
     """The typed, checked configuration, with its places as absolute paths."""
     config = load(content)
+    if config.run.dir is not None:
+        config.run.dir = str(local_folder(config.run.dir, key="run.dir"))
     if config.data.path is not None:
-        config.data.path = os.path.abspath(config.data.path)
-    config.algorithm.teachers = [os.path.abspath(teacher) for teacher in config.algorithm.teachers]
+        config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
+    config.algorithm.teachers = [os.path.abspath(os.path.expanduser(path)) for path in config.algorithm.teachers]
     validate(config)
     return config
 

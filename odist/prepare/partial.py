@@ -17,6 +17,7 @@ from typing import Any
 
 from odist.data.store import read_record
 from odist.errors import UserError
+from odist.places import local_folder
 from odist.run import write_atomically
 
 JOURNAL = "journal.json"
@@ -41,6 +42,7 @@ def finished_record(output: Path, request: dict[str, Any]) -> dict[str, Any] | N
 
     Raises UserError when the path is taken by a store of another request or by other files.
     """
+    local_folder(str(output), key="--output")
     if not output.exists():
         return None
     if not output.is_dir():
