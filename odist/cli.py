@@ -17,7 +17,7 @@ import typer
 
 from odist import __version__
 from odist.cli_prepare import prepare_app
-from odist.errors import OdistError, UserError
+from odist.errors import Damaged, Interrupted, OdistError, UserError
 
 app = typer.Typer(
     name="odist",
@@ -202,7 +202,16 @@ def plot(
     for path in runs:
         inside = list(Run.find(path))
         found += inside or [Run.open(path)]
-    for figure in plot_runs(found, output=output, metrics=metric or None, x=x.value):
+    sound = []
+    for run in found:
+        try:
+            run.check()
+            sound.append(run)
+        except Damaged as error:
+            print(f"note: left out: {error}", file=sys.stderr)
+    if found and not sound:
+        raise UserError("all of these runs are damaged, see above; nothing to plot.")
+    for figure in plot_runs(sound, output=output, metrics=metric or None, x=x.value):
         print(figure)
 
 
@@ -318,7 +327,7 @@ def main() -> Any:
     try:
         app(prog_name="odist")
     except OdistError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in NO_PLACE:

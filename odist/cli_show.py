@@ -8,9 +8,10 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from odist.errors import Damaged
 from odist.launch import trained_by
 from odist.run import Run
 
@@ -82,7 +83,13 @@ def state_of(run: Run) -> str:
 
 
 def run_row(run: Run) -> dict[str, Any]:
-    """What `odist runs` says of one run."""
+    """What `odist runs` says of one run; of a damaged one its place and the problem."""
+    try:
+        run.check_records()
+    except Damaged as error:
+        unknown = ("task", "algorithm", "num_groups", "seed", "step", "num_steps", "metric", "value", "updated")
+        known = {"path": str(run.path), "name": run.name, "state": "damaged", "metrics": {}, "problem": str(error)}
+        return {**dict.fromkeys(unknown), **known}
     config, status = run.config, run.status
     metrics = run.results["metrics"] if (run.path / "results.json").is_file() else {}
     metric = next((name for name in MAIN_METRICS if metrics.get(name) is not None), None)
@@ -100,6 +107,7 @@ def run_row(run: Run) -> dict[str, Any]:
         "value": metrics.get(metric) if metric else None,
         "metrics": metrics,
         "updated": status.get("updated"),
+        "problem": f"groups missing: {run.missing_groups}" if run.missing_groups else None,
     }
 
 
@@ -122,7 +130,7 @@ def age(updated: float | None) -> str:
     return f"{int(seconds)} s"
 
 
-def print_runs(rows: Iterable[Mapping[str, Any]]) -> None:
+def print_runs(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the table of runs, at least one."""
     lines = [
         {
@@ -132,7 +140,9 @@ def print_runs(rows: Iterable[Mapping[str, Any]]) -> None:
             "groups": row["num_groups"],
             "seed": row["seed"],
             "state": row["state"],
-            "step": f"{row['step'] or 0}/{row['num_steps'] or '?'}",
+            "step": f"{row['step'] or 0}/{row['num_steps'] or '?'}"
+            if row["problem"] is None or row["num_steps"]
+            else "-",
             "metric": f"{row['metric']} {number(row['value'])}" if row["metric"] else "-",
             "age": age(row["updated"]),
         }
@@ -148,6 +158,9 @@ def print_runs(rows: Iterable[Mapping[str, Any]]) -> None:
         if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
             break
     console.print(table)
+    for row in rows:
+        if row["problem"] is not None:
+            print(f"{row['state']}: {row['problem']}")
 
 
 def print_metrics(results: Mapping[str, Any]) -> None:

@@ -74,18 +74,30 @@ def load(source: Path | str | Mapping[str, Any], *, complete: bool = True) -> Co
     if isinstance(source, Mapping):
         content: Any = source
     else:
-        import yaml
-
-        content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        content = _read(Path(source))
     if not isinstance(content, Mapping):
         raise UserError(f"{source}: not a configuration: expected keys and values, as in a run's config.yaml.")
-    config: Config = _typed(Config, content, "")
+    try:
+        config: Config = _typed(Config, content, "")
+    except UserError as error:
+        raise error if source is content else UserError(f"{source}: {error}") from None
     if not complete:
         return config
     missing = [key for key, value in flatten(to_dict(config)) if value == MISSING]
     if missing:
         raise UserError(f"No value for {', '.join(missing)}. Give one: {missing[0]}=VALUE")
     return config
+
+
+def _read(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged (no YAML: {str(error).splitlines()[0][:80]}).") from error
 
 
 def _typed(kind: Any, value: Any, key: str) -> Any:

@@ -11,10 +11,18 @@ class OdistError(Exception):
     exit_code = 1
 
 
+class CannotWrite(OdistError):
+    """A full disk, or another reason why a file cannot be written; what was saved before is whole."""
+
+
 class UserError(OdistError):
     """Wrong input: what was given, what was expected, what to type instead."""
 
     exit_code = 2
+
+
+class Damaged(UserError):
+    """A file of a run folder is not what was written there; the message names it and the cure."""
 
 
 class Diverged(OdistError):
@@ -24,7 +32,7 @@ class Diverged(OdistError):
 
 
 class LostWorkers(OdistError):
-    """A group waited for a peer until the time limit; its state is saved."""
+    """A group waited for a peer until the time limit, or was lost itself; all that can be is saved."""
 
     exit_code = 4
 

@@ -29,7 +29,7 @@ def evaluate(run: Run, *, split: str, data: Path | None = None, output: Path | N
     Returns the results with intervals, for unlabelled rows only their number. Raises UserError if the
     store is made otherwise.
     """
-    config = load(run.config)
+    config = load(run.path / "config.yaml")
     set_up_torch(config)
     task = build_task(config)
     models, step = load_models(run, config, task)
@@ -55,7 +55,9 @@ def evaluate(run: Run, *, split: str, data: Path | None = None, output: Path | N
         results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes, split=split)
     if output is not None:
         write_predictions(output, prediction.probabilities, prediction.targets)
-    return {"run": str(run.path), "split": split, "step": step, "predictor": predictor(config), **results}
+    missing = run.missing_groups
+    known = {"run": str(run.path), "split": split, "step": step, "predictor": predictor(config, missing=missing)}
+    return {**known, **({"missing_groups": missing} if missing else {}), **results}
 
 
 def write_predictions(path: Path, probabilities: np.ndarray, targets: np.ndarray) -> None:
@@ -80,7 +82,8 @@ def write_predictions(path: Path, probabilities: np.ndarray, targets: np.ndarray
 
 def log_mean_evaluations(run: Run, config: Config) -> None:
     """Add to metrics.jsonl how good the mean prediction was at each evaluation that was kept, as group -1."""
-    roots = [run.evaluation_root(group) for group in range(config.num_groups)]
+    sound = [group for group in range(config.num_groups) if group not in run.missing_groups]
+    roots = [run.evaluation_root(group) for group in sound]
     names = sorted(set.intersection(*({path.name for path in root.glob("*.npy")} for root in roots)))
     if names:
         task, whole, log = build_task(config), run.predictions("validation"), MetricsLog(run, progress=Silent())

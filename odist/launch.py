@@ -22,7 +22,8 @@ from typing import Any
 from odist import provenance, sinks
 from odist.config import Config, config_hash, differences, to_dict
 from odist.config_read import load
-from odist.errors import Diverged, Interrupted, LostWorkers, UserError
+from odist.errors import Damaged, Diverged, Interrupted, LostWorkers, UserError
+from odist.mending import mend_identity, mend_state
 from odist.places import local_folder
 from odist.run import Run, write_atomically
 from odist.validate import read_store, validate
@@ -122,14 +123,21 @@ def open_or_create(config: Config, *, overrides: list[str], in_multirun: bool) -
         path = Path(config.run.dir) / run_name(config, digest)
     else:
         path = Path(config.run.dir)
-    if (path / "config.yaml").is_file():
+    if Run.lies_at(path):
         run = Run.open(path)
+        fingerprint = content.get("data.path")
+        mend_identity(run, config, digest=digest, data_fingerprint=fingerprint, say=note)
         _check_same(run, config, content=content, digest=digest)
         return run, False
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists and is not a run folder. Choose another run.dir, or remove it.")
     env = provenance.environment(config_hash=digest, data_fingerprint=content.get("data.path"))
     return _create(path, config, overrides=overrides, env=env), True
+
+
+def note(text: str) -> None:
+    """Tell the user what is no error."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _create(path: Path, config: Config, *, overrides: list[str], env: dict[str, Any]) -> Run:
@@ -148,7 +156,7 @@ def _create(path: Path, config: Config, *, overrides: list[str], env: dict[str, 
 
 
 def _check_same(run: Run, config: Config, *, content: dict[str, Any], digest: str) -> None:
-    known = load(run.path / "config.yaml")
+    known = load(run.config)
     if run.env.get("config_hash") == digest:
         return
     changed = differences(known, config)
@@ -165,9 +173,12 @@ def _check_same(run: Run, config: Config, *, content: dict[str, Any], digest: st
 
 def trained_by(run: Run) -> int | None:
     """Id of the living process of this machine that trains the run, None if there is none."""
-    status = run.status
+    try:
+        status = run.status
+    except Damaged:
+        return None
     pid = status.get("pid")
-    if status.get("state") not in ("created", "running") or not isinstance(pid, int):
+    if status.get("state") not in ("created", "running") or not isinstance(pid, int) or not 0 < pid < 2**31:
         return None
     if status.get("host", platform.node()) != platform.node():
         return None
@@ -206,13 +217,14 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
     if stop():
         raise Interrupted("Not started: the command was stopped before. The same command starts it.")
     run, created = open_or_create(config, overrides=overrides, in_multirun=in_multirun)
-    if run.finished:
+    if _whole(run):
         print(f"{run.path}: finished already, nothing to train.")
         return run
-    if run.status.get("state") == "diverged":
-        raise Diverged(f"{run.path}: diverged at step {run.status.get('step')}; the same command gives the same bits. "
-                       "Change optim.lr or optim.clip_norm, or remove the folder.")  # fmt: skip
     with claimed(run):
+        mend_state(run, say=note)
+        if run.status.get("state") == "diverged":
+            raise Diverged(f"{run.path}: diverged at step {run.status.get('step')}; the same command gives the same bits. "
+                           "Change optim.lr or optim.clip_norm, or remove the folder.")  # fmt: skip
         if created:
             print(f"{run.path}: starting.")
         else:
@@ -221,7 +233,7 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
         pid = os.getpid()
         run.set_status(pid=pid, pid_started=provenance.process_start(pid), host=platform.node())
         try:
-            with sinks.forwarding(run, config.run.sinks):
+            with kinds_of_file(run), sinks.forwarding(run, config.run.sinks):
                 _start(run, config, stop)
         except UserError:
             if created and not any(run.checkpoint_root(group).exists() for group in range(config.num_groups)):
@@ -235,6 +247,29 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
             error.add_note(str(run.path))  # for the list of failed jobs of a multirun
             raise
     return run
+
+
+@contextlib.contextmanager
+def kinds_of_file(run: Run) -> Iterator[None]:
+    """Turn a file where a folder belongs, or a folder where a file does, into one sentence."""
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(run.path):
+            raise
+        kind = (
+            "a folder, a file belongs there" if os.path.isdir(error.filename) else "not the folder that belongs there"
+        )
+        raise Damaged(f"{error.filename}: {kind}. Remove it, and the same command continues.") from error
+
+
+def _whole(run: Run) -> bool:
+    """Whether nothing is left to do for a run."""
+    try:
+        run.check_results()
+        return run.finished
+    except Damaged:
+        return False
 
 
 def _start(run: Run, config: Config, stop: Stop) -> None:

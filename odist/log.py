@@ -6,15 +6,20 @@ elsewhere. Which numbers there are is left to the trainer.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import sys
 import time
 from collections import deque
+from pathlib import Path
 from typing import IO, Any, Protocol
 
+from odist.damage import writing
 from odist.run import Run
 
+NOTE = "note: "  # begins a line for the user, also in the log of a group's process
 SPARKS = "▁▂▃▄▅▆▇█"
 PLAIN_SECONDS = 10.0  # between two plain lines of a group
 WIDE = 110  # columns of a terminal that has room for longer bars
@@ -39,22 +44,33 @@ class MetricsLog:
     def __init__(self, run: Run, *, progress: Progress) -> None:
         self.path = run.path / "metrics.jsonl"
         self.progress = progress
-        torn = self.path.is_file() and not (self.path.read_bytes() or b"\n").endswith(b"\n")
-        self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        if torn:  # half a line of a killed process: end it, so that it spoils no other
-            self._file.write("\n")
+        with writing(self.path):
+            self._file: IO[bytes] = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+            if _torn(self.path):  # half a line of a killed process: end it, so that it spoils no other
+                self._file.write(b"\n")
 
     def write(self, kind: str, *, group: int, **values: Any) -> None:
-        """Write one row; floats that are no finite numbers become null."""
+        """Write one row; floats that are no finite numbers become null. CannotWrite if the disk is full."""
         row = {"kind": kind, "group": group, **values, "time": round(time.time(), 3)}
         clean = {key: _finite(value) for key, value in row.items()}
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
+        line = json.dumps(clean).encode() + b"\n"
+        with writing(self.path):
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.progress.update(group, clean)
 
     def close(self) -> None:
         self._file.close()
         self.progress.close()
+
+
+def _torn(path: Path) -> bool:
+    """Whether the file ends inside a line."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def _finite(value: Any) -> Any:

@@ -61,7 +61,7 @@ def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
             watch.look()
             if stop():
                 _end(groups)
-                raise Interrupted("stopped and saved; the same command continues it.")
+                raise Interrupted("saved; the same command continues it.")
             for group in groups:
                 _attend(run, config, group)
     except KeyboardInterrupt:
@@ -145,7 +145,7 @@ def _ending(run: Run, group: Group, *, before: Sequence[int | None]) -> OdistErr
             text = "\n".join(words[said[-1] :]) if said else "\n".join(words[-5:])
             return kind(text.removeprefix(f"{kind.__name__}: "))
     if all(code in (None, 0, Interrupted.exit_code) for code in before):
-        return Interrupted("stopped and saved; the same command continues it.")
+        return Interrupted("saved; the same command continues it.")
     return None
 
 

@@ -5,9 +5,11 @@
     metrics.jsonl     one JSON object a row               results.json  the numbers of a finished run
     checkpoints/group-0/step-0000000400/                  predictions/validation/group-0.npy
     logs/             one file per process                exchange/     snapshots between groups
+    .damaged-...      what was found damaged and replaced
 
 Knows paths and files, never what is in a model. Writers replace whole files, so a reader never sees
-half of one. Imports neither torch nor (before `metrics` is called) pandas.
+half of one; what is damaged all the same raises Damaged, with the cure. Imports neither torch nor (before
+`metrics` is called) pandas.
 """
 
 from __future__ import annotations
@@ -21,13 +23,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from odist.errors import UserError
+from odist.damage import Kinds, read_array, read_json, read_yaml, writing
+from odist.errors import Damaged, UserError
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 STEP_FOLDER = re.compile(r"step-(\d{10})$")
+CONTINUE = "The run's `odist train` command makes it anew."
+MARKS = ("config.yaml", "status.json", "env.json")  # what every run folder has from its beginning
+NODES = ("task", "data", "model", "optim", "algorithm", "exchange", "launch", "train", "run")  # of config.yaml
+KINDS: dict[str, Kinds] = {
+    "env.json": {"config_hash": str, "data_fingerprint": str, "run_id": str, "source_hash": str, "continued_by": list},
+    "status.json": {"state": str, "step": int, "num_steps": int, "pid": int, "host": str, "updated": (int, float)},
+    "horizon.json": {"num_steps": int, "examples_per_step": int},
+    "results.json": {"metrics": dict, "groups": list, "split": str, "missing_groups": list},
+}
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -56,12 +68,15 @@ class Predictions:
     targets: [rows]
     fingerprint: names the rows and their order; equal for two runs that may be compared
     bayes: [rows] optimal probabilities where the generator knows them
+    predictor: `mean` of the groups, or `group-N`; missing_groups: those that the run has lost
     """
 
     probabilities: np.ndarray
     targets: np.ndarray
     fingerprint: str
     bayes: np.ndarray | None = None
+    predictor: str = "group-0"
+    missing_groups: tuple[int, ...] = ()
 
 
 class Run:
@@ -89,17 +104,22 @@ class Run:
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"{path}: no such run folder. `odist runs` lists the runs below ./runs.")
-        if not (path / "config.yaml").is_file():
+        if not cls.lies_at(path):
             inside = [run.path.name for run in cls.find(path)][:5]
             hint = f" It holds runs: {', '.join(inside)}. Name one of them." if inside else ""
             raise UserError(f"{path}: not a run folder (it has no config.yaml).{hint}")
         return cls(path)
 
+    @staticmethod
+    def lies_at(path: Path) -> bool:
+        """Whether `path` is a run folder, even one that has lost its config.yaml or its status.json."""
+        return sum(os.path.lexists(path / name) for name in MARKS) >= 2
+
     @classmethod
     def find(cls, root: Path | str) -> Iterator[Run]:
         """Every run folder at or below `root`, in the order of their paths; hidden folders are left out."""
         root = Path(root)
-        if (root / "config.yaml").is_file() and (root / "status.json").is_file():
+        if cls.lies_at(root):
             yield cls(root)
             return
         if root.is_dir():
@@ -113,10 +133,14 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        import yaml
-
-        loaded = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        return dict(loaded)
+        path = self.path / "config.yaml"
+        content = read_yaml(path, cure=CONTINUE)
+        for node in NODES:
+            if node in content and not isinstance(content[node], dict):
+                raise Damaged(f"{path}: damaged ({node} holds no keys and values). {CONTINUE}")
+            if not isinstance(content.get(node, {}).get("name", ""), str):
+                raise Damaged(f"{path}: damaged ({node}.name is no word). {CONTINUE}")
+        return content
 
     @property
     def env(self) -> dict[str, Any]:
@@ -124,7 +148,7 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """state (created, running, finished, interrupted, diverged, failed), step, num_steps, pid, times."""
+        """state (created, running, finished, incomplete, interrupted, diverged, failed), step, num_steps, pid, times."""
         return self._json("status.json")
 
     @property
@@ -134,27 +158,88 @@ class Run:
 
     @property
     def results(self) -> dict[str, Any]:
-        """The numbers of a finished run; UserError while there are none."""
-        if not (self.path / "results.json").is_file():
-            raise UserError(f"{self.path}: not finished ({self.status.get('state', 'unknown')}), so it has no results yet. "
+        """The numbers of a finished run, or of its sound groups; UserError while there are none.
+
+        missing_groups: those that were lost, absent if there are none
+        """
+        if not os.path.lexists(self.path / "results.json"):
+            state = self.status.get("state", "unknown")
+            how = "its results.json is missing" if state == "finished" else f"not finished ({state})"
+            raise UserError(f"{self.path}: {how}, so it has no results{'' if state == 'finished' else ' yet'}. "
                             "The same `odist train` command continues it.")  # fmt: skip
-        return self._json("results.json")
+        results = self._json("results.json", required=("metrics", "groups", "split"))
+        for name, value in results["metrics"].items():
+            if value is not None and not isinstance(value, int | float | list):
+                raise Damaged(f"{self.path / 'results.json'}: damaged ({name} is no number). {CONTINUE}")
+        return results
+
+    @property
+    def missing_groups(self) -> list[int]:
+        """Groups that were lost while the others came to their end; empty for a run without results."""
+        there = os.path.lexists(self.path / "results.json")
+        return [int(group) for group in self.results.get("missing_groups", [])] if there else []
 
     @property
     def finished(self) -> bool:
-        return self.status.get("state") == "finished"
+        """Whether all groups are trained and the results are there."""
+        return self.status.get("state") == "finished" and os.path.lexists(self.path / "results.json")
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def _json(self, name: str, *, required: tuple[str, ...] = ()) -> dict[str, Any]:
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not os.path.lexists(path):
+            return {}
+        return read_json(path, cure=CONTINUE, kinds=KINDS[name], required=required)
+
+    def check_records(self) -> None:
+        """Read the small files that say what the run is and how it stands; Damaged for the first that is not sound."""
+        for name in MARKS:
+            if not os.path.lexists(self.path / name):
+                raise Damaged(f"{self.path / name}: missing. {CONTINUE}")
+        _ = self.config, self.env, self.status, self.horizon, self.missing_groups
+
+    def check(self) -> None:
+        """Read all that churn and figures are made of; Damaged for the first file that is not sound."""
+        self.check_records()
+        self.check_results()
+        self.rows()
+
+    def check_results(self) -> None:
+        """Read results and predictions where they are there; Damaged for the first file that is not sound."""
+        if os.path.lexists(self.path / "results.json"):
+            _ = self.results
+        for meta in self.path.glob("predictions/[!.]*/meta.json"):
+            self.predictions(meta.parent.name)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Replace a JSON file of the folder."""
-        write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
+        """Replace a JSON file of the folder; CannotWrite if the disk is full."""
+        with writing(self.path / name):
+            write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def set_status(self, **fields: Any) -> None:
-        """Update some fields of status.json and its time."""
-        self.write_json("status.json", {**self.status, **fields, "updated": time.time()})
+        """Update some fields of status.json and its time; a damaged one is written anew."""
+        try:
+            known = self.status
+        except Damaged:
+            known = {}
+        self.write_json("status.json", {**known, **fields, "updated": time.time()})
+
+    def rows(self) -> tuple[list[dict[str, Any]], int]:
+        """The rows of metrics.jsonl as they were written, and the number of lines that are none.
+
+        A few such lines are those of killed processes. Damaged if none of the lines can be read.
+        """
+        path = self.path / "metrics.jsonl"
+        if not os.path.lexists(path):
+            return [], 0
+        cure = f"Remove it to lose its curves only. {CONTINUE}"
+        try:
+            lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+        except OSError as error:
+            raise Damaged(f"{path}: cannot be read ({error.strerror}). {cure}") from error
+        rows = [row for row in map(parse_row, lines) if row is not None]
+        if lines and not rows:
+            raise Damaged(f"{path}: damaged (none of {len(lines)} lines can be read). {cure}")
+        return rows, len(lines) - len(rows)
 
     def metrics(self, *, kind: str | None = None) -> pd.DataFrame:
         """metrics.jsonl as a frame; `kind` is `train` or `evaluate`.
@@ -163,15 +248,7 @@ class Run:
         """
         import pandas as pd
 
-        path = self.path / "metrics.jsonl"
-        rows = []
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError:
-                    continue  # the last line of a run killed while writing it
-        frame = pd.DataFrame(rows)
+        frame = pd.DataFrame(self.rows()[0])
         if not frame.empty:
             frame = frame.drop_duplicates(["kind", "group", "step"], keep="last", ignore_index=True)
         if kind is not None and not frame.empty:
@@ -201,21 +278,44 @@ class Run:
 
         Which of the two is written in `predictions/<split>/meta.json` by the run itself
         (Anil et al. 2018, section 3.5: one copy of a codistilled pair, fixed in advance, predicts).
+        Of a run that has lost groups the first sound one, or the mean of the sound ones. Damaged for files that are not sound.
         """
         import numpy as np
 
         root = self.prediction_root(split)
-        if not (root / "meta.json").is_file():
+        path = root / "meta.json"
+        if not os.path.lexists(path):
             raise UserError(f"{self.path}: no predictions on the {split} part yet (state {self.status.get('state', 'unknown')}). "
                             "A finished run has them; the same `odist train` command continues it.")  # fmt: skip
-        meta = json.loads((root / "meta.json").read_text(encoding="utf-8"))
-        groups = range(meta["num_groups"]) if meta["predictor"] == "mean" else [0]
-        arrays = [np.load(root / f"group-{group}.npy", allow_pickle=False) for group in groups]
-        probabilities = np.mean(np.stack([a.astype(np.float64) for a in arrays]), axis=0)
+        kinds: Kinds = {"predictor": str, "num_groups": int, "fingerprint": str, "missing_groups": list}
+        meta = read_json(path, cure=CONTINUE, kinds=kinds, required=("predictor", "num_groups", "fingerprint"))
+        missing = meta.get("missing_groups", [])
+        sound = [group for group in range(meta["num_groups"]) if group not in missing]
+        if meta["predictor"] != "mean":
+            sound = [int(number) for number in re.findall(r"^group-(\d{1,6})$", meta["predictor"])]
+        if not sound:
+            raise Damaged(f"{path}: damaged (no group predicts). {CONTINUE}")
+        targets = read_array(root / "targets.npy", cure=CONTINUE)
+        arrays = [read_array(root / f"group-{group}.npy", cure=CONTINUE, rows=len(targets)) for group in sound]
+        if len({array.shape for array in arrays}) > 1:
+            raise Damaged(f"{root}: damaged (its groups predict other shapes). {CONTINUE}")
         bayes = root / "bayes.npy"
         return Predictions(
-            probabilities=probabilities,
-            targets=np.load(root / "targets.npy", allow_pickle=False),
+            probabilities=np.mean(np.stack([array.astype(np.float64) for array in arrays]), axis=0),
+            targets=np.array(targets),
             fingerprint=meta["fingerprint"],
-            bayes=np.load(bayes, allow_pickle=False) if bayes.is_file() else None,
+            bayes=np.array(read_array(bayes, cure=CONTINUE, rows=len(targets))) if os.path.lexists(bayes) else None,
+            predictor=meta["predictor"],
+            missing_groups=tuple(missing),
         )
+
+
+def parse_row(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for one that is no row, as a process that is killed while writing it leaves."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # not JSON, or not even text
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+        return None
+    return row if all(type(row.get(key)) is int for key in ("group", "step")) else None

@@ -256,15 +256,16 @@ class Trainer:
             checkpoint.save(self.run, self.mesh.group.index, step=done, model=self.model, state=state)
 
     def load(self, step: int) -> None:
-        """Continue from the checkpoint of `step`."""
+        """Continue from the checkpoint of `step`; Damaged if its state is not one that these parts have saved."""
         state = checkpoint.load(self.run, self.mesh.group.index, step=step, model=self.model)
-        self.strategy.load_state_dict(state["strategy"])
-        self.teacher.load_state_dict(state["teacher"])
-        self.carry = state["carry"]
-        self.seconds = state["seconds"]
-        self.unfinished = state["unfinished"]
-        if self.mesh.is_writer:
-            self.window = Window(**state["window"])
+        with checkpoint.restoring(self.run, self.mesh.group.index, step=step):
+            self.strategy.load_state_dict(state["strategy"])
+            self.teacher.load_state_dict(state["teacher"])
+            self.carry = state["carry"]
+            self.seconds = state["seconds"]
+            self.unfinished = state["unfinished"]
+            if self.mesh.is_writer:
+                self.window = Window(**state["window"])
 
 
 def _due(done: int, every: int) -> bool:

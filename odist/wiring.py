@@ -218,7 +218,8 @@ def build_exchange(parts: Parts, mesh: Mesh, *, model: nn.Module, peers: list[in
             keep=options.keep,
             history=0 if freshest else (options.lag + 2) * interval,
             poll=options.poll if freshest and mesh.is_writer else None,
-            last_checkpoint=lambda: max(run.checkpoint_steps(group), default=-1),
+            # the oldest kept one: if newer ones are damaged, the group goes back to it
+            last_checkpoint=lambda: min(run.checkpoint_steps(group), default=-1),
             read_only=not mesh.is_writer,
         )
     parts.exchanges.append(end)
@@ -242,21 +243,26 @@ def load_teachers(paths: Sequence[str], config: Config, task: Task) -> list[nn.M
 
 def load_models(run: Run, config: Config, task: Task) -> tuple[list[nn.Module], int]:
     """The models that predict for a run (one, or all of an ensemble) and the step of their newest checkpoint."""
-    num_models = config.num_groups if predictor(config) == "mean" else 1
-    step = checkpoint.common_step(run, num_models)
+    missing = run.missing_groups
+    sound = [group for group in range(config.num_groups) if group not in missing]
+    groups = sound if predictor(config) == "mean" else sound[:1]
+    step = checkpoint.common_step(run, groups)
     if step is None:
         raise UserError(f"{run.path}: no checkpoint yet (state {run.status.get('state')}). `odist train` makes one.")
     models = []
-    for group in range(num_models):
+    for group in groups:
         model = build_model(config, task, group=group)
         checkpoint.load_weights(run, group, step=step, model=model)
         models.append(model)
     return models, step
 
 
-def predictor(config: Config) -> str:
+def predictor(config: Config, *, missing: Sequence[int] = ()) -> str:
     """Which of a run's groups predicts: group 0, fixed in advance, or the mean of an ensemble.
 
+    missing: groups that the run has lost; then the first sound one predicts, or the mean of the sound ones
     Source: Anil et al. 2018, section 3.5 (one copy of a codistilled pair predicts).
     """
-    return "mean" if config.num_groups > 1 and config.algorithm.teacher != "peers" else "group-0"
+    if config.num_groups > 1 and config.algorithm.teacher != "peers":
+        return "mean"
+    return f"group-{min(group for group in range(config.num_groups) if group not in missing)}"

@@ -27,7 +27,7 @@ from odist.config import Config
 from odist.config_read import load
 from odist.errors import Interrupted, OdistError, UserError
 from odist.evaluation import log_mean_evaluations
-from odist.log import MetricsLog, make_progress
+from odist.log import NOTE, MetricsLog, make_progress
 from odist.mesh import Axis, Mesh
 from odist.optim import Clock
 from odist.prediction import predict_split
@@ -45,7 +45,7 @@ def main(run: Run, *, stop: Callable[[], bool] = lambda: False) -> None:
     stop: becomes true when the run should save and end (a signal)
     Raises Interrupted (state saved), Diverged, LostWorkers (state saved), UserError.
     """
-    config = load(run.config)
+    config = load(run.path / "config.yaml")
     set_up_torch(config)
     task = build_task(config)
     clock = make_clock(config, task)
@@ -115,10 +115,15 @@ def _locked(lock: int) -> bool:
     return True
 
 
+def note(text: str) -> None:
+    """Tell the user something; of a process of a group, the command that started it passes it on."""
+    print(f"{NOTE}{text}", file=sys.stderr, flush=True)
+
+
 def _common_start(run: Run, config: Config) -> int:
     """The step from which groups that take turns go on; UserError if each was saved at a step of its own."""
     steps = [run.checkpoint_steps(group) for group in range(config.num_groups)]
-    common = checkpoint.common_step(run, config.num_groups)
+    common = checkpoint.newest_sound(run, range(config.num_groups), say=note)
     if common is None and all(steps):
         newest = ", ".join(str(group[-1]) for group in steps)
         raise UserError(
@@ -155,7 +160,7 @@ def _take_turns(run: Run, config: Config, trainers: Sequence[Trainer], *, start:
     if any(trainer.stopped for trainer in trainers):
         step = checkpoint.common_step(run, config.num_groups) or 0
         run.set_status(state="interrupted", step=step)
-        raise Interrupted(f"stopped and saved after step {step} of {clock.num_steps}; the same command continues it.")
+        raise Interrupted(f"saved after step {step} of {clock.num_steps}; the same command continues it.")
     run.set_status(step=clock.num_steps)
     checkpoint.prune(run, config.num_groups, keep=config.train.keep_checkpoints)
 
@@ -166,7 +171,7 @@ def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable
     rendezvous: file through which the processes of this group find each other
     Raises as `main`; a finished group returns at once.
     """
-    config = load(run.config)
+    config = load(run.path / "config.yaml")
     set_up_torch(config)
     if (run.prediction_root("validation") / f"group-{group}.json").is_file():
         return
@@ -189,7 +194,8 @@ def _train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], boo
     parts = Parts(config, run, task, clock=clock, log=log, stop=stop, shelf={})
     trainer = build_trainer(parts, mesh, stop=AgreedStop(stop, mesh))
     try:
-        start = mesh.from_writer([max(run.checkpoint_steps(group), default=0)])[0]
+        sound = checkpoint.newest_sound(run, [group], say=note) if mesh.is_writer else None
+        start = mesh.from_writer([sound or 0])[0]
         if start:
             trainer.load(start)
         for done in trainer.fit(start):
@@ -244,7 +250,7 @@ def finish_group(trainer: Trainer, config: Config) -> None:
 
 def combine(run: Run) -> None:
     """Write results.json from what the groups left; the last thing is the state `finished`."""
-    config = load(run.config)
+    config = load(run.path / "config.yaml")
     root = run.prediction_root("validation")
     content = json.loads((root / "meta.json").read_text())["results"]
     groups = [json.loads((root / f"group-{group}.json").read_text()) for group in range(config.num_groups)]

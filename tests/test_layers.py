@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "odist"
 
-# Importable by all: the exceptions, the schema, the words of a message, the version.
-COMMON = {"errors", "config", "config_key", "config_read", "suggest", "__version__"}
+# Importable by all: the exceptions, the schema, the words of a message, damaged files, the version.
+COMMON = {"errors", "config", "config_key", "config_read", "suggest", "damage", "__version__"}
 # Interfaces and plain data that a part shows to others; importing one binds nobody to an implementation.
 PROTOCOLS = {"tasks.base", "strategies.base", "teachers.base", "exchange.base"}
 START = {"cli_show", "conf_folder", "completion", "explain", "launch", "provenance", "validate", "run", "registry"}
@@ -32,11 +32,14 @@ ALLOWED = {
     "places": set(),
     "train_arguments": set(),
     "train_help": {"train_arguments"},
+    "damage": set(),
+    "digest": set(),
+    "mending": {"digest", "provenance", "run"},
     "run": set(),
     "sinks": {"registry", "run"},
     "trackers": {"run"},
     "validate": {"registry", "run", "sinks"},
-    "launch": {"places", "run", "validate", "provenance", "processes", "sinks", "worker"},
+    "launch": {"places", "run", "validate", "provenance", "mending", "processes", "sinks", "worker"},
     "processes": {"log", "run"},
     "completion": {"conf_folder", "registry", "train_arguments"},
     "explain": {"train_arguments"},
@@ -65,7 +68,7 @@ ALLOWED = {
     "optim": set(),
     "rng": set(),
     "log": {"run"},
-    "checkpoint": {"run"},
+    "checkpoint": {"digest", "run"},
     "prepare": {"data", "places", "run"},
     "churn": {"metrics", "intervals"},
     "systems": set(),
