@@ -200,7 +200,8 @@ def _reading(folder: Path, size: Size, *, rounds: int) -> list[Row]:
             return sum(record.block != b"" for record in read_records(pieces, note=lambda *_: None))
 
     def lines() -> int:
-        return sum(raw.lines != [] for raw in read_source(source, reading=reading, folder=folder, note=lambda *_: None))
+        records = read_source(source, reading=reading, folder=folder, note=lambda *_: None, at=lambda _: None)
+        return sum(raw.lines != [] for raw in records)
 
     def by_warcio() -> int:
         with open(file, "rb") as stream:

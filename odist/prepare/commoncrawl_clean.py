@@ -14,7 +14,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from odist.errors import UserError
@@ -23,6 +23,7 @@ LANGUAGE_CHARS = 8192
 LANGUAGE_CUTOFF = 1200  # rank above which resiliparse calls its answer usually wrong
 MIN_WORDS = 5
 BAD_CHARACTERS = 0.01  # share of characters that no text has; above it the record is binary
+MAX_WORD = 1 << 20  # characters without a space, which a tokenizer would have to take at once
 MAX_SENTENCE = 2000  # characters; longer ones are cut at a space, as lists without punctuation are
 BOILERPLATE = ("javascript", "lorem ipsum", "{", "terms of use", "privacy policy", "cookie policy", "uses cookies",
                "use of cookies", "use cookies")  # fmt: skip
@@ -96,7 +97,7 @@ def normalise(line: str) -> str:
 
 
 def clean(
-    lines: Iterable[str],
+    lines: Sequence[str],
     *,
     filters: Filters,
     detect: Callable[[str], str] | None,
@@ -108,12 +109,13 @@ def clean(
     detect: text -> language code; None with language "any"
     counts: grows
     """
-    raw = list(lines)
-    if is_binary("\n".join(raw)):
+    if is_binary("\n".join(lines)):
         return Dropped("binary")
-    paragraphs = [text for text in map(normalise, raw) if text]
+    paragraphs = [text for text in map(normalise, lines) if text]
     if not paragraphs:
         return Dropped("empty")
+    if any(len(text) > MAX_WORD and max(map(len, text.split(" "))) > MAX_WORD for text in paragraphs):
+        return Dropped("word too long")
     counts.seen += len(paragraphs)
     if detect is not None and detect(_sample(paragraphs)) != filters.language:
         return Dropped(f"language not {filters.language}")

@@ -6,7 +6,6 @@ that kept and dropped add up; what text is worth keeping is left to commoncrawl_
 
 from __future__ import annotations
 
-import codecs
 import io
 import json
 import re
@@ -16,20 +15,23 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from odist.errors import UserError
+from odist.prepare.commoncrawl_html import RefusedPage, is_text_encoding, page_reader
 from odist.prepare.commoncrawl_lines import decode_lines, paragraphs, passages
 from odist.prepare.commoncrawl_sources import TextSource, fetched, load_dataset
-from odist.prepare.unpack import unpack
+from odist.prepare.unpack import TarMember, members, unpack
 from odist.prepare.warc import Record, Response, read_records, read_response
 
 HTML = ("text/html", "application/xhtml+xml")
-MAX_JSON_LINE = 1 << 26
+MAX_JSON_LINE = 1 << 24  # bytes; parsed it may take twenty times as much
+MAX_LINES = 1_000_000  # of one record
 _WARC_NAME = re.compile(r"\.(warc|wet|wat)(\.|$)")
 _JSON_NAME = re.compile(r"\.(jsonl?|ndjson)(\.|$)")
 
 NoteAt = Callable[[str, str], None]  # (place within the source, kind of damage)
+At = Callable[[int], None]  # bytes of the input read so far; may raise to stop
 
 
 @dataclass
@@ -37,13 +39,11 @@ class Raw:
     """One record: its paragraphs, or why it has none.
 
     origin: "web" | "json" | "text", which decides the filters
-    position: bytes of the input read so far
     """
 
     origin: str
     lines: list[str]
     reason: str = ""
-    position: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,25 +55,36 @@ class Reading:
     main_content: bool
 
 
-def read_source(source: TextSource, *, reading: Reading, folder: Path, note: NoteAt) -> Iterator[Raw]:
+def read_source(source: TextSource, *, reading: Reading, folder: Path, note: NoteAt, at: At) -> Iterator[Raw]:
     """Every record of a source, in order; memory is one record (of plain text: one passage).
 
     folder: for downloads
     note: told every fault of the input
+    at: called after every piece of the input, also where no record is found in it
     """
     if source.kind == "datasets":
-        yield from _read_dataset(source, reading)
+        yield from _read_dataset(source, reading, at)
         return
-    with fetched(source, folder) as path, open(path, "rb") as file:
+    with fetched(source, folder, poll=lambda: at(0)) as path, open(path, "rb") as file:
         start = file.read(4)
         file.seek(0)
         if not start:
             note("byte 0", "empty file")
             return
         pieces = unpack(file, start=start, note=lambda place, kind: note(f"packed byte {place}", kind))
-        for raw in _read_stream(pieces, source.name, reading=reading, note=note, nested=False):
-            raw.position = file.tell()
-            yield raw
+        yield from _read_stream(_told(pieces, file, at), source.name, reading=reading, note=note, nested=False)
+
+
+def _told(pieces: Iterator[bytes], file: BinaryIO, at: At) -> Iterator[bytes]:
+    for piece in pieces:
+        at(file.tell())
+        yield piece
+
+
+def _raw(origin: str, text: str) -> Raw:
+    if text.count("\n") >= MAX_LINES:  # before they are objects of their own
+        return Raw(origin, [], "too many lines")
+    return Raw(origin, text.split("\n"))
 
 
 def _read_stream(pieces: Iterator[bytes], name: str, *, reading: Reading, note: NoteAt, nested: bool) -> Iterator[Raw]:
@@ -111,9 +122,9 @@ def _read_warc(pieces: Iterator[bytes], *, reading: Reading, note: NoteAt) -> It
     to_text = None
     for record in read_records(pieces, note=locate):
         if record.kind == "conversion":
-            yield Raw("web", _decode(record.block, record.offset, locate).split("\n"))
+            yield _raw("web", _decode(record.block, record.offset, locate))
         elif record.kind in ("response", "resource"):
-            to_text = to_text or _html_to_text(main_content=reading.main_content)
+            to_text = to_text or page_reader(main_content=reading.main_content)
             yield _read_page(record, to_text, locate)
         else:
             yield Raw("web", [], f"{record.kind or 'untyped'} record")
@@ -140,76 +151,58 @@ def _read_page(record: Record, to_text: Callable[[Response], str], locate: Calla
         return Raw("web", [], "HTTP status not 200")
     kind = page.content_type or record.field("WARC-Identified-Payload-Type")
     if kind in HTML:
-        return Raw("web", to_text(page).split("\n"))
+        try:
+            return _raw("web", to_text(page))
+        except RefusedPage as error:
+            locate(record.offset, str(error))
+            return Raw("web", [], str(error))
     if kind == "text/plain":
-        return Raw("web", page.body.decode(page.charset if _is_codec(page.charset) else "utf-8", "replace").split("\n"))
+        return _raw("web", page.body.decode(page.charset if is_text_encoding(page.charset) else "utf-8", "replace"))
     return Raw("web", [], "neither HTML nor plain text")
 
 
-def _is_codec(charset: str) -> bool:
-    try:
-        return codecs.lookup(charset)._is_text_encoding  # "hex" is a codec too
-    except (LookupError, ValueError):
-        return False
-
-
-def _html_to_text(*, main_content: bool) -> Callable[[Response], str]:
-    try:
-        from resiliparse.extract.html2text import extract_plain_text
-        from resiliparse.parse.encoding import bytes_to_str, detect_encoding
-    except ImportError:
-        raise UserError("WARC files hold HTML, which is read with resiliparse; it is not installed. "
-                        "Type: pip install resiliparse; WET files need no HTML.") from None  # fmt: skip
-
-    def convert(page: Response) -> str:
-        encoding = page.charset
-        if not _is_codec(encoding):
-            encoding = detect_encoding(page.body, from_html_meta=True) or "utf-8"
-        html = bytes_to_str(page.body, encoding, errors="replace")
-        return str(
-            extract_plain_text(
-                html, preserve_formatting=True, main_content=main_content, list_bullets=False, alt_texts=False
-            )
-        )
-
-    return convert
-
-
 def _read_json(pieces: Iterator[bytes], *, reading: Reading, note: NoteAt) -> Iterator[Raw]:
-    for number, line in enumerate(_lines(pieces), start=1):
-        if not line.strip():
+    for number, line in _lines(pieces):
+        if line.isspace():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError:  # UnicodeDecodeError is one
-            note(f"line {number}", "not JSON")
-            yield Raw("json", [], "not JSON")
-            continue
-        text = row.get(reading.field) if isinstance(row, dict) else None
-        if isinstance(text, str):
-            yield Raw("json", text.split("\n"))
-        else:
-            note(f"line {number}", f"no text in field {reading.field!r}")
-            yield Raw("json", [], f"no text in field {reading.field!r}")
+        raw = _from_json(line, reading.field)
+        if raw.reason:
+            note(f"line {number}", raw.reason)
+        yield raw
 
 
-def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _from_json(line: bytes, field: str) -> Raw:
+    if len(line) > MAX_JSON_LINE:
+        return Raw("json", [], "line too long")
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError; lists in lists in lists ...
+        return Raw("json", [], "not JSON")
+    text = row.get(field) if isinstance(row, dict) else None
+    return _raw("json", text) if isinstance(text, str) else Raw("json", [], f"no text in field {field!r}")
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    # (number, line) of lines that are not empty; of one that is too long a beginning that is too long too.
     held: list[bytes] = []
-    size = 0
+    size, number = 0, 1
     for piece in pieces:
+        if not held and not piece.strip(b"\n"):
+            number += len(piece)
+            continue
         *lines, rest = piece.split(b"\n")
-        if lines:
-            held.append(lines[0])
-            yield b"".join(held)
-            yield from lines[1:]
-            held, size = [], 0
-        held.append(rest)
-        size += len(rest)
-        if size > MAX_JSON_LINE:  # no line of text; it ends as one that is not JSON
-            yield b"".join(held)
-            held, size = [], 0
-    if size:
-        yield b"".join(held)
+        for line in lines:
+            if held:
+                line = b"".join((*held, line))
+                held, size = [], 0
+            if line:
+                yield number, line
+            number += 1
+        if rest and size <= MAX_JSON_LINE:
+            held.append(rest)
+            size += len(rest)
+    if held:
+        yield number, b"".join(held)
 
 
 class _Pieces(io.RawIOBase):
@@ -232,27 +225,29 @@ class _Pieces(io.RawIOBase):
 def _read_tar(pieces: Iterator[bytes], *, reading: Reading, note: NoteAt) -> Iterator[Raw]:
     name = "the first member"
     try:
-        with tarfile.open(fileobj=io.BufferedReader(_Pieces(pieces), 1 << 20), mode="r|") as archive:
-            for member in archive:
+        file = io.BufferedReader(_Pieces(pieces), 1 << 20)
+        with tarfile.open(fileobj=file, mode="r|", tarinfo=TarMember) as archive:
+            for member in members(archive):
                 name = member.name
-                file = archive.extractfile(member) if member.isfile() else None
-                if file is None:
+                content = archive.extractfile(member) if member.isfile() else None
+                if content is None:
                     continue
 
                 def locate(place: str, kind: str, member: str = name) -> None:
                     note(f"{member}, {place}", kind)
 
-                parts = iter(partial(file.read, 1 << 17), b"")
+                parts = iter(partial(content.read, 1 << 17), b"")
                 yield from _read_stream(parts, name, reading=reading, note=locate, nested=True)
-    except (tarfile.TarError, EOFError) as error:
+    except tarfile.TarError as error:
         note(f"behind {name}", f"damaged tar ({error})")
 
 
-def _read_dataset(source: TextSource, reading: Reading) -> Iterator[Raw]:
+def _read_dataset(source: TextSource, reading: Reading, at: At) -> Iterator[Raw]:
     data = load_dataset(source.name)
     if reading.field not in data.column_names:
         raise UserError(f"{source.name}: no column {reading.field!r}; it has {', '.join(data.column_names)}. Use --field.")  # fmt: skip
     for start in range(source.start, source.stop, 1000):
+        at(0)
         for text in data[start : min(start + 1000, source.stop)][reading.field]:
-            known = isinstance(text, str)
-            yield Raw("json", text.split("\n") if known else [], "" if known else f"no text in field {reading.field!r}")
+            missing = Raw("json", [], f"no text in field {reading.field!r}")
+            yield _raw("json", text) if isinstance(text, str) else missing

@@ -10,12 +10,17 @@ import codecs
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 
 MAX_LINE = 1 << 20  # characters; a longer line is cut
+MAX_PASSAGE = 1 << 22  # characters, whatever its words
+MAX_FILE = 1 << 26  # characters of a passage where a file is to be one
+MAX_BLANK = 1000  # blank lines in a row; more are taken for so many
 SAMPLE = 4000  # lines that decide how a text is laid out
+SAMPLE_CHARACTERS = 1 << 24  # at most
 WRAPPED_WIDTH = 120  # a text whose lines stay below it is broken by hand
 NARROW = 20
+_BLANK = re.compile(rf"\n{{{MAX_BLANK},}}")
 _TERMINAL = re.compile(r"[.!?:…][\"'”’»)\]*_]*$")
 
 
@@ -42,7 +47,10 @@ def decode_lines(pieces: Iterable[bytes]) -> Iterator[str]:
         if decoder is None:
             utf16 = piece.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
             decoder = codecs.getincrementaldecoder("utf-16" if utf16 else "utf-8-sig")("replace")
-        *lines, rest = (rest + decoder.decode(piece)).replace("\r\n", "\n").replace("\f", "\n").split("\n")
+        text = (rest + decoder.decode(piece)).replace("\r\n", "\n").replace("\f", "\n")
+        if "\n" * MAX_BLANK in text:
+            text = _BLANK.sub("\n" * MAX_BLANK, text)
+        *lines, rest = text.split("\n")
         yield from lines
         while len(rest) > MAX_LINE:
             yield rest[:MAX_LINE]
@@ -72,11 +80,17 @@ def find_layout(lines: list[str]) -> Layout:
 def paragraphs(lines: Iterable[str]) -> Iterator[str]:
     """Paragraphs of a text; its first SAMPLE lines decide the layout."""
     stream = iter(lines)
-    start = list(islice(stream, SAMPLE))
+    start: list[str] = []
+    size = 0
+    for line in stream:
+        start.append(line)
+        size += len(line)
+        if len(start) >= SAMPLE or size >= SAMPLE_CHARACTERS:
+            break
     layout = find_layout(start)
     held: list[str] = []
     size = 0
-    for line in chain(start, stream):
+    for line in chain(_handed_over(start), stream):
         text = line.strip()
         if not layout.wrapped:
             if text:
@@ -97,20 +111,30 @@ def paragraphs(lines: Iterable[str]) -> Iterator[str]:
         yield " ".join(held)
 
 
+def _handed_over(lines: list[str]) -> Iterator[str]:
+    # One after the other, so that a line is freed once it is used.
+    lines.reverse()
+    while lines:
+        yield lines.pop()
+
+
 def passages(texts: Iterable[str], *, words: int) -> Iterator[list[str]]:
     """Consecutive paragraphs, each passage of `words` words or a little more (the last of a text: fewer); 0: all in one.
 
-    A paragraph longer than twice that is cut at a space.
+    A paragraph longer than twice that is cut at a space. A passage also ends at MAX_PASSAGE characters (MAX_FILE with
+    `words` 0), so that text without spaces does not fill the memory.
     """
     held: list[str] = []
-    count = 0
+    count = size = 0
+    limit = MAX_PASSAGE if words > 0 else MAX_FILE
     for text in texts:
         for piece in _cut(text, words):
             held.append(piece)
             count += piece.count(" ") + 1
-            if 0 < words <= count:
+            size += len(piece) + 1
+            if 0 < words <= count or size >= limit:
                 yield held
-                held, count = [], 0
+                held, count, size = [], 0, 0
     if held:
         yield held
 

@@ -41,7 +41,7 @@ from odist.run import write_atomically
 
 LOCATED = 10  # faults that the report locates, per source
 BATCH = 8192  # sentences encoded at once
-TELL = 256  # records between two reports of progress
+TELL, TELL_BYTES = 256, 1 << 20  # records, and bytes, between two reports of progress
 
 Tell = Callable[[int, int, int], None]  # bytes read, documents, tokens since the last call; may raise to stop
 
@@ -98,7 +98,7 @@ class PartJob:
 
 
 def read_part(job: PartJob, tell: Tell) -> None:
-    """First pass: read, clean, split, hash. tell: called every TELL records"""
+    """First pass: read, clean, split, hash. tell: called after every piece of the input, with something to tell now and then"""
     chosen, filters, counts = job.chosen, job.filters(), ReadCounts()
     detect = None if chosen["language"] == "any" else language_detector()
     reading = Reading(chosen["field"], chosen["passage_words"], main_content=filters["web"].boilerplate)
@@ -110,11 +110,17 @@ def read_part(job: PartJob, tell: Tell) -> None:
 
     hashes: list[int] = []
     position = told = 0
+
+    def at(place: int) -> None:
+        nonlocal position, told
+        if place - position < TELL_BYTES and counts.records - told < TELL:
+            tell(0, 0, 0)
+            return
+        tell(max(0, place - position), counts.records - told, 0)
+        position, told = max(position, place), counts.records
+
     with _open_text(job.path("text.gz"), "wt") as file:
-        for raw in read_source(job.source, reading=reading, folder=job.folder, note=note):
-            if counts.records % TELL == 0:
-                tell(raw.position - position, counts.records - told, 0)
-                position, told = raw.position, counts.records
+        for raw in read_source(job.source, reading=reading, folder=job.folder, note=note, at=at):
             counts.records += 1
             if raw.reason:
                 counts.dropped[raw.reason] += 1
@@ -135,7 +141,7 @@ def read_part(job: PartJob, tell: Tell) -> None:
             file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
     save_hashes(job.folder, part=job.part, hashes=np.array(hashes, dtype=np.uint64))
     write_atomically(job.path("read.json"), json.dumps(counts, default=vars))
-    tell(job.source.bytes - position, counts.records - told, 0)
+    tell(max(0, job.source.bytes - position), counts.records - told, 0)
 
 
 def _open_text(path: Path, mode: str) -> IO[str]:

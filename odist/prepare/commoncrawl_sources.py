@@ -5,13 +5,13 @@ Finds and names them, fetches what is remote; what is inside is left to commoncr
 
 from __future__ import annotations
 
+import http.client
 import os
-import shutil
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ DATASETS = "datasets:"
 SHARD_ROWS = 100_000  # of a data set; a shard is what is done again after an interruption
 TRIES = 5
 TIMEOUT = 60.0  # seconds without a byte
+MAX_PATHS = 1_000_000
+MAX_LIST = 1 << 27  # bytes of a list; a list of Common Crawl has 14 MB
 USER_AGENT = "odist (prepare commoncrawl)"
 
 
@@ -115,17 +117,44 @@ def _listed(path: Path, base: str) -> list[TextSource]:
     with open(path, "rb") as file:
         start = file.read(4)
         file.seek(0)
-        lines = b"".join(unpack(file, start=start, note=refuse)).decode("utf-8", "replace").split()
+        data = bytearray()
+        for piece in unpack(file, start=start, note=refuse):
+            data += piece
+            if len(data) > MAX_LIST:
+                raise UserError(f"{path}: more than {MAX_LIST >> 20} MB unpacked, which no list of paths has. Name a "
+                                "list of one path a line, of at most a million.")  # fmt: skip
+    lines = data.decode("utf-8", "replace").split(maxsplit=MAX_PATHS)
     if not lines:
         raise UserError(f"{path}: the list is empty.")
+    if len(lines) > MAX_PATHS:
+        raise UserError(f"{path}: more than {MAX_PATHS:,} paths. Cut the list into several, and name one of them.")
     if is_url(base):
-        return [TextSource(urllib.parse.urljoin(base.rstrip("/") + "/", line.lstrip("/")), "url") for line in lines]
+        return [TextSource(_joined(path, base, line), "url") for line in lines]
     folder = Path(base.removeprefix("file://")).expanduser()
+    outside = [line for line in lines if not _is_within(folder, line)]
+    if outside:
+        raise UserError(f"{path}: {len(outside)} of {len(lines)} paths lead out of {folder}; the first: {outside[0][:200]}. "
+                        "Name by --base-url the folder that all of them lie in.")  # fmt: skip
     missing = [line for line in lines if not (folder / line).is_file()]
     if missing:
         raise UserError(f"{path}: {len(missing)} of {len(lines)} files are not under {folder}; the first: {missing[0]}. "
                         "Name the folder or the URL before the paths by --base-url.")  # fmt: skip
     return [_file(folder / line) for line in lines]
+
+
+def _joined(path: Path, base: str, line: str) -> str:
+    try:
+        address = urllib.parse.urljoin(base.rstrip("/") + "/", line.lstrip("/"))
+    except ValueError:  # such as a bracket without its other one
+        address = ""
+    if not is_url(address):
+        raise UserError(f"{path}: {line[:200]!r} is no path below {base}, nor an http address. Take the line out.")
+    return address
+
+
+def _is_within(folder: Path, line: str) -> bool:
+    root = os.path.abspath(folder)
+    return os.path.commonpath((root, os.path.abspath(folder / line))) == root
 
 
 def _dataset_sources(text: str) -> list[TextSource]:
@@ -161,9 +190,10 @@ def load_dataset(text: str) -> Any:
 
 
 @contextmanager
-def fetched(source: TextSource, folder: Path) -> Iterator[Path]:
+def fetched(source: TextSource, folder: Path, *, poll: Callable[[], None]) -> Iterator[Path]:
     """The source as a local file: itself, or a download under `folder` that is removed afterwards.
 
+    poll: called now and then while it is fetched; may raise to stop
     Raises FetchError after TRIES attempts.
     """
     if source.kind == "file":
@@ -174,9 +204,9 @@ def fetched(source: TextSource, folder: Path) -> Iterator[Path]:
     try:
         for attempt in range(TRIES):
             try:
-                _download(source.name, target)
+                _download(source.name, target, poll)
                 break
-            except (OSError, ValueError) as error:  # urllib.error.URLError is an OSError
+            except (OSError, ValueError, http.client.HTTPException) as error:  # urllib.error.URLError is an OSError
                 final = isinstance(error, urllib.error.HTTPError) and error.code in (400, 401, 403, 404, 410)
                 if final or attempt == TRIES - 1:
                     raise FetchError(f"{source.name}: cannot be fetched: {error}. The same command continues.") from None  # fmt: skip
@@ -186,10 +216,12 @@ def fetched(source: TextSource, folder: Path) -> Iterator[Path]:
         target.unlink(missing_ok=True)
 
 
-def _download(url: str, target: Path) -> None:
+def _download(url: str, target: Path, poll: Callable[[], None]) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": USER_AGENT})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response, open(target, "wb") as file:
-        shutil.copyfileobj(response, file, 1 << 20)
+        while data := response.read(1 << 20):
+            file.write(data)
+            poll()
         length = response.headers.get("Content-Length")
         if length is not None and file.tell() != int(length):
             raise OSError(f"{file.tell():,} of {int(length):,} bytes came")

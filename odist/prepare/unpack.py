@@ -1,4 +1,4 @@
-"""The bytes of a packed file, gzip or zstd, out of sound and damaged ones.
+"""The bytes of a packed file, gzip or zstd, out of sound and damaged ones, and the members of tar archives.
 
 Gzip is unpacked member by member and read on after a damaged one; every fault goes to `note(place, kind)`. What
 the bytes mean is left to the caller.
@@ -6,17 +6,57 @@ the bytes mean is left to the caller.
 
 from __future__ import annotations
 
+import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, Self, cast
 
 from odist.errors import UserError
 
 Note = Callable[[int, str], None]  # (byte offset, kind of damage)
 CHUNK = 1 << 15
+MAX_PIECE = 1 << 20  # unpacked bytes at once, however well they were packed
+ZSTD_STEP = 128  # packed bytes at once: four may stand for 128 kB, and the unpacker takes no limit
+MAX_WINDOW = 1 << 31  # of zstd --long=31, in which large collections of text are packed
 GZIP = b"\x1f\x8b"
 GZIP_MEMBER = b"\x1f\x8b\x08"  # deflate is the only method there is
+MAX_LONG_NAME = 1 << 20
+_IN_MEMORY = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 ZSTD = b"\x28\xb5\x2f\xfd"
+
+
+class TarMember(tarfile.TarInfo):
+    """A member of an archive; a damaged header is an error instead of the end, and a name is no gigabyte long."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """As tarfile has it; ReadError for what it would take for the end, or read into memory whatever its size."""
+        try:
+            member = super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from None
+        if member.type in _IN_MEMORY and member.size > MAX_LONG_NAME:
+            raise tarfile.ReadError(f"a name of {member.size:,} bytes")
+        return member
+
+
+def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive opened with `tarinfo=TarMember`, none of which is kept; TarError for all that is damaged."""
+    while True:
+        try:
+            member = archive.next()
+        except (ValueError, OverflowError, RecursionError, EOFError) as error:  # numbers in extended headers, for one
+            raise tarfile.ReadError(str(error)) from None
+        if member is None:
+            return
+        archive.members.clear()  # type: ignore[attr-defined]
+        yield member
 
 
 class _Unpacker(Protocol):
@@ -24,11 +64,13 @@ class _Unpacker(Protocol):
     def eof(self) -> bool: ...
     @property
     def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, /) -> bytes: ...
+    @property
+    def unconsumed_tail(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = ..., /) -> bytes: ...
 
 
 def unpack(file: BinaryIO, *, start: bytes, note: Note) -> Iterator[bytes]:
-    """The unpacked content of a file in pieces; faults are noted with their place in the packed file.
+    """The unpacked content of a file in pieces of a few MB at most; faults are noted with their place in the packed file.
 
     file: at its beginning, seekable
     start: its first bytes, which tell gzip and zstd from plain
@@ -60,15 +102,16 @@ def _unpack_gzip(file: BinaryIO, note: Note) -> Iterator[bytes]:
         member, emitted, unpacker = position, 0, create()
         try:
             while True:
-                piece = unpacker.decompress(data)
+                piece = unpacker.decompress(data, MAX_PIECE)
                 emitted += len(piece)
                 if piece:
                     yield piece
+                left = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
+                position, data = position + len(data) - len(left), left
                 if unpacker.eof:
-                    position += len(data) - len(unpacker.unused_data)
-                    data = unpacker.unused_data
                     break
-                position += len(data)
+                if data or len(piece) == MAX_PIECE:  # the unpacker has more
+                    continue
                 data = file.read(CHUNK)
                 if not data:
                     note(position, "truncated gzip")
@@ -137,21 +180,24 @@ def _unpack_zstd(file: BinaryIO, note: Note) -> Iterator[bytes]:
         import zstandard
     except ImportError:
         raise UserError("a zstd file is read with zstandard, which is not installed. Type: pip install zstandard") from None  # fmt: skip
-    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(read_across_frames=False)
-    position, data = 0, file.read(CHUNK)
+
+    def create() -> Any:
+        return zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
+
+    unpacker, position, data, held = create(), 0, memoryview(file.read(CHUNK)), bytearray()
     try:
         while data:
-            piece = unpacker.decompress(data)
-            if piece:
-                yield piece
-            position += len(data) - len(unpacker.unused_data)
+            step = data[:ZSTD_STEP]
+            held += unpacker.decompress(step)
+            taken = len(step) - len(unpacker.unused_data)
+            position, data = position + taken, data[taken:] or memoryview(file.read(CHUNK))
+            if len(held) >= MAX_PIECE or not data:
+                yield bytes(held)
+                held.clear()
             if unpacker.eof:
-                data = unpacker.unused_data or file.read(CHUNK)
-                if data:
-                    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            else:
-                data = file.read(CHUNK)
-                if not data:
-                    note(position, "truncated zstd")
+                unpacker = create()
+            elif not data:
+                note(position, "truncated zstd")
     except zstandard.ZstdError:
+        yield bytes(held)
         note(position, "damaged zstd")

@@ -19,10 +19,17 @@ MAX_BLOCK = 1 << 26  # 64 MB; Common Crawl cuts payloads at 5 MB
 
 _HEADER_END = re.compile(rb"\n\r?\n")
 _TAIL = re.compile(rb"(?:\r\n\r\n|\n\n)WARC/[01]\.")
-_NEXT = re.compile(rb"(?:\r?\n){1,8}(?=WARC/[01]\.\d+\r?\n[A-Za-z][A-Za-z-]*:)")
+_NEXT = re.compile(
+    rb"WARC/(?<=\nWARC/)[01]\.\d+\r?\n[A-Za-z][A-Za-z-]*:"
+)  # a letter first: line ends without number are fast
+_LINE_ENDS = re.compile(rb"(?:\r?\n){1,8}\Z")
 _FIRST = re.compile(rb"WARC/[01]\.\d+\r?\n[A-Za-z][A-Za-z-]*:")
 _TYPE = re.compile(rb"^WARC-Type:[ \t]*([\w-]+)", re.I | re.M)
 _LENGTH = re.compile(rb"^Content-Length:[ \t]*(\d+)[ \t]*\r?$", re.I | re.M)
+_NO_LINE_END = re.compile(rb"[^\r\n]")
+_BLANK_TO_END = re.compile(rb"\s*\Z")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n")
+MAX_DIGITS = 18  # of a length; a longer number leads nowhere, and Python refuses to convert very long ones
 
 
 @dataclass(slots=True)
@@ -80,7 +87,7 @@ class _Buffer:
         if end > 0 and piece.startswith(b"WARC/") and piece.endswith(b"\r\n\r\n"):
             at = piece.find(b"\r\nContent-Length: ", 0, end) + 18  # the usual spelling; others go the slower way
             length = piece[at : piece.find(b"\r\n", at)]
-            if at > 18 and length.isdigit() and end + 8 + int(length) == len(piece):
+            if at > 18 and length.isdigit() and end + 8 + _number(length) == len(piece):
                 offset = self.base + len(self.data)
                 self.base += len(piece)
                 return _record(piece[: end + 2], piece[end + 4 : -4], offset)
@@ -121,7 +128,8 @@ def read_records(pieces: Iterator[bytes], *, note: Note, max_block: int = MAX_BL
             while (record := buffer.whole_record()) is not None:
                 yield record
         while buffer.need(buffer.at + 1) and data[buffer.at] in b"\r\n":
-            buffer.advance(buffer.at + 1)
+            text = _NO_LINE_END.search(data, buffer.at)
+            buffer.advance(len(data) if text is None else text.start())
         if not buffer.need(buffer.at + 1):
             return
         head = buffer.search(_HEADER_END, buffer.at, limit=MAX_HEADER) if _at_record(buffer) else None
@@ -133,7 +141,7 @@ def read_records(pieces: Iterator[bytes], *, note: Note, max_block: int = MAX_BL
         header, start = bytes(data[buffer.at : head.start() + 1]), head.end()
         length = _LENGTH.search(header)
         offset = buffer.base + buffer.at
-        told = -1 if length is None else int(length.group(1))
+        told = -1 if length is None else _number(length.group(1))
         stop, resume = _block_end(buffer, start, told, offset, note=note, max_block=max_block)
         if stop >= 0:
             yield _record(header, bytes(data[start:stop]), offset)
@@ -147,6 +155,11 @@ def _record(header: bytes, block: bytes, offset: int) -> Record:
     return Record("" if kind is None else kind.group(1).decode().lower(), header, block, offset)
 
 
+def _number(digits: bytes) -> int:
+    digits = digits.lstrip(b"0") or b"0"
+    return int(digits) if len(digits) <= MAX_DIGITS else 10**MAX_DIGITS
+
+
 def _at_record(buffer: _Buffer) -> bool:
     buffer.need(buffer.at + 128)
     return _FIRST.match(buffer.data, buffer.at) is not None
@@ -158,7 +171,7 @@ def _skip_to_record(buffer: _Buffer, max_block: int) -> bool:
     while True:
         found = buffer.search(_NEXT, buffer.at, limit=max_block)
         if found is not None:
-            buffer.advance(found.end())
+            buffer.advance(found.start())
             return True
         if buffer.ended:
             buffer.advance(len(buffer.data))
@@ -178,13 +191,14 @@ def _block_end(buffer: _Buffer, start: int, length: int, offset: int, *, note: N
         if whole or len(data) >= stop:
             buffer.need(stop + 32)
             follows = _TAIL.match(data, stop)
-            if follows is not None or (buffer.ended and not data[stop:].strip()):
+            if follows is not None or (buffer.ended and _BLANK_TO_END.match(data, stop) is not None):
                 return stop, stop
     # The length leads nowhere: the block ends where the next record begins. It may begin right behind the header.
     found = buffer.search(_NEXT, start - 1, limit=max_block)
-    if found is not None and found.start() - start <= max_block:
+    end = -1 if found is None else _before_line_ends(data, found.start())
+    if found is not None and end - start <= max_block:
         note(offset, "wrong Content-Length")
-        return max(start, found.start()), found.end()
+        return max(start, end), found.start()
     if found is not None or not buffer.ended:
         note(offset, "record too long")
         buffer.advance(len(data) - 256 if found is None else found.start() - 1)
@@ -192,6 +206,12 @@ def _block_end(buffer: _Buffer, start: int, length: int, offset: int, *, note: N
         return -1, buffer.at
     note(offset, "truncated record" if len(data) < stop else "wrong Content-Length")
     return len(data), len(data)
+
+
+def _before_line_ends(data: bytearray, stop: int) -> int:
+    first = max(0, stop - 16)
+    found = _LINE_ENDS.search(data[first:stop])
+    return stop if found is None else first + found.start()
 
 
 @dataclass
@@ -219,18 +239,18 @@ def read_response(block: bytes) -> Response:
         body = zlib.decompressobj(31).decompress(body, MAX_BLOCK)
     kind, _, rest = fields.get("content-type", "").partition(";")
     charset = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", rest, re.I)
-    code = int(status[0]) if status and status[0].isdigit() else 0
+    code = int(status[0]) if status and re.fullmatch(r"[0-9]{1,9}", status[0]) else 0
     return Response(code, kind.strip().lower(), "" if charset is None else charset.group(1).lower(), body)
 
 
 def _unchunk(body: bytes) -> bytes:
     # Common Crawl keeps the header but undoes the chunks: a body that is not chunked is returned as it is.
-    pieces: list[bytes] = []
+    joined = bytearray()
     at = 0
-    while (found := re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n").match(body, at)) is not None:
+    while (found := _CHUNK_SIZE.match(body, at)) is not None:
         size = int(found.group(1), 16)
         if size == 0:
-            return b"".join(pieces)
-        pieces.append(body[found.end() : found.end() + size])
+            return bytes(joined)
+        joined += body[found.end() : found.end() + size]
         at = found.end() + size + 2
-    return b"".join(pieces) if pieces and at >= len(body) else body
+    return bytes(joined) if at >= len(body) > 0 else body
