@@ -17,6 +17,7 @@ from odist.errors import UserError
 from odist.jobs import Echo, train_all, train_command
 from odist.report.page import PAPER_FILE, build_report, home_of
 from odist.report.recipe import PlannedRun, Recipe, Reference, load_recipe, paper_figure, tell_left_out
+from odist.report.recipe_file import parse_recipe
 from odist.report.tuning import FILE as TUNING_FILE
 from odist.report.tuning import chosen_values, found_at, read_tuning
 from odist.run import Run, write_atomically
@@ -60,7 +61,8 @@ def reproduce(
     data_path: prepared data for the variants that need it; without it they are left out
     variants: those to train, empty for all; records and tuning of the others stay as they are
     dry_run: print the commands and do nothing
-    only_report: make the report from the records that exist, train nothing
+    only_report: make the report from the records that exist, train nothing; a recipe that differs in nothing but its wording
+        from the one that they were made with lends the report its words
     Systems are trained at the settings in `output`/NAME/tuning.json, or else in the one that comes with the project;
     without any, at the preset's, which the report says.
     UserError for an unknown recipe, scale or variant, OdistError naming the runs that failed, Interrupted.
@@ -79,7 +81,8 @@ def reproduce(
     paths = [runs_dir / recipe.home / scale / _folder_name(run, chosen.get((run.variant, run.system))) for run in plan]
     plan = _with_teachers(recipe, plan, paths=paths)
     commands = [train_command(run, path) for run, path in zip(plan, paths, strict=True)]
-    tell_left_out(recipe, plan, left_out, echo=echo, may_be_empty=only_report)
+    if not only_report:
+        tell_left_out(recipe, plan, left_out, echo=echo)
     for variant in dict.fromkeys(run.variant for run in plan):
         if recipe.tuning is not None and found_at(tuning, scale=scale, variant=variant) is None:
             echo(f"untuned: {variant or recipe.name} at scale {scale} uses the preset's {recipe.tuning.key} for every "
@@ -88,7 +91,9 @@ def reproduce(
         for command in commands:
             echo("odist " + " ".join(command[3:]))
         return ReproduceResult(folder, commands=commands, left_out=left_out)
-    if not only_report:
+    if only_report:
+        _reword(recipe, folder, echo=echo)
+    else:
         for phase in _phases(recipe, plan):
             own = [(run, path) for run, path in zip(plan, paths, strict=True) if run.system in phase]
             train_all(
@@ -101,6 +106,20 @@ def reproduce(
     files = build_report(folder, name=recipe.name)
     echo(f"report: {folder / recipe.name}.md")
     return ReproduceResult(folder, files=files, commands=commands, left_out=left_out)
+
+
+def _reword(recipe: Recipe, folder: Path, *, echo: Echo) -> None:
+    """Write the recipe into a report's folder if it differs from the one there in its wording alone, else say that it stays."""
+    path = folder / "recipe.yaml"
+    if not path.is_file() or path.read_text(encoding="utf-8") == recipe.text:
+        return
+    recorded = parse_recipe(path.read_text(encoding="utf-8"), name=recipe.name)
+    if recorded.without_wording == recipe.without_wording:
+        write_atomically(path, recipe.text)
+    else:
+        echo(
+            f"the recipe has changed since the records were made, in more than its wording; the report is made by {path}"
+        )
 
 
 def find_tuning(recipe: Recipe, *, output: Path) -> dict[str, Any] | None:

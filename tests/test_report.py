@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 
+import odist
 from odist.errors import UserError
 from odist.metrics import binary_results
 from odist.report.page import build_report
-from odist.report.plot import plot_metric, plot_runs, plot_tradeoff, systems_of
 from odist.report.recipe import Claim, PlannedRun, load_recipe
 from odist.report.recipe_file import parse_recipe
 from odist.report.record import write_records
@@ -26,6 +26,7 @@ from odist.report.summary import Retrains, judge, judge_ratios, summarise, verdi
 from odist.report.table import csv_table, estimate, markdown_table
 from odist.run import Run, write_atomically
 
+PROJECT = Path(odist.__file__).parent.parent
 ROWS = 400
 TARGETS = (np.random.default_rng(0).random(ROWS) < 0.3).astype(np.int8)
 RECIPE = """
@@ -406,43 +407,6 @@ def test_an_unknown_recipe_lists_the_known_ones() -> None:
         load_recipe("demonstration")
 
 
-def test_runs_are_drawn_by_system_with_the_same_bytes_each_time(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / f"a{seed}", seed=seed, noise=0.3) for seed in (1, 2, 3)]
-    runs += [make_run(tmp_path / "b", seed=1, noise=0.3, algorithm="ensemble", predictor="mean")]
-    assert {label: len(members) for label, members in systems_of(runs).items()} == {"sync": 3, "ensemble": 1}
-    first = plot_runs(runs, output=tmp_path / "one")
-    assert [path.name for path in first] == ["log_loss.png", "log_loss.svg", "tradeoff.png", "tradeoff.svg"]
-    second = plot_runs(runs, output=tmp_path / "two")
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    for x in ("steps", "seconds"):
-        [png, svg] = plot_metric(runs, metric="label_loss", output=tmp_path / x, x=x)
-        assert png.read_bytes()[:4] == b"\x89PNG"
-        assert svg.read_text().rstrip().endswith("</svg>")
-    assert not list(tmp_path.rglob(".*"))
-
-
-def test_what_cannot_be_plotted_is_said(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "a", seed=1, noise=0.3)
-    with pytest.raises(UserError, match=r"no run has the metric 'auk'. They have: label_loss, log_loss"):
-        plot_runs([run], output=tmp_path, metrics=["auk"])
-    with pytest.raises(UserError, match="examples, steps, seconds"):
-        plot_metric([run], metric="log_loss", output=tmp_path / "f", x="epochs")
-    with pytest.raises(UserError, match="no runs"):
-        plot_runs([], output=tmp_path)
-
-
-def test_a_tradeoff_without_intervals_is_drawn(tmp_path: Path) -> None:
-    frame = pd.DataFrame([{"system": "a", "churn": 0.02, "loss": 0.45}, {"system": "b", "churn": 0.03, "loss": 0.46}])
-    assert all(path.is_file() for path in plot_tradeoff(frame, output=tmp_path / "t"))
-
-
-def test_systems_of_one_algorithm_are_told_apart(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / name, seed=1, noise=0.3) for name in ("a", "b")]
-    text = (runs[1].path / "config.yaml").read_text()
-    (runs[1].path / "config.yaml").write_text(text.replace("scale: small", "scale: small\nworkers: 4"))
-    assert list(systems_of(runs)) == ["sync, workers=1", "sync, workers=4"]
-
-
 def test_numbers_are_written_to_the_precision_of_their_interval() -> None:
     assert estimate(0.44801, [0.44701, 0.44902]) == "0.4480 [0.4470, 0.4490]"
     assert estimate(-0.0123, [-0.02, 0.001], sign=True) == "-0.012 [-0.020, +0.001]"
@@ -553,3 +517,48 @@ def test_the_page_says_how_settings_were_tuned_or_that_they_were_not(wide: Path)
     assert "Steady was tuned with other settings than it ran with: train.batch." in real
     assert "the `optim.lr` of Steady lies at the low edge" in real
     assert "Plain ran with" not in real
+
+
+SIZED = RECIPE.replace("{label: Plain,", '{label: "SGD, {batch}", paper_label: 128 workers,')
+
+
+def test_labels_say_what_was_run_and_what_the_paper_ran_beside_it(folder: Path) -> None:
+    for path in (folder / "runs").glob("plain-*.json"):
+        record = json.loads(path.read_text())
+        record["config"] |= {"train": {"batch": 8}, "workers": 4}
+        path.write_text(json.dumps(record))
+    write_atomically(folder / "recipe.yaml", SIZED)
+    build_report(folder, name="two")
+    page, drawn = (folder / "two.md").read_text(), (folder / "two.svg").read_text()
+    assert "| SGD, 4 workers of 8 (paper: 128 workers) | 4 |" in page
+    assert "(churn of Steady < SGD, 4 workers of 8: difference" in page
+    assert "<!-- SGD, 4 workers of 8 (paper: 128 workers) -->" in drawn.replace("\xa0", " ")
+    with pytest.raises(UserError, match=r"system plain, label: 'bach' is unknown\. Choose among: batch, reload"):
+        parse_recipe(SIZED.replace("{batch}", "{bach}"), name="two")
+
+
+@pytest.mark.parametrize("page", sorted((PROJECT / "reports").glob("lm*/*.md")), ids=lambda path: path.stem)
+def test_committed_tables_name_no_workers_that_were_not_run(page: Path) -> None:
+    tables = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    for line in tables:
+        label = re.sub(r" \(paper: [^)]*\)", "", line.split(" | ")[0])
+        assert not re.search(r"128|256|\b50\b|100|250|SGD, \d", label), line
+
+
+def test_a_system_looks_the_same_in_every_panel_of_a_report(folder: Path) -> None:
+    """In the second variant the first system is missing; the other keeps its colour."""
+    recipe = RECIPE + "variants: {one: {}, two: {without: [plain]}}\n"
+    write_atomically(folder / "recipe.yaml", recipe)
+    for path in list((folder / "runs").glob("*.json")):
+        record = json.loads(path.read_text())
+        for variant in ("one", "two") if record["system"] == "steady" else ("one",):
+            (folder / "runs" / f"{variant}-{path.name}").write_text(json.dumps(record | {"variant": variant}))
+        path.unlink()
+    build_report(folder, name="two")
+    panels = re.split(r'<g id="(?:axes|legend)_\d+">', (folder / "two.svg").read_text())[1:5]
+    drawn = [set(re.findall(r"#(?!000000|ffffff|dddddd)[0-9a-f]{6}", panel)) for panel in panels]
+    assert drawn[0] == drawn[1] == {"#0072b2", "#009e73"}
+    assert drawn[2] == drawn[3] == {"#009e73"}
+    said = (folder / "two.svg").read_text()
+    assert "Lines: means over 4 seeds; bands: from the lowest to the highest seed." in said
+    assert "Bars: 95 % intervals over retrains." in said

@@ -47,7 +47,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ReproduceResul
 def test_runs_are_trained_recorded_and_reported(done: tuple[Path, ReproduceResult, list[str]]) -> None:
     root, result, lines = done
     assert result.left_out == {"real": "data_path"}
-    assert "left out: variant real, for want of --data-path" in lines
+    assert "skipped variant real: give --data-path DIR" in lines
     assert sum("finished" in line for line in lines) == 3
     assert result.folder == root / "reports" / "tiny"
     assert {path.name for path in result.files} == {"tiny.md", "tiny.csv", "tiny.png", "tiny.svg", "manifest.json"}
@@ -89,6 +89,25 @@ def test_the_report_alone_needs_no_runs(done: tuple[Path, ReproduceResult, list[
         reproduce(root / "tiny.yaml", output=tmp_path / "empty", runs_dir=tmp_path / "none", only_report=True)
 
 
+def test_the_report_alone_takes_over_another_wording_but_no_other_recipe(
+    done: tuple[Path, ReproduceResult, list[str]], tmp_path: Path
+) -> None:
+    _, result, _ = done
+    shutil.copytree(result.folder, tmp_path / "reports" / "tiny")
+    page, lines = tmp_path / "reports" / "tiny" / "tiny.md", list[str]()
+    where = {"output": tmp_path / "reports", "runs_dir": tmp_path / "none", "only_report": True, "echo": lines.append}
+    (tmp_path / "tiny.yaml").write_text(RECIPE.replace("label: DNN", "label: single network"))
+    table = (tmp_path / "reports" / "tiny" / "tiny.csv").read_bytes()
+    reproduce(tmp_path / "tiny.yaml", **where)
+    assert "| single network | 3 |" in page.read_text()
+    assert (tmp_path / "reports" / "tiny" / "tiny.csv").read_bytes() == table
+    assert not any("changed" in line for line in lines)
+    (tmp_path / "tiny.yaml").write_text(RECIPE.replace("label: DNN", "label: other").replace("[1, 2, 3]", "[1, 2]"))
+    reproduce(tmp_path / "tiny.yaml", **where)
+    assert "| single network | 3 |" in page.read_text()
+    assert any("the recipe has changed since the records were made" in line for line in lines)
+
+
 def test_a_dry_run_prints_the_commands_and_does_nothing(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     lines: list[str] = []
@@ -123,7 +142,7 @@ def test_only_the_named_variants_are_trained_and_the_others_stay_as_they_are(
     page = (tmp_path / "reports" / "tiny" / "tiny.md").read_text()
     assert "## Synthetic" in page
     assert "## Again" in page
-    assert not any("left out" in line for line in lines)
+    assert not any("skipped" in line for line in lines)
     both = reproduce(tmp_path / "tiny.yaml", variants=["made", "again"], dry_run=True, **where)
     assert len(both.commands) == 2
     with pytest.raises(UserError, match=r"no variant 'agian' at scale smoke. Choose among: made, again, real\."):

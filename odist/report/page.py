@@ -21,6 +21,7 @@ from typing import Any
 from odist.churn import PAIR_METRICS
 from odist.errors import UserError
 from odist.report.figure import draw_report, paper_points
+from odist.report.labels import with_sizes
 from odist.report.quantities import loss_or_accuracy
 from odist.report.recipe import Claim, Recipe
 from odist.report.recipe_file import parse_recipe
@@ -57,6 +58,7 @@ def build_report(folder: Path, *, name: str) -> list[Path]:
     if not records:
         raise UserError(f"{home / 'runs'}: no records of finished runs. `odist reproduce {name}` trains them.")
     records = dict(zip(records, with_targets(recipe, list(records.values())), strict=True))
+    recipe = with_sizes(recipe, list(records.values()))
     summaries = summarise(list(records.values()), recipe)
     retrains = retrains_by_system(list(records.values()), recipe)
     verdicts = {

@@ -1,6 +1,7 @@
 """Figures of run folders: learning curves, and loss against churn.
 
-Draws what the runs recorded; which files a command writes is decided by `plot_runs`.
+Draws what the runs recorded; which runs share a figure and what they are called is left to legend, which files a command
+writes is decided by `plot_runs`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odist.errors import UserError
+from odist.intervals import Interval
 from odist.report import style
+from odist.report.legend import Retrains, comparisons, systems_of
 from odist.report.quantities import axis_label, higher_is_better
+from odist.report.style import Look
 from odist.retrains import compare_retrains
 from odist.run import Run
-from odist.systems import system_differences, system_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,40 +30,35 @@ X_LABELS = {
     "seconds": "training time (s, without evaluation)",
 }
 MAIN_METRICS = ("log_loss", "cross_entropy", "auc", "top1")
+LOSSES = ("log_loss", "cross_entropy")  # what churn is drawn against: the first that is known
+BANDS = "Lines: means over seeds; bands: from the lowest to the highest seed."
+BARS = "Bars: 95 % intervals over retrains."
+ONE_MEMBER = "The curve of an ensemble is one member's."
 
 
 @dataclass
 class Curves:
-    """Learning curves of one system: a label and, for each seed, rows of metrics.jsonl of group 0."""
+    """Learning curves of one system: how it is drawn and, for each seed, rows of metrics.jsonl of group 0."""
 
     label: str
+    look: Look
     seeds: list[pd.DataFrame] = field(default_factory=list)
 
+    @property
+    def has_band(self) -> bool:
+        return len(self.seeds) > 1 and bool(set.intersection(*(set(frame["step"]) for frame in self.seeds)))
 
-def systems_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by system, that is by their configuration without the seed; keys are legends.
 
-    A legend is the algorithm's name and, where it names several systems, the keys that tell them apart.
-    """
-    settings: list[dict[str, Any]] = []
-    members: list[list[Run]] = []
-    for run in runs:
-        system = system_of(run.config)
-        if system in settings:
-            members[settings.index(system)].append(run)
-        else:
-            settings.append(system)
-            members.append([run])
-    names = [str(system.get("algorithm.name", runs[0].name)) for system in settings]
-    labels = []
-    for system, its, name in zip(settings, members, names, strict=True):
-        rivals = [other[0].config for other, its_name in zip(members, names, strict=True) if its_name == name]
-        differing = list(system_differences([its[0].config, *rivals]))
-        labels.append(", ".join([name, *(f"{key}={system.get(key)}" for key in differing[:3])]))
-    return {
-        label if labels.count(label) == 1 else f"{label} ({index + 1})": its
-        for index, (label, its) in enumerate(zip(labels, members, strict=True))
-    }
+@dataclass(frozen=True)
+class Point:
+    """One system's loss and churn between its retrains, with their 95 % intervals where there are any."""
+
+    label: str
+    look: Look
+    churn: float
+    loss: float
+    churn_interval: Interval | None = None
+    loss_interval: Interval | None = None
 
 
 def draw_curves(axes: Axes, curves: Sequence[Curves], *, metric: str, x: str = "examples") -> None:
@@ -71,21 +69,21 @@ def draw_curves(axes: Axes, curves: Sequence[Curves], *, metric: str, x: str = "
     import numpy as np
 
     column = "step" if x == "steps" else x
-    for index, system in enumerate(curves):
-        colour, _, line = style.look(index)
+    for system in curves:
+        own = system.look
         frames = [frame.dropna(subset=[metric]).drop_duplicates("step", keep="last") for frame in system.seeds]
         common = sorted(set.intersection(*(set(frame["step"]) for frame in frames)))
         if len(frames) == 1 or not common:
-            for seed, frame in enumerate(frames):
-                label = system.label if seed == 0 else None
-                axes.plot(frame[column], frame[metric], color=colour, linestyle=line, label=label)
+            for frame in frames:
+                marker = own.marker if len(frame) == 1 else ""  # a line of one point would not be seen
+                axes.plot(frame[column], frame[metric], color=own.colour, linestyle=own.line, marker=marker,
+                          markerfacecolor=own.face)  # fmt: skip
             continue
         shared = [frame[frame["step"].isin(common)].sort_values("step") for frame in frames]
         values = np.stack([frame[metric].to_numpy(float) for frame in shared])
         where = np.stack([frame[column].to_numpy(float) for frame in shared]).mean(axis=0)
-        label = f"{system.label} ({len(frames)} seeds)"
-        axes.plot(where, values.mean(axis=0), color=colour, linestyle=line, label=label)
-        axes.fill_between(where, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.18, linewidth=0)
+        axes.plot(where, values.mean(axis=0), color=own.colour, linestyle=own.line)
+        axes.fill_between(where, values.min(axis=0), values.max(axis=0), color=own.colour, alpha=0.18, linewidth=0)
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -93,15 +91,15 @@ def draw_curves(axes: Axes, curves: Sequence[Curves], *, metric: str, x: str = "
     style.finish(axes, x=X_LABELS[x], y=axis_label(metric))
 
 
-def draw_points(axes: Axes, curves: Mapping[str, tuple[int, Sequence[tuple[float, float]]]], *, metric: str) -> None:
-    """Draw published curves by steps. curves: label -> (index of its look, its points (step, value))."""
+def draw_points(axes: Axes, curves: Sequence[tuple[Look, Sequence[tuple[float, float]]]], *, metric: str) -> None:
+    """Draw published curves by steps. curves: how each is drawn, its points (step, value)."""
     from matplotlib.ticker import EngFormatter
 
-    for label, (index, points) in curves.items():
-        colour, marker, line = style.look(index)
+    for own, points in curves:
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, color=colour, linestyle=line, marker=marker, markersize=2.5, linewidth=0.9, label=label)
-    values = sorted(value for _, points in curves.values() for _, value in points)
+        axes.plot(x, y, color=own.colour, linestyle=own.line, marker=own.marker, markerfacecolor=own.face, markersize=2.5,
+                  linewidth=0.9)  # fmt: skip
+    values = sorted(value for _, points in curves for _, value in points)
     if values and higher_is_better(metric):  # the worst fifth, mostly from the start, would flatten the rest
         axes.set_ylim(max(0.0, values[len(values) // 5] - 0.1), values[-1] + 0.03)
     elif values:
@@ -110,93 +108,125 @@ def draw_points(axes: Axes, curves: Mapping[str, tuple[int, Sequence[tuple[float
     style.finish(axes, x=X_LABELS["steps"], y=axis_label(metric))
 
 
-def draw_tradeoff(axes: Axes, frame: pd.DataFrame, *, metric: str = "log_loss") -> None:
-    """Draw loss against churn, one point a system with the intervals of both; see `plot_tradeoff`.
+def draw_tradeoff(axes: Axes, points: Sequence[Point], *, metric: str = "log_loss") -> None:
+    """Draw loss against churn, one point a system with the intervals of both; lower left is better.
 
-    metric: what the columns `loss` hold; one for which higher is better is named on its axis
+    metric: what `loss` is; one for which higher is better is named on its axis
     """
-    for index, row in enumerate(frame.to_dict("records")):
+    for point in points:
         errors: dict[str, Any] = {}
-        for axis, name in (("xerr", "churn"), ("yerr", "loss")):
-            low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-            known = low is not None and high is not None and low == low and high == high  # neither None nor NaN
-            errors[axis] = [[row[name] - low], [high - row[name]]] if known else None
-        colour, marker, _ = style.look(index)
+        for axis, value, interval in (
+            ("xerr", point.churn, point.churn_interval),
+            ("yerr", point.loss, point.loss_interval),
+        ):
+            errors[axis] = None if interval is None else [[value - interval[0]], [interval[1] - value]]
+        own = point.look
         axes.errorbar(
-            row["churn"],
-            row["loss"],
-            xerr=errors["xerr"],
-            yerr=errors["yerr"],
-            fmt=marker,
-            color=colour,
-            capsize=3,
-            label=row["system"],
+            point.churn, point.loss, **errors, fmt=own.marker, color=own.colour, markerfacecolor=own.face, capsize=3
         )
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.margins(0.12)
     y = axis_label(metric) if higher_is_better(metric) else "validation loss (nats)"
-    style.finish(axes, x="mean |p₁ − p₂| between retrains (lower: steadier)", y=y)
+    distance = "|p₁ − p₂|" if metric == "log_loss" else "distance of predictions"
+    style.finish(axes, x=f"churn: mean {distance} between retrains (lower: steadier)", y=y)
 
 
-def plot_metric(runs: Sequence[Run], *, metric: str, output: Path, x: str = "examples") -> list[Path]:
+def band_notes(curves: Sequence[Curves]) -> list[str]:
+    """What the lines and bands of these curves are; nothing where there is no band."""
+    return [BANDS] if any(system.has_band for system in curves) else []
+
+
+def plot_metric(runs: Sequence[Run], *, metric: str, output: Path, x: str = "examples", title: str = "") -> list[Path]:
     """Plot learning curves of one metric to `output`.png and `output`.svg.
 
-    runs: any; those that differ only in the seed are drawn as one line with a band
+    runs: of one task on the same rows; those that differ only in the seed are drawn as one line with a band
     metric: a numeric column of metrics.jsonl, of evaluations or else of training rows
     output: path without suffix
     x: examples | steps | seconds
-    UserError for an unknown x, and for a metric that no run has, with those they have.
+    UserError for an unknown x, for a metric that no run has, with those they have, and for more than can be drawn.
     """
     if x not in X_LABELS:
         raise UserError(f"cannot plot against {x!r}. Choose among: {', '.join(X_LABELS)}.")
-    curves = []
-    for label, members in systems_of(runs).items():
-        frames = [frame for frame in (_rows_with(run, metric) for run in members) if frame is not None]
+    curves, notes = [], []
+    systems = systems_of(runs)
+    for system, look in _with_looks(systems):
+        frames = [frame for frame in (_rows_with(run, metric) for run in system.runs) if frame is not None]
         if frames:
-            curves.append(Curves(label + _predictor_note(members), frames))
+            number = f" ({len(frames)} seeds)" if len(frames) > 1 else ""
+            curves.append(Curves(system.label + number, look, frames))
+            notes += [ONE_MEMBER] if _predicts_by_mean(system.runs) else []
     if not curves:
         known = ", ".join(_known_metrics(runs)) or "none yet"
         raise UserError(f"no run has the metric {metric!r}. They have: {known}.")
-    with style.panels(1, systems=len(curves)) as (figure, [axes]):
+    with style.panels(1) as (figure, [axes]):
         draw_curves(axes, curves, metric=metric, x=x)
+        axes.set_title(title)
+        style.legend(
+            figure, {c.label: c.look for c in curves}, notes=[*band_notes(curves), *dict.fromkeys(notes)], markers=False
+        )
         return style.save(figure, output)
 
 
-def plot_tradeoff(frame: pd.DataFrame, *, output: Path) -> list[Path]:
-    """Plot loss against churn to `output`.png and `output`.svg; lower left is better.
-
-    frame: one row a system with columns system, churn, loss, and churn_low, churn_high, loss_low,
-        loss_high, which may be missing or empty where there is no interval
-    """
-    with style.panels(1, systems=len(frame)) as (figure, [axes]):
-        draw_tradeoff(axes, frame)
+def plot_tradeoff(points: Sequence[Point], *, output: Path, metric: str = "log_loss", title: str = "") -> list[Path]:
+    """Plot loss against churn to `output`.png and `output`.svg; lower left is better."""
+    with style.panels(1) as (figure, [axes]):
+        draw_tradeoff(axes, points, metric=metric)
+        axes.set_title(title)
+        bars = any(point.churn_interval or point.loss_interval for point in points)
+        style.legend(figure, {p.label: p.look for p in points}, notes=[BARS] if bars else [])
         return style.save(figure, output)
 
 
 def plot_runs(
     runs: Sequence[Run], *, output: Path, metrics: Sequence[str] | None = None, x: str = "examples"
 ) -> list[Path]:
-    """Plot runs into the folder `output`: a figure a metric, and loss against churn where there are retrains.
+    """Plot runs into the folder `output`: for each task and data set a figure a metric, and loss against churn.
 
+    Files are called TASK-DATA-FINGERPRINT-METRIC and TASK-DATA-FINGERPRINT-tradeoff; the last where there are retrains.
     metrics: by default those of log_loss, cross_entropy, auc and top1 that the runs have
     """
     if not runs:
         raise UserError("no runs to plot. `odist runs` lists those below ./runs.")
-    known = _known_metrics(runs)
-    chosen = list(metrics) if metrics else [metric for metric in MAIN_METRICS if metric in known] or known[:1]
-    if not chosen:
+    recorded = _known_metrics(runs)
+    if not recorded:
         raise UserError("the runs have recorded nothing to plot yet.")
+    for metric in metrics or ():
+        if metric not in recorded:
+            raise UserError(f"no run has the metric {metric!r}. They have: {', '.join(recorded)}.")
     written = []
-    for metric in chosen:
-        written += plot_metric(runs, metric=metric, output=output / metric, x=x)
-    rows = [row for row in (_tradeoff_row(label, members) for label, members in systems_of(runs).items()) if row]
-    if rows and not metrics:
-        import pandas as pd
-
-        written += plot_tradeoff(pd.DataFrame(rows), output=output / "tradeoff")
+    for group in comparisons(runs):
+        known = _known_metrics(group.runs)
+        main = [metric for metric in MAIN_METRICS if metric in known] or known[:1]
+        for metric in [metric for metric in metrics if metric in known] if metrics else main:
+            base = output / f"{group.name}-{metric}"
+            written += plot_metric(group.runs, metric=metric, output=base, x=x, title=group.title)
+        if not metrics:
+            loss = next((name for name in LOSSES if name in known), LOSSES[0])
+            written += _plot_tradeoff_of(
+                group.runs, loss=loss, base=output / f"{group.name}-tradeoff", title=group.title
+            )
     return written
+
+
+def _plot_tradeoff_of(runs: Sequence[Run], *, loss: str, base: Path, title: str) -> list[Path]:
+    """Loss against churn of those systems that have retrains; nothing without any."""
+    points: list[Point] = []
+    for system, look in _with_looks(systems_of(runs)):
+        finished = [
+            run for run in system.runs if run.finished and (run.prediction_root("validation") / "meta.json").is_file()
+        ]
+        if len(finished) > 1:
+            result = compare_retrains([run.path for run in finished], slices=()).metrics
+            point = point_of(f"{system.label} ({len(finished)} seeds)", look, churn=result)
+            points += [] if point is None else [point]
+    return plot_tradeoff(points, output=base, metric=loss, title=title) if points else []
+
+
+def _with_looks(systems: Sequence[Retrains]) -> list[tuple[Retrains, Look]]:
+    looks = style.looks({system.label: system.algorithm for system in systems})
+    return [(system, looks[system.label]) for system in systems]
 
 
 def _numeric(frame: pd.DataFrame, metric: str) -> bool:
@@ -220,26 +250,16 @@ def _known_metrics(runs: Sequence[Run]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name not in keys]
 
 
-def _predictor_note(runs: Sequence[Run]) -> str:
-    """Says that the curve of an ensemble is one member's: its mean prediction is made at the end only."""
-    mean = any(run.finished and run.results.get("predictor") == "mean" for run in runs)
-    return ", one member" if mean else ""
+def _predicts_by_mean(runs: Sequence[Run]) -> bool:
+    """Whether the runs are of an ensemble: its mean prediction is made at the end only, so its curve is one member's."""
+    return any(run.finished and run.results.get("predictor") == "mean" for run in runs)
 
 
-def _tradeoff_row(label: str, runs: Sequence[Run]) -> dict[str, Any] | None:
-    finished = [run for run in runs if run.finished and (run.prediction_root("validation") / "meta.json").is_file()]
-    if len(finished) < 2:
+def point_of(label: str, look: Look, *, churn: Mapping[str, Any], measure: str = "mean_abs_difference") -> Point | None:
+    """One system's point, from metrics of its retrains with `<name>_interval` keys; None where they lack a loss."""
+    loss = next((name for name in LOSSES if churn.get(name) is not None), None)
+    if loss is None or churn.get(measure) is None:
         return None
-    result = compare_retrains([run.path for run in finished], slices=()).metrics
-    return tradeoff_row(f"{label} ({len(finished)})", churn=result, loss="log_loss")
-
-
-def tradeoff_row(
-    label: str, *, churn: Mapping[str, Any], loss: str, measure: str = "mean_abs_difference"
-) -> dict[str, Any]:
-    """One row of `plot_tradeoff`'s frame from metrics with `<name>_interval` keys."""
-    row: dict[str, Any] = {"system": label, "churn": churn[measure], "loss": churn[loss]}
-    for name, key in (("churn", measure), ("loss", loss)):
-        interval = churn.get(f"{key}_interval")
-        row |= {f"{name}_low": interval and interval[0], f"{name}_high": interval and interval[1]}
-    return row
+    return Point(
+        label, look, churn[measure], churn[loss], churn.get(f"{measure}_interval"), churn.get(f"{loss}_interval")
+    )

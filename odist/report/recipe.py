@@ -7,7 +7,7 @@ tune, reading what came out to summary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -24,6 +24,7 @@ class System:
     paper_curve: name of its curve in the paper's figure, if it has one
     teachers: system whose finished run of the same seed teaches this one (two-phase distillation)
     tuned_with: system whose tuned setting this one uses
+    paper_label: what the paper ran in its place; shade: which of its algorithm's shades it has in figures, by default the next
     """
 
     name: str
@@ -33,6 +34,20 @@ class System:
     paper_curve: str | None = None
     teachers: str | None = None
     tuned_with: str | None = None
+    paper_label: str | None = None
+    shade: int | None = None
+
+    @property
+    def full_label(self) -> str:
+        """For tables and legends: what was run here, and what the paper ran."""
+        return self.label if self.paper_label is None else f"{self.label} (paper: {self.paper_label})"
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm that its overrides choose, `sync` where they choose none."""
+        return next(
+            (line.split("=", 1)[1] for line in reversed(self.overrides) if line.startswith("algorithm=")), "sync"
+        )
 
 
 @dataclass(frozen=True)
@@ -171,6 +186,24 @@ class Recipe:
         """Name of the recipe that owns the runs and the tuning."""
         return self.runs_of or self.name
 
+    @property
+    def without_wording(self) -> Recipe:
+        """The recipe without what only readers see: two with equal ones train, tune and judge the same."""
+
+        def unlabelled(layers: Mapping[str, Layer]) -> dict[str, Layer]:
+            return {
+                key: replace(layer, label="", references={k: replace(r, label="") for k, r in layer.references.items()})
+                for key, layer in layers.items()
+            }
+
+        systems = {
+            name: replace(system, label="", paper_label=None, shade=None) for name, system in self.systems.items()
+        }
+        claims = tuple(replace(claim, text="") for claim in self.claims)
+        decision = self.decision and replace(self.decision, text={})
+        return replace(self, text="", title="", description="", systems=systems, claims=claims, decision=decision,
+                       scales=unlabelled(self.scales), variants=unlabelled(self.variants))  # fmt: skip
+
     def systems_in(self, variant: str) -> list[str]:
         """Names of the systems that a variant trains."""
         return [name for name in self.systems if name not in self.variants[variant].without]
@@ -262,16 +295,15 @@ def tell_left_out(
     left_out: Mapping[str, str],
     *,
     echo: Callable[[str], None],
-    may_be_empty: bool = False,
 ) -> None:
     """Say which variants are left out for want of a variable; UserError where nothing is left to run."""
     options = {variant: f"--{variable.replace('_', '-')}" for variant, variable in left_out.items()}
-    if not plan and not may_be_empty:
+    if not plan:
         variants = ", ".join(variant for variant in left_out if variant)
         raise UserError(f"recipe {recipe.name} runs {variants or 'everything'} on prepared data only at this scale. "
                         f"Add {', '.join(sorted(set(options.values())))} DIR.")  # fmt: skip
     for variant, option in options.items():
-        echo(f"left out: {f'variant {variant}' if variant else 'the runs on prepared data'}, for want of {option}")
+        echo(f"skipped {f'variant {variant}' if variant else 'the runs on prepared data'}: give {option} DIR")
 
 
 def paper_figure(name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from odist.errors import UserError
+from odist.report.labels import PLACE, PLACES
 from odist.report.recipe import (
     FAILS,
     HOLDS,
@@ -25,7 +26,8 @@ from odist.report.recipe import (
 )
 
 RELATIONS = ("<", ">", "within")
-OF_A_SYSTEM = ("paper_curve", "teachers", "tuned_with")
+OF_A_SYSTEM = ("paper_curve", "teachers", "tuned_with", "paper_label", "shade")
+WORDING = ("label", "paper_label", "shade")  # what a recipe with `runs_of` may say otherwise of a shared system
 KINDS_OF_REFERENCE = ("logistic",)
 
 
@@ -45,6 +47,8 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
         _keys(value, f"recipe {name}, system {key}", required={"label"}, optional={"overrides", "paper", *OF_A_SYSTEM})
         systems[key] = System(key, value["label"], tuple(value.get("overrides") or ()), value.get("paper") or {},
                               **{option: value.get(option) for option in OF_A_SYSTEM})  # fmt: skip
+        for place in PLACE.findall(value["label"]):
+            _one_of(place, PLACES, f"recipe {name}, system {key}, label")
     for key, system in systems.items():
         if system.teachers is not None:
             _one_of(system.teachers, systems, f"recipe {name}, system {key}, teachers")
@@ -84,7 +88,8 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
 def with_shared(path: Path) -> str:
     """The text of a recipe's file, completed by the recipe beside it that it names with `runs_of`.
 
-    Such a file lists in `systems` those of the shared ones that it is about; what it says itself counts.
+    Such a file lists in `systems` those of the shared ones that it is about, or maps them to another wording (label,
+    paper_label, shade); what it says itself counts.
     UserError for an unknown recipe or system.
     """
     import yaml
@@ -101,17 +106,20 @@ def with_shared(path: Path) -> str:
         raise UserError(f"recipe {path.stem}, runs_of: {shared_path}: no such recipe.")
     shared = yaml.safe_load(shared_path.read_text(encoding="utf-8"))
     chosen = content.get("systems")
-    if not isinstance(chosen, list):
+    if not isinstance(chosen, list | dict):
         raise UserError(f"recipe {path.stem}, systems: expected a list of systems of {shared_path.name}.")
-    for system in chosen:
+    own = {system: (chosen[system] or {}) if isinstance(chosen, dict) else {} for system in chosen}
+    for system, wording in own.items():
         _one_of(system, shared["systems"], f"recipe {path.stem}, systems")
-    merged = {**shared, **content, "systems": {system: shared["systems"][system] for system in chosen}}
+        _keys(wording, f"recipe {path.stem}, system {system}", optional=set(WORDING))
+    systems = {system: {**shared["systems"][system], **wording} for system, wording in own.items()}
+    merged = {**shared, **content, "systems": systems}
     for kind in ("scales", "variants"):
         for layer in (merged.get(kind) or {}).values():
             for key, pick in (("systems", dict), ("without", list)):
                 if layer and layer.get(key):
-                    own = [name for name in layer[key] if name in chosen]
-                    layer[key] = {name: layer[key][name] for name in own} if pick is dict else own
+                    kept = [name for name in layer[key] if name in chosen]
+                    layer[key] = {name: layer[key][name] for name in kept} if pick is dict else kept
     return yaml.safe_dump(merged, sort_keys=False, allow_unicode=True, width=120)
 
 

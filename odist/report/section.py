@@ -88,7 +88,7 @@ def _tables(
         columns["ratio"] = f"churn / {recipe.systems[recipe.reference].label}"
     rows = []
     for summary in summaries:
-        row = {"label": recipe.systems[summary.system].label, "seeds": str(len(summary.seeds))}
+        row = {"label": recipe.systems[summary.system].full_label, "seeds": str(len(summary.seeds))}
         row |= {name: estimate(*(summary.metrics | summary.churn).get(name, (None, None))) for name in metrics}
         row["ratio"] = "1" if summary.system == recipe.reference else estimate(*summary.ratio)
         rows.append(row)
@@ -101,7 +101,7 @@ def _tables(
         parts.append("Beside the paper's:\n")
         parts.append(_paper_table(recipe, summaries))
     parts.append("Cost of one run (mean over retrains):\n")
-    costs = [{"label": recipe.systems[s.system].label} | {name: count(s.costs[name]) for name in COSTS}
+    costs = [{"label": recipe.systems[s.system].full_label} | {name: count(s.costs[name]) for name in COSTS}
              for s in summaries]  # fmt: skip
     parts.append(markdown_table({"label": "system"} | COST_NAMES, costs))
     return parts
@@ -114,7 +114,7 @@ def _paper_table(recipe: Recipe, summaries: Sequence[SystemSummary]) -> str:
         columns |= {name: f"{_name(recipe, name)}, here", f"{name}_paper": f"{_name(recipe, name)}, paper"}
     for summary in summaries:
         system, ours = recipe.systems[summary.system], summary.metrics | summary.churn
-        row = {"label": system.label}
+        row = {"label": system.full_label}
         for name in dict.fromkeys(names):
             row[name] = estimate(*ours.get(name, (None, None)))
             row[f"{name}_paper"] = _paper_text(system.paper.get(name))

@@ -150,7 +150,7 @@ def target_parts(recipe: Recipe, records: Sequence[Record]) -> list[str]:
     for name, system in recipe.systems.items():
         if not own[name] or not all(t.name in r["results"]["metrics"] for t in targets for r in own[name].values()):
             continue
-        row = {"label": system.label}
+        row = {"label": system.full_label}
         for target in targets:
             row[target.name] = _steps(list(own[name].values()), target.name)
             row[f"{target.name}_ratio"] = "1" if name == base else _ratio(own[base], own[name], target.name)

@@ -101,6 +101,7 @@ def tuning_notes(
         return [f"**Untuned: every system used the preset's `{recipe.tuning.key}`.** `odist tune {recipe.home} --scale "
                 f"{scale}` tunes it for each system."]  # fmt: skip
     notes, chosen = [], chosen_values(recipe, tuning, scale=scale)
+    lent: dict[str, list[str]] = {}
     for name, system in recipe.systems.items():
         own = [record for record in records if record["system"] == name]
         if not own:
@@ -115,7 +116,8 @@ def tuning_notes(
                 f"{system.label} ran with `{key}` {', '.join(f'{u:g}' for u in used)}, tuning chose {value:g}."
             )
         if system.tuned_with:
-            notes.append(f"{system.label} has no trials of its own: it ran with the `{key}` of {system.tuned_with}.")
+            owner = recipe.systems.get(system.tuned_with)
+            lent.setdefault(owner.label if owner else system.tuned_with, []).append(system.label)
             continue
         entry = found["systems"][name]
         changed = sorted(
@@ -126,7 +128,10 @@ def tuning_notes(
         if entry["at_edge"]:
             notes.append(f"the `{key}` of {system.label} lies at the {entry['at_edge']} edge of the grid, which was "
                          f"extended {recipe.tuning.extensions} times at most.")  # fmt: skip
-    return notes
+    return notes + [
+        f"without trials of their own, and run with the `{recipe.tuning.key}` of {owner}: {'; '.join(labels)}."
+        for owner, labels in lent.items()
+    ]
 
 
 def _differing(own: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
@@ -144,18 +149,22 @@ def tuning_parts(recipe: Recipe, tuning: Mapping[str, Any] | None, *, scale: str
         if found is None:
             continue
         metric, seeds = name_of(found["metric"]), ", ".join(map(str, found["seeds"]))
+        rows_of = ", ".join(f"`{line}`" for line in found["overrides"] if line.startswith("data."))
+        needed = {system.tuned_with or name for name, system in recipe.systems.items()}
+        tuned = [name for name in found["systems"] if name in needed]
+        whose = "every system by itself"
+        if len(tuned) == 1 and len(recipe.systems) > 1:
+            whose = f"{recipe.systems[tuned[0]].label if tuned[0] in recipe.systems else tuned[0]}, which all systems ran with"
         parts.append(
-            f"{layer.label + ': ' if layer.label else ''}`{found['key']}` of every system by itself, by the mean {metric} "
-            f"on rows ({', '.join(f'`{line}`' for line in found['overrides'] if line.startswith('data.'))}) and seeds ({seeds}) that are not reported, "
-            "the same number of trials for all. Chosen values are bold, `diverged` where a trial did.\n"
+            f"{layer.label + ': ' if layer.label else ''}`{found['key']}` of {whose}, by the mean {metric} "
+            f"on rows ({rows_of}) and seeds ({seeds}) that are not reported"
+            f"{', the same number of trials for all' if len(tuned) > 1 else ''}. Chosen values are bold, `diverged` where a trial did.\n"
         )
         columns = {"label": "system", "batch": "batch"} | {f"{v:g}": f"{v:g}" for v in found["grid"]}
         rows = []
-        needed = {system.tuned_with or name for name, system in recipe.systems.items()}
-        for name, entry in found["systems"].items():
-            if name not in needed:
-                continue
-            label = recipe.systems[name].label if name in recipe.systems else name
+        for name in tuned:
+            entry = found["systems"][name]
+            label = recipe.systems[name].full_label if name in recipe.systems else name
             row = {"label": label, "batch": str(entry["batch"])}
             for value in entry["values"]:
                 text = "diverged" if value["mean"] is None else estimate(value["mean"])
