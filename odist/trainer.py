@@ -266,6 +266,7 @@ class Trainer:
             self.unfinished = state["unfinished"]
             if self.mesh.is_writer:
                 self.window = Window(**state["window"])
+        self.teacher.publish(step, self.model)  # peers may still ask for it, and what was published may be gone
 
 
 def _due(done: int, every: int) -> bool:

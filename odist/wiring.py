@@ -34,6 +34,7 @@ from odist.teachers.base import Teacher
 from odist.trainer import CROSS_ENTROPIES, Cadence, Trainer
 
 Shelf = dict[int, dict[int, Snapshot]]
+HEADER_BYTES = 4096  # more than safetensors spends on the name and shape of a tensor
 
 
 def set_up_torch(config: Config) -> None:
@@ -209,13 +210,17 @@ def build_exchange(parts: Parts, mesh: Mesh, *, model: nn.Module, peers: list[in
         end = make(group, shelf=parts.shelf, keep=options.lag + (2 if interval == 1 else 1))
     else:
         freshest = options.timing == "freshest"
+        weights = model.state_dict()
         end = make(
             group,
             peers=peers,
             url=options.url or str(run.path / "exchange"),
             run=run.env.get("run_id") or run.name,
-            model=fingerprint(model.state_dict()),
+            model=fingerprint(weights),
+            largest=sum(tensor.nbytes + HEADER_BYTES for tensor in weights.values()) + HEADER_BYTES,
+            num_steps=parts.clock.num_steps,
             keep=options.keep,
+            remember=0 if freshest else 2 * options.lag + 1,
             history=0 if freshest else (options.lag + 2) * interval,
             poll=options.poll if freshest and mesh.is_writer else None,
             # the oldest kept one: if newer ones are damaged, the group goes back to it

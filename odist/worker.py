@@ -244,7 +244,8 @@ def finish_group(trainer: Trainer, config: Config) -> None:
         }
         meta = {"predictor": predictor(config), "num_groups": config.num_groups, "fingerprint": task.fingerprint}
         write_atomically(root / "meta.json", json.dumps({**meta, "results": content}) + "\n")
-    own = {**results, "seconds": round(trainer.seconds, 3), "weight_hash": checkpoint.weight_hash(trainer.model)}
+    training = {"seconds": round(trainer.seconds, 3), "weight_hash": checkpoint.weight_hash(trainer.model)}
+    own = {**results, **training, **trainer.teacher.summary()}
     write_atomically(root / f"group-{group}.json", json.dumps(own) + "\n")
 
 

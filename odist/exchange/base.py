@@ -48,8 +48,11 @@ class Exchange(Protocol):
         """Offer this group's weights after `step` completed steps."""
         ...
 
-    def flush(self) -> None:
-        """Return when peers that wait can read all that was published; OdistError if they never can."""
+    def flush(self) -> bool:
+        """Whether peers can now read all that was published; what could not be written is tried once more.
+
+        May take as long as the store does, so it belongs into a thread.
+        """
         ...
 
     def fetch(
@@ -58,11 +61,13 @@ class Exchange(Protocol):
         """The peer's snapshot of exactly `step`, or its freshest one; None if there is none.
 
         newer_than: age (incarnation, step) that the freshest must exceed
+        Of the own group it is one of the last that were published. By step it may take as long as the store does, so of
+        a peer it belongs into a thread; the freshest comes at once.
         """
         ...
 
     def log(self) -> dict[str, Any]:
-        """Counts of failures, for the log."""
+        """Counts of failures and the last reason (`exchange_reason`), for the log."""
         ...
 
     def close(self) -> None:

@@ -29,8 +29,8 @@ class MemoryExchange:
         for old in sorted(own)[: -self.keep]:
             del own[old]
 
-    def flush(self) -> None:
-        pass
+    def flush(self) -> bool:
+        return True
 
     def fetch(
         self, peer: int, *, step: int | None = None, newer_than: tuple[int, int] | None = None

@@ -1,23 +1,38 @@
 """What lies in a store, and what of it is believed.
 
-Anything may have reached the folder: torn, foreign, damaged. Every manifest and every blob is checked before
-it is used; what fails is remembered with the reason and not read again. Writing is left to store.py.
+Anything may have reached the folder: torn, foreign, damaged, or no file at all. Every entry is checked before it is
+used; one that fails is left out, remembered with the reason and looked at again once it has changed, and hides no
+other. Writing is left to store.py.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import load
 
-from odist.exchange.base import Snapshot, Weights
+from odist.exchange.base import Snapshot, Weights, fingerprint
 
 NO_STEP = -1
+NAME = re.compile(r"step-(\d{10})-\w{1,64}\.(json|safetensors)")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+MANIFEST_BYTES = 65_536  # at most
+INCARNATIONS = 10**6  # nobody starts a group so often
+LATEST = 1e11  # seconds since the epoch: the year 5138
+REASON_CHARACTERS = 300
+CHANGES_WITH_CONTENT = ("type", "size", "mtime", "created", "ino", "ETag", "LastModified")  # of fsspec's info
+Stamp = tuple[str, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,8 +60,8 @@ class Manifest:
         return self.incarnation, self.step
 
 
-def parse(content: bytes, *, name: str) -> Manifest:
-    """Read a manifest that lies under `name`; ValueError says what is wrong with it."""
+def parse(content: bytes, *, name: str, num_steps: int | None = None) -> Manifest:
+    """Read a manifest that lies under `name`, of a run of `num_steps`; ValueError says what is wrong with it."""
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -62,20 +77,44 @@ def parse(content: bytes, *, name: str) -> Manifest:
             raise ValueError(f"{key}={values[key]!r} has the wrong type")
     if values["blob"] != name.removesuffix(".json") + ".safetensors":
         raise ValueError(f"names weights that are not its own: {values['blob']!r}")
+    if not name.startswith(f"step-{values['step']:010d}-"):
+        raise ValueError(f"step={values['step']} is not the one of its name")
+    last = INCARNATIONS if num_steps is None else num_steps
+    ranges = {"step": (0, last), "checkpoint": (NO_STEP, last), "incarnation": (0, INCARNATIONS), "time": (0, LATEST)}
+    for key, (low, high) in ranges.items():
+        if not low <= values[key] <= high:  # also for NaN
+            raise ValueError(f"{key}={values[key]} is not from {low} to {high}")
+    if not DIGEST.fullmatch(values["sha256"]):
+        raise ValueError(f"sha256={values['sha256']!r} is no digest")
     return Manifest(**values)
 
 
 class Shelf:
-    """The snapshots of all groups in one store, for reading.
+    """The snapshots of all groups in one store, for reading; several threads may use it.
 
-    fs: fsspec file system; root: path in it; run: whose snapshots are believed
-    model: fingerprint that weights must have, None for any
+    fs: fsspec file system; root: path in it; local: whether that is a folder of this machine
+    run: whose snapshots are believed; model: fingerprint that weights must have, None for any
+    largest: bytes that their file may have, None for any; num_steps: of the run, None for any number
+    rejected: file, as group-0/NAME, and why it is not used
     """
 
-    def __init__(self, fs: Any, root: str, *, run: str, model: str | None = None) -> None:
-        self.fs, self.root, self.run, self.model = fs, root, run, model
-        self.rejected: dict[str, str] = {}  # manifest path: why
+    def __init__(
+        self,
+        fs: Any,
+        root: str,
+        *,
+        run: str,
+        local: bool,
+        model: str | None = None,
+        largest: int | None = None,
+        num_steps: int | None = None,
+    ) -> None:
+        self.fs, self.root, self.run, self.local = fs, root, run, local
+        self.model, self.largest, self.num_steps = model, largest, num_steps
+        self.rejected: dict[str, str] = {}
+        self._stamps: dict[str, tuple[Stamp, ...]] = {}  # of what failed a check: not checked again unless it changes
         self._known: dict[str, Manifest] = {}
+        self._reading: dict[str, float] = {}  # path: since when
 
     def folder(self, group: int) -> str:
         return f"{self.root}/group-{group}"
@@ -86,55 +125,168 @@ class Shelf:
     def record(self, manifest: Manifest) -> str:
         return self.blob(manifest).removesuffix(".safetensors") + ".json"
 
+    def names(self, group: int) -> list[str]:
+        """Everything that lies in the folder of a group, hidden files too; none if there is no such folder."""
+        folder = self.folder(group)
+        with self._noted(folder):
+            self.fs.invalidate_cache(folder)
+            try:
+                paths = [path.rstrip("/") for path in self.fs.ls(folder, detail=False)]
+            except FileNotFoundError:
+                return []
+            if paths == [folder]:
+                raise NotADirectoryError(f"{folder} is not a folder")
+            return sorted(os.path.basename(path) for path in paths)
+
     def manifests(self, group: int) -> list[Manifest]:
         """The manifests of a group that can be read and belong to this run."""
-        folder = self.folder(group)
-        self.fs.invalidate_cache(folder)
-        try:
-            names = sorted(os.path.basename(path) for path in self.fs.ls(folder, detail=False))
-        except FileNotFoundError:
-            return []
-        there = {}
-        for name in names:
+        folder, there = self.folder(group), {}
+        for name in self.names(group):
             path = f"{folder}/{name}"
-            if not name.endswith(".json") or name.startswith(".") or path in self.rejected:
+            if name.startswith(".") or not name or (NAME.fullmatch(name) and name.endswith(".safetensors")):
                 continue
-            try:
-                there[path] = self._known.get(path) or self._read(path, name=name, group=group)
-            except FileNotFoundError:
-                continue  # deleted between the listing and now
-            except ValueError as error:
-                self.rejected[path] = str(error)
-        gone = [path for path in self._known if path.startswith(f"{folder}/") and path not in there]
-        for path in gone:
-            self._known.pop(path, None)
+            found = self._known.get(path)
+            if found is None and not self._failed_before(path):
+                found = self._try(path, functools.partial(self._manifest, path, name=name, group=group))
+            if found is not None:
+                there[path] = found
+        for path in list(self._known):
+            if path.startswith(f"{folder}/") and path not in there:
+                self._known.pop(path, None)
         self._known.update(there)
         return list(there.values())
 
-    def _read(self, path: str, *, name: str, group: int) -> Manifest:
-        manifest = parse(self.fs.cat_file(path), name=name)
+    def newest(self, manifests: Sequence[Manifest], *, finite: bool = False) -> Snapshot | None:
+        """The first of the manifests, newest first, whose weights verify; `finite` refuses a diverged peer's."""
+        for manifest in sorted(manifests, key=lambda m: m.age, reverse=True):
+            weights = self._try(self.record(manifest), functools.partial(self._weights, manifest, finite=finite))
+            if weights is not None:
+                return Snapshot(
+                    manifest.group, manifest.step, weights, manifest.time, manifest.incarnation, manifest.sha256
+                )
+        return None
+
+    def stuck(self) -> str:
+        """What has been read for more than a second without an answer; empty if nothing."""
+        now = time.monotonic()
+        for path, since in list(self._reading.items()):
+            if now - since > 1:
+                return f"{path} has not answered for {now - since:.0f} s"
+        return ""
+
+    def _try(self, path: str, read: Callable[[], T]) -> T | None:
+        """What `read` gives of the entry whose manifest has `path`; None, with the reason noted, if it fails."""
+        name = path.removeprefix(f"{self.root}/")
+        stamps = self._stamp(path)
+        try:
+            found = read()
+        except ValueError as error:  # not what it should be: read again when it has changed
+            self._stamps[path] = stamps
+            reason = str(error)
+        except Exception as error:  # cannot be read now: tried again every time. File systems raise kinds of their own
+            if not self._lies_there(path):
+                return None  # deleted since the folder was listed
+            words = getattr(error, "strerror", None) or str(error)
+            reason = f"cannot be read: {type(error).__name__}: {words}"
+        else:
+            self._stamps.pop(path, None)
+            self.rejected.pop(name, None)
+            return found
+        self._known.pop(path, None)
+        self.rejected[name] = printable(reason)
+        return None
+
+    def _failed_before(self, path: str) -> bool:
+        return path in self._stamps and self._stamps[path] == self._stamp(path)
+
+    def _stamp(self, path: str) -> tuple[Stamp, ...]:
+        """What changes with the content of a manifest or of the weights beside it."""
+        found = []
+        for part in (path, path.removesuffix(".json") + ".safetensors"):
+            try:
+                info = self.fs.info(part)
+            except Exception:
+                info = {}
+            found.append(tuple(str(info.get(key)) for key in CHANGES_WITH_CONTENT))
+        return tuple(found)
+
+    def _lies_there(self, path: str) -> bool:
+        if self.local:
+            return os.path.lexists(path)
+        try:
+            return bool(self.fs.exists(path))
+        except Exception:
+            return True  # nobody knows
+
+    def _manifest(self, path: str, *, name: str, group: int) -> Manifest:
+        if not NAME.fullmatch(name):
+            raise ValueError("not the name of a snapshot")
+        manifest = parse(self._read(path, most=MANIFEST_BYTES), name=name, num_steps=self.num_steps)
         if manifest.run != self.run or manifest.group != group:
             raise ValueError(f"of run {manifest.run}, group {manifest.group}")
         if self.model is not None and manifest.model != self.model:
             raise ValueError(f"of another model, {manifest.model} instead of {self.model}")
+        if self.largest is not None and manifest.size > self.largest:
+            raise ValueError(f"size={manifest.size}: this model's weights take {self.largest} bytes at most")
         return manifest
 
-    def newest(self, manifests: Sequence[Manifest], *, finite: bool = False) -> Snapshot | None:
-        """The first of the manifests, newest first, whose blob verifies; `finite` refuses a diverged peer's."""
-        for manifest in sorted(manifests, key=lambda m: m.age, reverse=True):
-            try:
-                content = self.fs.cat_file(self.blob(manifest))
-            except FileNotFoundError:
-                continue
-            try:
-                weights = _verified(content, manifest, finite=finite)
-            except ValueError as error:
-                self.rejected[self.record(manifest)] = str(error)
-                continue
-            return Snapshot(
-                manifest.group, manifest.step, weights, manifest.time, manifest.incarnation, manifest.sha256
-            )
-        return None
+    def _weights(self, manifest: Manifest, *, finite: bool) -> Weights:
+        try:
+            content = self._read(self.blob(manifest), most=manifest.size, size=manifest.size)
+        except FileNotFoundError as error:
+            if not self._lies_there(self.record(manifest)):
+                raise  # both were deleted since the folder was listed
+            raise ValueError("its weights are missing") from error
+        with self._noted(self.blob(manifest)):
+            return _verified(content, manifest, finite=finite)
+
+    def _read(self, path: str, *, most: int, size: int | None = None) -> bytes:
+        """The content of a file of at most `most` bytes; ValueError if it is none, or not of `size` bytes.
+
+        Looks at kind and size before it opens anything: a pipe would block and a wrong size could fill the memory.
+        """
+        with self._noted(path):
+            if self.local:
+                return _read_local(path, most=most, size=size)
+            info = self.fs.info(path)
+            _check(info["type"] == "file", info.get("size"), most=most, size=size)
+            return self.fs.cat_file(path)
+
+    @contextlib.contextmanager
+    def _noted(self, path: str) -> Iterator[None]:
+        self._reading[path] = time.monotonic()
+        try:
+            yield
+        finally:
+            self._reading.pop(path, None)
+
+
+def printable(text: str) -> str:
+    """Words of foreign content, for a line of the log or the terminal."""
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    shown = "".join(character if character.isprintable() else " " for character in shown)
+    return shown if len(shown) <= REASON_CHARACTERS else f"{shown[:REASON_CHARACTERS]}..."
+
+
+def _read_local(path: str, *, most: int, size: int | None) -> bytes:
+    with contextlib.ExitStack() as stack:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        stack.callback(os.close, file)
+        there = os.fstat(file)
+        _check(stat.S_ISREG(there.st_mode), there.st_size, most=most, size=size)
+        with open(file, "rb", closefd=False) as opened:
+            content = opened.read(most + 1)
+    _check(True, len(content), most=most, size=size)  # it may have grown
+    return content
+
+
+def _check(is_file: bool, found: int | None, *, most: int, size: int | None) -> None:
+    if not is_file:
+        raise ValueError("not a regular file")
+    if size is not None and found is not None and found != size:
+        raise ValueError(f"the weights are not those of the manifest: {found} bytes instead of {size}")
+    if found is None or found > most:
+        raise ValueError(f"too large: {found} bytes")
 
 
 def _verified(content: bytes, manifest: Manifest, *, finite: bool) -> Weights:
@@ -142,8 +294,12 @@ def _verified(content: bytes, manifest: Manifest, *, finite: bool) -> Weights:
         raise ValueError("the weights are not those of the manifest")
     try:
         weights = load(content)
+        found = fingerprint(weights)
+        diverged = finite and not all(bool(tensor.isfinite().all()) for tensor in weights.values())
     except Exception as error:  # SafetensorError and what torch makes of odd shapes
         raise ValueError(f"the weights cannot be read: {error}") from error
-    if finite and not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+    if found != manifest.model:
+        raise ValueError(f"the weights are those of another model: {found} instead of {manifest.model}")
+    if diverged:
         raise ValueError("the weights are not finite")
     return weights

@@ -4,8 +4,8 @@
     <root>/group-0/step-0000000400-<nonce>.json           manifest, written last: the commit record
 
 There is no pointer to the newest, so none can tear: readers list manifests, verify, and remember what
-they rejected and why (shelf.py). All input and output happens in threads; a training step pays for
-one copy. Teachers decide what to ask for and how long to wait.
+they rejected and why (shelf.py). A store may be slow, away or hang: everything is written in a thread, and a
+training step pays for one copy. Teachers decide what to ask for and how long to wait.
 """
 
 from __future__ import annotations
@@ -19,16 +19,27 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
 
 import fsspec
 from safetensors.torch import save_file
 
-from odist.errors import OdistError
+from odist.errors import LostWorkers
+from odist.exchange.background import Background
 from odist.exchange.base import Snapshot, Weights, fingerprint
-from odist.exchange.shelf import NO_STEP, Manifest, Shelf
+from odist.exchange.shelf import NO_STEP, Manifest, Shelf, printable
+
+SECONDS_TO_OPEN = 20.0  # lock-step: for the first sign of life of a store
+SECONDS_TO_START = 3.0  # freshest: for the same, before training begins without it
+SECONDS_TO_CLOSE = 10.0  # for what is still being written at the end
+SECONDS_TO_RETRY = 1.0  # between two tries to write what could not be written
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # have no folders; making one could make a bucket
+# A server that is gone is to be noticed in seconds; without these botocore tries for a minute and a half.
+S3_OPTIONS: dict[str, Any] = {
+    "config_kwargs": {"connect_timeout": 3, "read_timeout": 20, "retries": {"total_max_attempts": 2, "mode": "standard"}},
+}  # fmt: skip
 
 
 class StoreExchange:
@@ -37,12 +48,17 @@ class StoreExchange:
     group, peers: this group and the others; url: root of the store; run: id of the run, so that
     snapshots of another run in the same place are rejected
     model: fingerprint that a peer's weights must have; None takes any
+    largest: bytes that the file of a peer's weights may have; num_steps: of the run; None: any number
     keep: own snapshots kept under `freshest`; history: makes it lock-step, where everything that was
     published can be read some time, and nothing is deleted that a restarted peer may still ask for,
     `history` steps behind the oldest of all groups' last checkpoints
+    remember: own snapshots that `fetch` gives without the store, for this group's checkpoints
     poll: seconds between two looks for fresh snapshots; None looks only when asked (lock-step)
     read_only: publishes nothing (a group's processes beside its writer)
     last_checkpoint: tells the step of this group's own newest checkpoint
+    patience: seconds in which the store must be opened; then lock-step raises LostWorkers, `freshest` goes on
+
+    `fetch` by step and `flush` read and write in the caller's thread and may hang as long as the store does.
     """
 
     durable = True
@@ -55,88 +71,133 @@ class StoreExchange:
         url: str,
         run: str,
         model: str | None = None,
+        largest: int | None = None,
+        num_steps: int | None = None,
         keep: int = 3,
         history: int = 0,
+        remember: int = 0,
         poll: float | None = None,
         last_checkpoint: Callable[[], int] = lambda: NO_STEP,
         read_only: bool = False,
+        patience: float | None = None,
     ) -> None:
-        self.group, self.peers, self.run = group, list(peers), run
-        self.keep, self.history = keep, history
+        self.group, self.peers, self.run, self.url = group, list(peers), run, url
+        self.keep, self.history, self.remember = keep, history, remember
         self.last_checkpoint = last_checkpoint
         self.publish_failed = 0
         self.problems = 0  # looks that ended in an error
         self.last_problem = ""
-        self.fs, root = fsspec.core.url_to_fs(url)
-        self.shelf = Shelf(self.fs, root, run=run, model=model)
-        self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        self.fs, root = fsspec.core.url_to_fs(url, **options_for(url))
+        self.protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
+        self.local = "file" in self.protocols
+        self.shelf = Shelf(
+            self.fs, root, run=run, local=self.local, model=model, largest=largest, num_steps=num_steps
+        )  # fmt: skip
         self._tag = hashlib.sha256(run.encode()).hexdigest()[:6]  # tells this run's leftovers from others'
         self._lock = threading.Lock()
         self._fresh: dict[int, Snapshot] = {}
+        self._own: dict[int, Snapshot] = {}  # remembered
         self._waiting: dict[int, Weights] = {}  # published, not yet in the store
         self._pending: Future[None] | None = None
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
+        self._writer = Background("publish")
+        self._tried_at = 0.0
         self._closed = threading.Event()
         self.read_only = read_only
         self.incarnation = 0
+        self._newest = (NO_STEP, NO_STEP)  # age of what this process has written
+        self._opened = read_only
         if not read_only:
-            self.fs.makedirs(self.shelf.folder(group), exist_ok=True)
-            self._sweep()
-            self.incarnation = 1 + max((m.incarnation for m in self.shelf.manifests(group)), default=NO_STEP)
+            self._start(patience)
         if poll is not None:
             threading.Thread(target=self._look, args=(poll,), name="poll", daemon=True).start()
+
+    def _start(self, patience: float | None) -> None:
+        if patience is None:
+            patience = SECONDS_TO_OPEN if self.history else SECONDS_TO_START
+        opening = self._writer.submit(lambda: self._open_within(patience))
+        with contextlib.suppress(TimeoutError):
+            opening.result(timeout=patience)
+        if not self._opened and self.history:
+            self.close()
+            raise LostWorkers(
+                f"the exchange {self.url} cannot be opened within {patience:g} s: {self._why() or 'it does not answer'}. "
+                "Check exchange.url and what it leads to; the same command continues."
+            )
+
+    def _open_within(self, patience: float) -> None:
+        deadline = time.monotonic() + patience
+        while not self._open() and not self.local and time.monotonic() < deadline and not self._closed.wait(0.5):
+            pass
+
+    def _open(self) -> bool:
+        """Make this group's folder ready for writing; whether it is. Done once, in the writer's thread."""
+        if self._opened:
+            return True
+        try:
+            if self.protocols & OBJECT_STORES:
+                self.fs.info(self.shelf.root.partition("/")[0])  # of a bucket that is not there
+            else:
+                self.fs.makedirs(self.shelf.folder(self.group), exist_ok=True)
+            self._sweep()
+            own = [manifest.age for manifest in self.shelf.manifests(self.group)]
+        except Exception as error:
+            self._note(error)
+            return False
+        self.incarnation = 1 + max(own, default=(NO_STEP, NO_STEP))[0]
+        self._opened = True
+        return True
 
     def publish(self, step: int, weights: Weights) -> None:
         """Copy the weights now and write them in the background; a failure is counted, never raised.
 
         Of snapshots that a slow store has not taken yet only the newest is kept; under lock-step all are,
-        and at most one waits beside the one being written.
+        which are few, since peers that cannot read them hold this group up.
         """
         if self.read_only:
             return
         copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
-        if self.history and self._pending is not None:
-            self._pending.result()
         with self._lock:
             if not self.history:
                 self._waiting.clear()
             self._waiting[step] = copies
+            if self.remember:
+                self._own[step] = Snapshot(self.group, step, copies, time.time(), self.incarnation)
+                for old in sorted(self._own)[: -self.remember]:
+                    del self._own[old]
         self._pending = self._writer.submit(self._write_waiting)
 
-    def flush(self) -> None:
-        """Under lock-step, return when peers can read everything published; OdistError if they cannot.
-
-        A checkpoint beyond a snapshot that no peer can ever read would block them for good.
-        """
-        if not self.history or self.read_only or not self._waiting:
-            return
-        if self._pending is not None:
+    def flush(self) -> bool:
+        """Try once more to write what could not be written; whether peers can now read all that was published."""
+        pending = self._pending
+        if pending is not None:
+            pending.result()
+        if self._waiting and time.monotonic() - self._tried_at >= SECONDS_TO_RETRY:
+            self._pending = self._writer.submit(self._write_waiting)
             self._pending.result()
-        if self._waiting:
-            self._writer.submit(self._write_waiting).result()
-        if self._waiting:
-            raise OdistError(
-                f"{self.shelf.folder(self.group)}: the weights of step {min(self._waiting)} cannot be written for the peers: "
-                f"{self.last_problem}. Make room or repair the store; the same command continues."
-            )
+        return not self._waiting
 
     def _write_waiting(self) -> None:
         with self._lock:
             waiting = sorted(self._waiting.items())
         for step, weights in waiting:
-            written = self._write(step, weights)
+            written = self._open() and self._write(step, weights)
             if written or not self.history:
                 with self._lock:
-                    self._waiting.pop(step, None)
+                    if self._waiting.get(step) is weights:
+                        del self._waiting[step]
+            if not written:
+                break  # a store that takes one only does not take the next: peers wait for the first
+        self._tried_at = time.monotonic()
 
     def _write(self, step: int, weights: Weights) -> bool:
         for _ in range(2):
             try:
                 self._write_once(step, weights)
             except Exception as error:  # safetensors and every back end of fsspec have kinds of their own
-                self.last_problem = f"{type(error).__name__}: {error}"
+                self.last_problem = self._words(error)
                 self._delete_old()  # a full disk: make room, then try once more
             else:
+                self._newest = max(self._newest, (self.incarnation, step))
                 self._delete_old()
                 return True
         self.publish_failed += 1
@@ -147,6 +208,8 @@ class StoreExchange:
         name = f"step-{step:010d}-{self._tag}{uuid.uuid4().hex[:8]}"
         local = os.path.join(folder if self.local else tempfile.gettempdir(), f".{name}.tmp")
         blob, record = f"{folder}/{name}.safetensors", f"{folder}/{name}.json"
+        if self.local:
+            os.makedirs(folder, exist_ok=True)  # it may have been cleared away
         try:
             save_file(weights, local)  # four times faster than serialising to bytes
             with open(local, "rb") as file:
@@ -202,6 +265,9 @@ class StoreExchange:
             with self._lock:
                 fresh = self._fresh.get(peer)
             return fresh if fresh is not None and (newer_than is None or fresh.age > newer_than) else None
+        if peer == self.group:
+            with self._lock:
+                return self._own.get(step)
         try:
             return self.shelf.newest([m for m in self.shelf.manifests(peer) if m.step == step])
         except Exception as error:
@@ -211,7 +277,10 @@ class StoreExchange:
     def _note(self, error: Exception) -> None:
         """A store that is away now makes the teacher staler or the wait longer, and nothing else."""
         self.problems += 1
-        self.last_problem = f"{type(error).__name__}: {error}"
+        self.last_problem = self._words(error)
+
+    def _words(self, error: Exception) -> str:
+        return printable(f"{self.url}: {type(error).__name__}: {error}")
 
     def _look(self, poll: float) -> None:
         while not self._closed.wait(poll):
@@ -234,6 +303,9 @@ class StoreExchange:
         """Delete own snapshots that nobody can need, see `keep` and `history`; what fails now is tried next time."""
         with contextlib.suppress(Exception):
             own = sorted(self.shelf.manifests(self.group), key=lambda m: m.age)
+            if own and own[-1].age > self._newest > (NO_STEP, NO_STEP):
+                # This process alone writes here, so that one is damaged or foreign: outrank it, or it teaches for ever.
+                self.incarnation = max(self.incarnation, own[-1].incarnation + 1)
             if self.history:
                 saved = [
                     max((m.checkpoint for m in self.shelf.manifests(peer)), default=NO_STEP) for peer in self.peers
@@ -248,13 +320,19 @@ class StoreExchange:
                         self.fs.rm_file(path)
 
     def _sweep(self) -> None:
-        """Remove what a killed writer of this group and run left: temporary files and weights without manifest."""
-        names = {os.path.basename(path) for path in self.fs.ls(self.shelf.folder(self.group), detail=False)}
+        """Remove what a killed writer of this group and run left: temporary files and weights without manifest.
+
+        Behind a link that stands for the folder of the group nothing is removed.
+        """
+        folder = self.shelf.folder(self.group)
+        if self.local and os.path.islink(folder):
+            return
+        names = set(self.shelf.names(self.group))
         for name in names:
             orphan = name.endswith(".safetensors") and name.replace(".safetensors", ".json") not in names
             if (name.endswith(".tmp") or orphan) and f"-{self._tag}" in name:
-                with contextlib.suppress(FileNotFoundError):
-                    self.fs.rm_file(f"{self.shelf.folder(self.group)}/{name}")
+                with contextlib.suppress(Exception):  # gone already, or no file: then it is in nobody's way
+                    self.fs.rm_file(f"{folder}/{name}")
 
     def log(self) -> dict[str, Any]:
         """Failures so far, for the log."""
@@ -264,10 +342,22 @@ class StoreExchange:
             "publish_failed": self.publish_failed,
         }
         found: dict[str, Any] = {name: count for name, count in counts.items() if count}
-        reasons = [*list(self.shelf.rejected.values())[-1:], self.last_problem]
-        return {**found, "exchange_reason": "; ".join(filter(None, reasons))} if found else {}
+        reason = self._why()
+        return {**found, "exchange_reason": reason} if reason else found
+
+    def _why(self) -> str:
+        rejected = [f"{name}: {reason}" for name, reason in list(self.shelf.rejected.items())[-1:]]
+        return "; ".join(filter(None, [*rejected, self.last_problem, self.shelf.stuck()]))
 
     def close(self) -> None:
-        """Finish what is being written and stop looking."""
+        """Finish what is being written, within SECONDS_TO_CLOSE, and stop looking."""
+        if self._pending is not None:
+            with contextlib.suppress(TimeoutError):
+                self._pending.result(timeout=SECONDS_TO_CLOSE)
         self._closed.set()
-        self._writer.shutdown(wait=True)
+        self._writer.close()
+
+
+def options_for(url: str) -> dict[str, Any]:
+    """What a file system is told beside its URL; credentials and endpoints come from the environment."""
+    return S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}

@@ -39,6 +39,10 @@ class Teacher(Protocol):
         """What a log row says about the teacher."""
         ...
 
+    def summary(self) -> dict[str, Any]:
+        """What the results of the run say about the teacher."""
+        ...
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -59,6 +63,9 @@ class NoTeacher:
         return None
 
     def log(self) -> dict[str, Any]:
+        return {}
+
+    def summary(self) -> dict[str, Any]:
         return {}
 
     def state_dict(self) -> dict[str, Any]:

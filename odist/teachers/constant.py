@@ -38,6 +38,9 @@ class Constant:
     def log(self) -> dict[str, Any]:
         return {}
 
+    def summary(self) -> dict[str, Any]:
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -51,6 +51,9 @@ class Fixed:
     def log(self) -> dict[str, Any]:
         return {}
 
+    def summary(self) -> dict[str, Any]:
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         return {"panel": self.panel.state_dict()}
 

@@ -8,7 +8,9 @@ paper's reality: whatever is newest is taken, and a slow or dead peer costs noth
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from odist.errors import Interrupted, LostWorkers
+from odist.exchange.background import Background
 from odist.exchange.base import Exchange, Snapshot
 from odist.losses import Soft
 from odist.mesh import Mesh
@@ -58,6 +61,8 @@ class Peers:
         self.timeout = timeout
         self.stop = stop
         self.swaps: list[tuple[int, int, int, int, str]] = []  # since the last row of the log
+        self.num_swaps = 0  # in the whole run
+        self.heard = False  # whether a teacher was ever listened to
         self.ignored = 0  # predictions of a peer that were no finite numbers
         self.lookahead = lookahead
         self.student = student
@@ -79,18 +84,27 @@ class Peers:
             self.exchange.publish(step, weights)
 
     def refresh(self, step: int, model: nn.Module) -> None:
-        """Take the snapshots that are due; Interrupted or LostWorkers if the wait for them ends otherwise."""
+        """Take the snapshots that are due; Interrupted or LostWorkers if the wait for them ends otherwise.
+
+        After the last step of lock-step it returns when the peers can read all that this group has published: it
+        will not be there to publish again.
+        """
         self._now = step
+        if self.timing == "lockstep" and step >= self.num_steps:
+            self._same_everywhere(self._wait_for_readers)
         if step % self.interval or step + self.interval <= self.burn_in or step >= self.num_steps:
             return
         wanted = step - self.lag * self.interval
         if self.timing == "lockstep" and wanted <= 0:
             return
-        for snapshot in self._same_everywhere(wanted):
+        for snapshot in self._same_everywhere(
+            self._freshest if self.timing == "freshest" else lambda: self._agreed(wanted)
+        ):
             self._use(snapshot, step=step)
+            self.num_swaps += 1
             self.swaps.append((step, snapshot.group, snapshot.incarnation, snapshot.step, snapshot.sha256))
 
-    def _same_everywhere(self, wanted: int) -> list[Snapshot]:
+    def _same_everywhere(self, look: Callable[[], list[Snapshot]]) -> list[Snapshot]:
         """The snapshots to take; one process of the group looks and waits, and hands them to the others.
 
         So all processes leave the wait alike and use the same weights, whatever the store shows to each.
@@ -99,7 +113,7 @@ class Peers:
         outcome, text = 0, ""
         if self.mesh.is_writer:
             try:
-                found = self._freshest() if self.timing == "freshest" else self._agreed(wanted)
+                found = look()
             except (Interrupted, LostWorkers) as error:
                 outcome, text = error.exit_code, str(error)
         outcome, text, taken = self.mesh.state_from_writer((outcome, text, [_as_dict(snapshot) for snapshot in found]))
@@ -108,26 +122,66 @@ class Peers:
         return [Snapshot(**one) for one in taken]
 
     def _agreed(self, step: int) -> list[Snapshot]:
-        """Every peer's snapshot of `step`, waited for."""
-        deadline, pause = time.monotonic() + self.timeout, 0.001
+        """Every peer's snapshot of `step`, waited for.
+
+        It is taken as it was agreed, even with numbers that are not finite: that peer has diverged, and so has this run.
+        """
         found: dict[int, Snapshot] = {}
-        while True:
+
+        def look() -> bool:
+            self.exchange.flush()  # a peer that cannot read this group's weights does not come to `step`
             for peer in self.peers:
                 snapshot = None if peer in found else self.exchange.fetch(peer, step=step)
                 if snapshot is not None:
                     found[peer] = snapshot
-            missing = [peer for peer in self.peers if peer not in found]
-            if not missing:
-                return [found[peer] for peer in self.peers]
-            if self.stop():
-                raise Interrupted(f"stopped while waiting for group {missing[0]}'s weights of step {step}.")
-            if not self.exchange.durable or time.monotonic() > deadline:
-                raise LostWorkers(
-                    f"group {missing[0]} has not published its weights of step {step} within {self.timeout:g} s "
-                    "(exchange.timeout). The state is saved; the same command continues."
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, 0.05)
+            return len(found) == len(self.peers)
+
+        def missing() -> str:
+            return f"group {next(peer for peer in self.peers if peer not in found)}"
+
+        self._wait(look, lambda: f"{missing()} has not published its weights of step {step}")
+        return [found[peer] for peer in self.peers]
+
+    def _wait_for_readers(self) -> list[Snapshot]:
+        self._wait(self.exchange.flush, lambda: f"the weights of group {self.group} cannot be written for its peers")
+        return []
+
+    def _wait(self, look: Callable[[], bool], problem: Callable[[], str]) -> None:
+        """Return when `look` says yes, asked again and again in a thread of its own, which a store may hold for ever.
+
+        Interrupted as soon as `stop` says so, LostWorkers after `timeout` seconds; `problem` says what was waited for.
+        """
+        over = threading.Event()
+
+        def ask() -> None:
+            pause = 0.001
+            while not over.is_set() and not look():
+                over.wait(pause)
+                pause = min(2 * pause, 0.05)
+
+        if not self.exchange.durable:
+            if not look():
+                raise LostWorkers(f"{problem()}.")
+            return
+        asking, deadline = Background("exchange"), time.monotonic() + self.timeout
+        answer = asking.submit(ask)
+        try:
+            while not concurrent.futures.wait([answer], timeout=0.02).done:
+                if self.stop():
+                    raise Interrupted(f"stopped while it waited: {problem()}.")
+                if time.monotonic() > deadline:
+                    raise LostWorkers(
+                        f"{problem()} within {self.timeout:g} s (exchange.timeout). {self._reason()}"
+                        "The state is saved; the same command continues."
+                    )
+            answer.result()
+        finally:
+            over.set()
+            asking.close()
+
+    def _reason(self) -> str:
+        reason = self.exchange.log().get("exchange_reason")
+        return f"The exchange says: {reason}. " if reason else ""
 
     def _freshest(self) -> list[Snapshot]:
         """Whatever is newer than what is in use."""
@@ -147,12 +201,22 @@ class Peers:
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
         self._heard_at = step
         soft = None if step < self.burn_in else self.panel.predict(step, worker, batch)
-        if soft is None or self.timing == "lockstep":
-            return soft
-        # A peer on its way to divergence must not take this group along.
-        finite = tuple(values for values in soft.values if bool(values.isfinite().all()))
-        self.ignored += len(soft.values) - len(finite)
-        return Soft(finite) if finite else None
+        if soft is not None and self.timing == "freshest":
+            # A peer on its way to divergence must not take this group along.
+            finite = tuple(values for values in soft.values if bool(values.isfinite().all()))
+            self.ignored += len(soft.values) - len(finite)
+            soft = Soft(finite) if finite else None
+        self.heard = self.heard or soft is not None
+        return soft
+
+    def summary(self) -> dict[str, Any]:
+        """How often the teachers were exchanged and whether any was ever heard; if none was, the exchange's last words."""
+        reason = self.exchange.log().get("exchange_reason")
+        return {
+            "teacher_swaps": self.num_swaps,
+            "taught": self.heard,
+            **({"exchange_reason": reason} if reason and not self.heard else {}),
+        }
 
     def log(self) -> dict[str, Any]:
         swaps, self.swaps = self.swaps, []
@@ -172,15 +236,19 @@ class Peers:
     def state_dict(self) -> dict[str, Any]:
         """The panel's carry, the snapshots in use and this group's own that peers may still ask for.
 
-        OdistError if an exchange that outlives this process cannot take what was published.
+        Those of an exchange that outlives this process too: its folder may be gone when the run is continued. A peer
+        can be `lag` intervals behind and then asks for a snapshot of `lag` intervals before. The weights of this very
+        step are in the checkpoint anyway; the trainer publishes them again.
         """
-        self.exchange.flush()
         newest = self._now // self.interval * self.interval
-        steps = [] if self.exchange.durable else [newest - back * self.interval for back in range(self.lag, -1, -1)]
-        published = [self.exchange.fetch(self.group, step=step) for step in steps]
+        back = 0 if self.timing == "freshest" else 2 * self.lag + 1 if self.exchange.durable else self.lag + 1
+        steps = [newest - number * self.interval for number in reversed(range(back))]
+        published = [self.exchange.fetch(self.group, step=step) for step in steps if step != self._now]
         return {
             "panel": self.panel.state_dict(),
             "heard_at": self._heard_at,
+            "heard": self.heard,
+            "num_swaps": self.num_swaps,
             "swaps": self.swaps,
             "snapshots": [_as_dict(snapshot) for snapshot in self.snapshots.values()],
             "published": [_as_dict(snapshot) for snapshot in published if snapshot is not None],
@@ -194,6 +262,8 @@ class Peers:
         self.panel.load_state_dict(state["panel"])
         self._heard_at = state["heard_at"]
         self.swaps = state["swaps"]
+        self.num_swaps = state.get("num_swaps", len(self.swaps))  # older checkpoints have neither
+        self.heard = state.get("heard", bool(self.snapshots))
 
 
 def _as_dict(snapshot: Snapshot) -> dict[str, Any]:
