@@ -138,14 +138,14 @@ class Shelf:
                 raise NotADirectoryError(f"{folder} is not a folder")
             return sorted(os.path.basename(path) for path in paths)
 
-    def manifests(self, group: int) -> list[Manifest]:
-        """The manifests of a group that can be read and belong to this run."""
+    def manifests(self, group: int, *, anew: bool = False) -> list[Manifest]:
+        """The manifests of a group that can be read and belong to this run; `anew`: those known are read again too."""
         folder, there = self.folder(group), {}
         for name in self.names(group):
             path = f"{folder}/{name}"
             if name.startswith(".") or not name or (NAME.fullmatch(name) and name.endswith(".safetensors")):
                 continue
-            found = self._known.get(path)
+            found = None if anew else self._known.get(path)
             if found is None and not self._failed_before(path):
                 found = self._try(path, functools.partial(self._manifest, path, name=name, group=group))
             if found is not None:
@@ -161,6 +161,7 @@ class Shelf:
         for manifest in sorted(manifests, key=lambda m: m.age, reverse=True):
             weights = self._try(self.record(manifest), functools.partial(self._weights, manifest, finite=finite))
             if weights is not None:
+                self.rejected.pop(self._name(self.record(manifest)), None)
                 return Snapshot(
                     manifest.group, manifest.step, weights, manifest.time, manifest.incarnation, manifest.sha256
                 )
@@ -176,7 +177,6 @@ class Shelf:
 
     def _try(self, path: str, read: Callable[[], T]) -> T | None:
         """What `read` gives of the entry whose manifest has `path`; None, with the reason noted, if it fails."""
-        name = path.removeprefix(f"{self.root}/")
         stamps = self._stamp(path)
         try:
             found = read()
@@ -190,11 +190,13 @@ class Shelf:
             reason = f"cannot be read: {type(error).__name__}: {words}"
         else:
             self._stamps.pop(path, None)
-            self.rejected.pop(name, None)
             return found
         self._known.pop(path, None)
-        self.rejected[name] = printable(reason)
+        self.rejected[self._name(path)] = printable(reason)
         return None
+
+    def _name(self, path: str) -> str:
+        return printable(path.removeprefix(f"{self.root}/"))
 
     def _failed_before(self, path: str) -> bool:
         return path in self._stamps and self._stamps[path] == self._stamp(path)

@@ -302,7 +302,7 @@ class StoreExchange:
     def _delete_old(self) -> None:
         """Delete own snapshots that nobody can need, see `keep` and `history`; what fails now is tried next time."""
         with contextlib.suppress(Exception):
-            own = sorted(self.shelf.manifests(self.group), key=lambda m: m.age)
+            own = sorted(self.shelf.manifests(self.group, anew=not self.history), key=lambda m: m.age)
             if own and own[-1].age > self._newest > (NO_STEP, NO_STEP):
                 # This process alone writes here, so that one is damaged or foreign: outrank it, or it teaches for ever.
                 self.incarnation = max(self.incarnation, own[-1].incarnation + 1)
