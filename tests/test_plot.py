@@ -42,7 +42,9 @@ def make_run(path: Path, config: dict[str, Any], *, rows: str, seed: int = 1, st
     np.save(root / "group-0.npy", draw.random(20))
     np.save(root / "targets.npy", np.arange(20) % 2)
     (root / "meta.json").write_text(json.dumps({"num_groups": 1, "predictor": "group-0", "fingerprint": rows}))
-    run.write_json("results.json", {"predictor": "group-0", "metrics": {metric: 0.5}})
+    run.write_json(
+        "results.json", {"predictor": "group-0", "metrics": {metric: 0.5}, "groups": [], "split": "validation"}
+    )
     run.set_status(state="finished", step=steps, num_steps=steps)
     return run
 

@@ -65,7 +65,10 @@ def make_run(path: Path, *, seed: int, noise: float, algorithm: str = "sync", pr
         rows.append(row | {"time": 1.7e9 + step, "split": "validation", "log_loss": 0.7 - step / 100 + seed / 1000})
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     results = {"predictor": predictor, "metrics": binary_results(p, TARGETS), "examples_per_model": 240, "seconds": 3.2}
-    run.write_json("results.json", results | {"total_examples": 480, "distinct_examples": 240, "flops": 3e9})
+    run.write_json(
+        "results.json",
+        results | {"groups": [], "split": "validation", "total_examples": 480, "distinct_examples": 240, "flops": 3e9},
+    )
     run.set_status(state="finished", step=30, num_steps=30)
     return run
 
