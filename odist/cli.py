@@ -1,4 +1,4 @@
-"""The command line: `odist train|eval|churn|plot|prepare|reproduce|bench|runs`.
+"""The command line: `odist train|eval|churn|plot|prepare|reproduce|bench|runs|show ...`.
 
 Parses words and prints; everything else is imported by the verb that needs it, so that `odist --help` and tab
 completion load neither torch nor Hydra.
@@ -21,7 +21,7 @@ from odist.errors import Damaged, Interrupted, OdistError, UserError
 
 app = typer.Typer(
     name="odist",
-    help="Online distillation (codistillation) beside its rivals: train, evaluate, compare, reproduce.",
+    help="Online distillation (codistillation) and its baselines: train, evaluate, compare, reproduce.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -222,7 +222,9 @@ def reproduce(
     jobs: JobsOption = None,
     data_path: DataPathOption = None,
     variant: VariantOption = None,
-    report_only: Annotated[bool, typer.Option("--report-only", help="Only make the report again.")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Rebuild the report from existing records; train nothing.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and do nothing.")] = False,
     output: ReportsOption = Path("reports"),
     runs_dir: RunsDirOption = Path("runs"),
@@ -258,7 +260,7 @@ def bench(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure speed as ratios with their goals; a missed goal is shown and is no error."""
+    """Measure speed as ratios with their goals. Missed goals are reported but do not fail the command."""
     from odist import bench
     from odist.cli_show import as_json
 
@@ -299,23 +301,36 @@ def tune(
 
 @app.command("runs")
 def list_runs(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of runs.")] = Path("runs"),
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DIR ...] [KEY=VALUE ...]",
+            help="Folders of runs, `runs` without one; then what to keep: any key of odist train, such as task=lm, "
+            "seed=1,2, optim.lr=0.1, data=criteo*, or state=finished.",
+        ),
+    ] = None,
     sort: Annotated[Sort, typer.Option(help="Order; newest or best first, runs without a result last.")] = Sort.path,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Columns to show: keys, metrics, or task, data, state ..., as in optim.lr,seed,auc."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """List the runs below a folder."""
-    from odist.cli_show import as_json, print_runs, run_row, sort_runs
-    from odist.run import Run
+    """List runs: data, state, result and what was overridden; odist runs task=lm seed=1,2 keeps some of them."""
+    from odist import cli_runs
 
-    if not folder.is_dir() and folder != Path("runs"):
-        raise UserError(f"{folder}: no such folder.")
-    rows = sort_runs([run_row(run) for run in Run.find(folder)], by=sort.value)
-    if json:
-        print(as_json(rows))
-    elif rows:
-        print_runs(rows)
-    else:
-        print(f"{folder}: no runs yet. `odist train` makes one.")
+    cli_runs.list_runs(words or [], sort=sort.value, columns=columns, json=json)
+
+
+@app.command("show")
+def show_runs(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN]", help="One run folder, or two to compare.")],
+    json: JsonOption = False,
+) -> None:
+    """Explain one run, or the differences of two: configuration, data, results, teachers, time, problems."""
+    from odist.cli_compare import show
+
+    show(runs, json=json)
 
 
 def _cores() -> int:

@@ -7,11 +7,9 @@ import json
 import math
 import platform
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from odist.errors import Damaged
 from odist.launch import trained_by
 from odist.run import Run
 
@@ -80,87 +78,6 @@ def state_of(run: Run) -> str:
     state = str(status.get("state", "unknown"))
     here = status.get("host", platform.node()) == platform.node()
     return "interrupted" if state == "running" and here and trained_by(run) is None else state
-
-
-def run_row(run: Run) -> dict[str, Any]:
-    """What `odist runs` says of one run; of a damaged one its place and the problem."""
-    try:
-        run.check_records()
-    except Damaged as error:
-        unknown = ("task", "algorithm", "num_groups", "seed", "step", "num_steps", "metric", "value", "updated")
-        known = {"path": str(run.path), "name": run.name, "state": "damaged", "metrics": {}, "problem": str(error)}
-        return {**dict.fromkeys(unknown), **known}
-    config, status = run.config, run.status
-    metrics = run.results["metrics"] if (run.path / "results.json").is_file() else {}
-    metric = next((name for name in MAIN_METRICS if metrics.get(name) is not None), None)
-    return {
-        "path": str(run.path),
-        "name": run.name,
-        "task": config.get("task", {}).get("name"),
-        "algorithm": config.get("algorithm", {}).get("name"),
-        "num_groups": config.get("num_groups"),
-        "seed": config.get("seed"),
-        "state": state_of(run),
-        "step": status.get("step"),
-        "num_steps": status.get("num_steps"),
-        "metric": metric,
-        "value": metrics.get(metric) if metric else None,
-        "metrics": metrics,
-        "updated": status.get("updated"),
-        "problem": f"groups missing: {run.missing_groups}" if run.missing_groups else None,
-    }
-
-
-def sort_runs(rows: Sequence[dict[str, Any]], *, by: str) -> list[dict[str, Any]]:
-    """Rows of `odist runs` by path, age (newest first), metric (lowest first), state or algorithm; equals by path."""
-    key = {"age": "updated", "metric": "value"}.get(by, by)
-    known = sorted((row for row in rows if row[key] is not None), key=lambda row: row["path"])
-    known.sort(key=lambda row: row[key], reverse=by == "age")
-    return [*known, *(row for row in rows if row[key] is None)]
-
-
-def age(updated: float | None) -> str:
-    """Time since `updated` (unix seconds) in its largest unit."""
-    if updated is None:
-        return "-"
-    seconds = max(0.0, time.time() - updated)
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{int(seconds // length)} {unit}"
-    return f"{int(seconds)} s"
-
-
-def print_runs(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table of runs, at least one."""
-    lines = [
-        {
-            "run": row["path"],
-            "task": row["task"],
-            "algorithm": row["algorithm"],
-            "groups": row["num_groups"],
-            "seed": row["seed"],
-            "state": row["state"],
-            "step": f"{row['step'] or 0}/{row['num_steps'] or '?'}"
-            if row["problem"] is None or row["num_steps"]
-            else "-",
-            "metric": f"{row['metric']} {number(row['value'])}" if row["metric"] else "-",
-            "age": age(row["updated"]),
-        }
-        for row in rows
-    ]
-    columns = list(lines[0])
-    console = _console()
-    for left_out in (None, "task", "seed", "algorithm", "groups"):  # on a narrow terminal; mostly in the name too
-        columns = [column for column in columns if column != left_out]
-        table = _table(columns, right={"groups", "seed", "step", "age"})
-        for line in lines:
-            table.add_row(*(str(line[column]) for column in columns))
-        if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
-            break
-    console.print(table)
-    for row in rows:
-        if row["problem"] is not None:
-            print(f"{row['state']}: {row['problem']}")
 
 
 def print_metrics(results: Mapping[str, Any]) -> None:

@@ -10,7 +10,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from odist.config_key import MISSING
 from odist.config_read import known_keys
 from odist.errors import UserError
 from odist.suggest import key_meant, nearest
@@ -144,3 +146,12 @@ def is_sweep(override: str) -> bool:
         return OverridesParser.create().parse_override(override).is_sweep_override()
     except HydraException:
         return False  # Hydra will say what is wrong with it
+
+
+def typed(value: Any) -> str:
+    """A value of the configuration as it is typed on the command line; nothing where there is none yet."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(typed, value))}]"
+    return "" if value == MISSING else str(value)

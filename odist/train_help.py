@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from odist.config import Config
-from odist.config_key import MISSING, Key, key_of
+from odist.config_key import Key, key_of
 from odist.config_read import described, load
-from odist.train_arguments import GROUPS
+from odist.train_arguments import GROUPS, typed
 
 USAGE = """\
 odist train GROUP=CHOICE KEY=VALUE ...
@@ -99,7 +99,7 @@ def _keys(config: Config, *, width: int) -> Iterator[str]:
             if name.rpartition(".")[0] != node or name == "seed":
                 yield ""
             node = name.rpartition(".")[0]
-        yield from _entry(f"  {name}={_typed(value)}", _meaning(value, key, examples=examples), at=at, width=width)
+        yield from _entry(f"  {name}={typed(value)}", _meaning(value, key, examples=examples), at=at, width=width)
 
 
 def _examples_per_step(config: Config) -> int | None:
@@ -115,15 +115,6 @@ def _meaning(value: Any, key: Key, *, examples: int | None) -> str:
     elif key.choices:
         text += ": " + " | ".join(map(str, key.choices))
     return text
-
-
-def _typed(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return f"[{','.join(map(_typed, value))}]"
-    return "" if value == MISSING else str(value)
 
 
 def _entry(term: str, meaning: str, *, at: int, width: int) -> Iterator[str]:

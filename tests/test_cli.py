@@ -29,7 +29,6 @@ import yaml
 
 from odist import __version__
 from odist.cli import main
-from odist.cli_show import print_runs, run_row
 from odist.completion import candidates, complete_overrides
 from odist.config import to_dict
 from odist.config_read import load
@@ -356,43 +355,6 @@ def test_bars_on_a_terminal_fit_into_its_lines(tmp_path: Path) -> None:
 
 
 # The other verbs
-
-
-def test_runs_as_table_and_json(trained: Path) -> None:
-    table = odist("runs", cwd=trained).stdout
-    rows = json.loads(odist("runs", "runs", "--json", cwd=trained).stdout)
-    assert [row["seed"] for row in rows] == [1, 2, 3]
-    for row in rows:
-        assert row["path"] in table
-        assert (row["task"], row["algorithm"], row["num_groups"], row["state"]) == ("criteo", "sync", 1, "finished")
-        assert row["step"] == row["num_steps"] == 40
-        results = Run.open(trained / row["path"]).results["metrics"]
-        assert (row["metric"], row["value"]) == ("log_loss", results["log_loss"])
-    best_first = json.loads(odist("runs", "runs", "--json", "--sort", "metric", cwd=trained).stdout)
-    assert [row["value"] for row in best_first] == sorted(row["value"] for row in rows)
-    newest_first = json.loads(odist("runs", "runs", "--json", "--sort", "age", cwd=trained).stdout)
-    assert [row["seed"] for row in newest_first] == [3, 2, 1]
-    assert "no runs yet" in odist("runs", cwd=trained / "runs" / rows[0]["name"]).stdout
-
-
-def test_the_table_of_runs_fits_a_narrow_terminal(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [run_row(run) for run in Run.find(trained)]
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("NO_COLOR", "1")
-    for width, columns in ((200, {"task", "algorithm", "seed", "metric"}), (100, {"metric"})):
-        monkeypatch.setenv("COLUMNS", str(width))
-        print_runs([{**row, "path": row["name"]} for row in rows])
-        printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-        lines = [line for line in printed.splitlines() if line.strip()]
-        assert columns <= set(lines[0].split())
-        assert max(map(len, lines)) <= width
-        for row in rows:
-            [line] = [line for line in lines if row["name"] in line]
-            assert f"log_loss {row['value']:.5f}" in line
-            assert "40/40" in line
 
 
 def test_eval_repeats_the_results_and_writes_predictions(work: Path) -> None:
