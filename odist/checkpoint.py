@@ -189,10 +189,19 @@ def load_weights(run: Run, group: int, *, step: int, model: nn.Module) -> None:
         weights = load_file(path)
     except UNREADABLE as error:
         raise Damaged(f"{path}: {_reason(error)}. {cure}") from error
-    try:
-        model.load_state_dict(weights)
-    except UNREADABLE as error:
-        raise UserError(f"{path}: holds other weights than those of this run's model. {cure}") from error
+    if unlike := _unlike(weights, model.state_dict()):
+        raise UserError(f"{path}: holds the weights of another model: {unlike}.")
+    model.load_state_dict(weights)
+
+
+def _unlike(saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> str:
+    """Which tensors differ by name or shape, in words; empty if none does."""
+    shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (saved, own)]
+    names = [name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name)]
+    shown = [
+        f"{name} is {shapes[0].get(name, 'missing')} there, {shapes[1].get(name, 'missing')} here" for name in names[:4]
+    ]
+    return "; ".join([*shown, *([f"and {len(names) - 4} more tensors"] if len(names) > 4 else [])])
 
 
 def _reason(error: Exception) -> str:

@@ -40,6 +40,13 @@ class Split(StrEnum):
     train = "train"
 
 
+class Device(StrEnum):
+    """Where an evaluation computes."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Axis(StrEnum):
     """Horizontal axes of learning curves."""
 
@@ -138,6 +145,9 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the predictions to a .csv or .parquet file.")
     ] = None,
+    device: Annotated[
+        Device | None, typer.Option(help="Where to compute; without it where the run was trained, or else the CPU.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Evaluate a run's newest checkpoint, with confidence intervals."""
@@ -151,7 +161,12 @@ def evaluate(
     from odist import evaluation
     from odist.cli_show import as_json, print_metrics
 
-    results = evaluation.evaluate(opened, split=split.value, data=data, output=output)
+    wanted = None if device is None else device.value
+    results = evaluation.evaluate(opened, split=split.value, data=data, output=output, device=wanted)
+    trained_on = opened.config.get("launch", {}).get("device", "cpu")
+    if wanted is None and results["device"] != trained_on:
+        print(f"note: trained on {trained_on}, which this machine does not have; evaluated on {results['device']}, which may "
+              "differ in the last digits.", file=sys.stderr)  # fmt: skip
     if json:
         print(as_json(results))
         return

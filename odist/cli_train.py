@@ -95,7 +95,10 @@ class Job:
         print(result_line(run))
         if in_multirun:
             self._record(" ".join(overrides), code=0)
-        return main_metric(run.results)
+        results = run.results
+        for remark in results.get("remarks", []):
+            print(f"note: {run.path}: {remark}", file=sys.stderr)
+        return main_metric(results)
 
     def _record_failure(self, error: Exception, overrides: str) -> None:
         code = error.exit_code if isinstance(error, OdistError) else 1

@@ -14,33 +14,42 @@ import numpy as np
 
 from odist.config import Config
 from odist.config_read import load
+from odist.devices import available, require
 from odist.errors import UserError
 from odist.log import MetricsLog, Silent
 from odist.prediction import predict_split
 from odist.run import Run
-from odist.wiring import build_task, load_models, predictor, set_up_torch
+from odist.wiring import build_task, fitted_fingerprint, load_models, on_device, predictor, set_up_torch
 
 
-def evaluate(run: Run, *, split: str, data: Path | None = None, output: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    run: Run, *, split: str, data: Path | None = None, output: Path | None = None, device: str | None = None
+) -> dict[str, Any]:
     """Evaluate a run's newest checkpoint.
 
     split: "validation" or "train"; data: another store, made with the same fitted parts (`--like`)
     output: write the predictions there (.csv or .parquet)
+    device: where to compute; None: where the run was trained if this machine has it, else the CPU
     Returns the results with intervals, for unlabelled rows only their number. Raises UserError if the
-    store is made otherwise.
+    store is made otherwise, or this machine has no such device.
     """
     config = load(run.path / "config.yaml")
+    if device is not None:
+        require(device, asked=f"--device {device}", instead="--device cpu")
+    elif available(config.launch.device):
+        device = config.launch.device
+    config = on_device(config, device or "cpu")
     set_up_torch(config)
-    task = build_task(config)
-    models, step = load_models(run, config, task)
-    if data is not None:
-        there = build_task(replace(config, data=replace(config.data, name="prepared", path=str(data), max_rows=None)))
-        if there.fitted_fingerprint != task.fitted_fingerprint:
+    if data is None:
+        task = build_task(config)
+    else:
+        task = build_task(replace(config, data=replace(config.data, name="prepared", path=str(data), max_rows=None)))
+        if task.fitted_fingerprint != fitted_fingerprint(run, config):
             raise UserError(
                 f"--data {data}: made with other fitted parts than the run's data, so its ids and numbers mean "
                 f"something else. Prepare it with --like {config.data.path or 'STORE'}."
             )
-        task = there
+    models, step = load_models(run, config, task)
     if task.num_rows(split) == 0:
         raise UserError(f"--split {split}: this part of the data is empty; choose the other of train, validation.")
     prediction = predict_split(
@@ -57,7 +66,8 @@ def evaluate(run: Run, *, split: str, data: Path | None = None, output: Path | N
         write_predictions(output, prediction.probabilities, prediction.targets)
     missing = run.missing_groups
     known = {"run": str(run.path), "split": split, "step": step, "predictor": predictor(config, missing=missing)}
-    return {**known, **({"missing_groups": missing} if missing else {}), **results}
+    lost = {"missing_groups": missing} if missing else {}
+    return {**known, "device": config.launch.device, **lost, **results}
 
 
 def write_predictions(path: Path, probabilities: np.ndarray, targets: np.ndarray) -> None:

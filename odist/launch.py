@@ -89,6 +89,8 @@ def prepare_config(content: dict[str, Any]) -> Config:
     if config.data.path is not None:
         config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
     config.algorithm.teachers = [os.path.abspath(os.path.expanduser(path)) for path in config.algorithm.teachers]
+    if config.train.init_from is not None:
+        config.train.init_from = os.path.abspath(os.path.expanduser(config.train.init_from))
     validate(config)
     return config
 
@@ -102,6 +104,9 @@ def content_of(config: Config) -> dict[str, Any]:
         content["algorithm.teachers"] = [
             Run.open(teacher).env.get("config_hash", teacher) for teacher in config.algorithm.teachers
         ]
+    if config.train.init_from is not None:
+        groups = Run.open(config.train.init_from).results["groups"]
+        content["train.init_from"] = [group["weight_hash"] for group in groups]
     return content
 
 
@@ -162,6 +167,8 @@ def _check_same(run: Run, config: Config, *, content: dict[str, Any], digest: st
     changed = differences(known, config)
     if "algorithm.teachers" in content:
         changed = changed or ["algorithm.teachers: other runs lie at the same paths"]
+    if "train.init_from" in content:
+        changed = changed or ["train.init_from: other weights lie at the same path"]
     if "data.path" in content and run.env.get("data_fingerprint") != content["data.path"]:
         changed.append(f"data: fingerprint {run.env.get('data_fingerprint')} -> {content['data.path']}")
     if changed:

@@ -229,6 +229,18 @@ def log_loss_rows(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return -np.where(targets > 0.5, np.log(p), np.log1p(-p))
 
 
+def constant_loss(prior: np.ndarray, targets: np.ndarray) -> float:
+    """Mean loss in nats of predicting the same for every row.
+
+    prior: [] probability of the positive class, or [C] of each class; targets: [n]
+    """
+    eps = float(np.finfo(np.float64).eps)
+    if prior.ndim == 0:
+        return float(log_loss_rows(np.full(len(targets), float(prior)), targets).mean())
+    counts = np.bincount(targets.astype(np.int64), minlength=len(prior))
+    return float(-(counts @ np.log(np.maximum(prior.astype(np.float64), eps))) / len(targets))
+
+
 def mid_ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 1, equal values sharing their mean rank; O(n log n)."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)

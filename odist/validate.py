@@ -23,6 +23,7 @@ from odist.config import (
 )
 from odist.config_key import Key
 from odist.config_read import described
+from odist.devices import require
 from odist.errors import UserError
 from odist.run import Run
 from odist.suggest import choose
@@ -102,6 +103,7 @@ def _check_optim(config: Config) -> None:
 
 def _check_launch(config: Config) -> None:
     launch, exchange = config.launch, config.exchange
+    require(launch.device, asked=f"launch.device={launch.device}", instead="launch.device=cpu")
     if launch.name == "local" and exchange.name == "memory" and config.algorithm.teacher == "peers":
         raise UserError("exchange=memory reaches only groups of one process; with launch=local type exchange=store.")
     if launch.processes == 1:
@@ -120,6 +122,8 @@ def _check_launch(config: Config) -> None:
 
 
 def _check_train(config: Config) -> None:
+    if config.train.init_from is not None:
+        _check_finished(config.train.init_from, config, key="train.init_from")
     if config.train.keep_evaluations and config.train.evaluate_rows is not None:
         raise UserError(f"train.keep_evaluations=true with train.evaluate_rows={config.train.evaluate_rows}: the curve of an "
                         "ensemble needs all rows at every evaluation. Add train.evaluate_rows=null.")  # fmt: skip
@@ -131,7 +135,7 @@ def _check_algorithm(config: Config) -> None:
         raise UserError(f"num_groups={config.num_groups}: algorithm={algorithm.name} needs peers to learn from, "
                         "so at least 2 groups: num_groups=2.")  # fmt: skip
     if algorithm.teacher == "fixed":
-        _check_teachers(algorithm.teachers)
+        _check_teachers(config)
     elif algorithm.teachers:
         raise UserError(f"algorithm.teachers={algorithm.teachers}: only algorithm=distill listens to finished runs "
                         f"(algorithm.teacher=fixed, not {algorithm.teacher}).")  # fmt: skip
@@ -142,16 +146,27 @@ def _check_algorithm(config: Config) -> None:
                         "before the teacher is heard: add algorithm.burn_in=0.")  # fmt: skip
 
 
-def _check_teachers(teachers: list[str]) -> None:
+def _check_teachers(config: Config) -> None:
+    teachers = config.algorithm.teachers
     if not teachers:
         raise UserError("algorithm.teachers=[]: name the finished runs that teach: algorithm.teachers=[runs/A,runs/B].")
     if len({str(Path(teacher).resolve()) for teacher in teachers}) < len(teachers):
         raise UserError(f"algorithm.teachers={teachers}: a run is named twice.")
     for teacher in teachers:
-        run = Run.open(teacher)
-        if not run.finished:
-            raise UserError(f"algorithm.teachers: {teacher} is not finished (state {run.status.get('state')}). "
-                            "Continue it first by its own `odist train` command.")  # fmt: skip
+        _check_finished(teacher, config, key="algorithm.teachers")
+
+
+def _check_finished(path: str, config: Config, *, key: str) -> None:
+    """Refuse a run to build on that is not finished or learns something else."""
+    run = Run.open(path)
+    if not run.finished:
+        raise UserError(f"{key}: {path} is not finished (state {run.status.get('state')}). "
+                        "Continue it first by its own `odist train` command.")  # fmt: skip
+    task = run.config.get("task", {}).get("name")
+    if task != config.task.name:
+        raise UserError(
+            f"{key}: {path} is a run of task={task}, this one of task={config.task.name}. Name a run of the same task."
+        )
 
 
 def _check_data(config: Config) -> None:
@@ -193,7 +208,42 @@ def read_store(path: str) -> dict[str, Any]:
 
 def remarks(config: Config) -> list[str]:
     """What is allowed but probably not meant, as sentences."""
-    return [*_unheard(config), *_too_small(config)]
+    return [*_unheard(config), *_too_small(config), *_first_weights(config), *_has_seen_the_rows(config)]
+
+
+def _first_weights(config: Config) -> list[str]:
+    path = config.train.init_from
+    if path is None:
+        return []
+    run = Run.open(path)
+    num_groups = run.config.get("num_groups", 1)
+    whose = "every group from its group 0"
+    if num_groups == config.num_groups:
+        whose = "group 0 from its group 0" if num_groups == 1 else "each group from its group of the same number"
+    said = [f"the first weights are those of {path}, {whose}; optimizer state, schedule and steps start afresh."]
+    data = run.config.get("data", {})
+    there: Any = run.env.get("fitted_fingerprint")
+    if data.get("name") == "prepared" and there is None and Path(data["path"]).is_dir():
+        there = read_store(data["path"]).get("fitted_fingerprint")
+    here = None if config.data.path is None else read_store(config.data.path).get("fitted_fingerprint")
+    if there is not None and here is not None and there != here:
+        said.append(f"{path} was trained on data with other fitted parts, so its ids, numbers or classes may have meant something "
+                    f"else. Prepare these with --like {data.get('path') or 'STORE'} if they should mean the same.")  # fmt: skip
+    return said
+
+
+def _has_seen_the_rows(config: Config) -> list[str]:
+    """Of runs to build on that learnt from the rows that this one evaluates, as far as that can be known."""
+    if config.data.path is None or config.data.holdout != "tuning":
+        return []
+    said = []
+    for path in [*config.algorithm.teachers, *([config.train.init_from] if config.train.init_from else [])]:
+        run = Run.open(path)
+        same = run.env.get("data_fingerprint") == read_store(config.data.path).get("fingerprint")
+        if same and run.config.get("data", {}).get("holdout") != "tuning":
+            said.append(f"{path} has been trained on the rows that data.holdout=tuning evaluates, so the results will look better "
+                        "than they are. Use a run with data.holdout=tuning.")  # fmt: skip
+    return said
 
 
 def _unheard(config: Config) -> list[str]:

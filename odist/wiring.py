@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -88,10 +88,15 @@ class Parts:
     exchanges: list[Exchange] = field(default_factory=list)
 
 
-def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool]) -> Trainer:
-    """Put one group together, or one process's share of it."""
+def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], start: int = 0) -> Trainer:
+    """Put one group together, or one process's share of it.
+
+    start: completed steps of the checkpoint that the caller loads next; 0: of none
+    """
     config, task, clock, group = parts.config, parts.task, parts.clock, mesh.group.index
     model = build_model(config, task, group=group)
+    if start == 0 and config.train.init_from is not None:
+        load_first_weights(config.train.init_from, config, model, group=group)
     optimizer = Optimizer(model, config.optim, clock=clock)
     strategy = build_strategy(config, mesh, clock=clock)
     strategy.prepare(model, optimizer)
@@ -231,19 +236,58 @@ def build_exchange(parts: Parts, mesh: Mesh, *, model: nn.Module, peers: list[in
     return end
 
 
+def on_device(config: Config, device: str) -> Config:
+    """The configuration of a run whose models shall compute on `device`, wherever they were trained."""
+    return replace(config, launch=replace(config.launch, device=device))
+
+
+def fitted_fingerprint(run: Run, config: Config) -> str:
+    """Names what gave ids, numbers and classes their meaning in a run; its data may be gone."""
+    known: str | None = run.env.get("fitted_fingerprint")
+    return known or build_task(config).fitted_fingerprint
+
+
 def load_teachers(paths: Sequence[str], config: Config, task: Task) -> list[nn.Module]:
-    """Models of finished runs: all groups of an ensemble, group 0 of a codistilled run."""
+    """Models of finished runs: all groups of an ensemble, group 0 of a codistilled run.
+
+    They may have learnt from other rows, of another day, if ids, numbers and classes meant the same there.
+    """
     models = []
     for path in paths:
         run = Run.open(path)
         if not run.finished:
             raise UserError(f"{path}: a teacher must be a finished run; this one is {run.status.get('state')}.")
-        other = load(run.config)
-        other_task = build_task(other)
-        if other_task.fingerprint != task.fingerprint:
-            raise UserError(f"{path}: this teacher was trained on other data than this run is (other fingerprint).")
-        models += [model.to(config.launch.device) for model in load_models(run, other, other_task)[0]]
+        other = on_device(load(run.path / "config.yaml"), config.launch.device)
+        theirs = fitted_fingerprint(run, other)
+        if theirs != task.fitted_fingerprint:
+            cure = (
+                f"Prepare it with --like {other.data.path}" if other.data.path else "Train a teacher on the same data"
+            )
+            raise UserError(
+                f"{path}: for this teacher, ids, numbers or classes mean something else than in this run's data (fitted parts "
+                f"{theirs[:16]} there, {task.fitted_fingerprint[:16]} here). {cure}."
+            )
+        prepared = config.data.name == other.data.name == "prepared"  # its own store is not needed, and may be gone
+        models += load_models(run, other, build_task(replace(other, data=config.data) if prepared else other))[0]
     return models
+
+
+def load_first_weights(path: str, config: Config, model: nn.Module, *, group: int) -> None:
+    """Start a group from a finished run's weights: from its group of the same number, or its group 0 if it has others.
+
+    Raises UserError if the run is not finished or its model is another one.
+    """
+    run = Run.open(path)
+    if not run.finished:
+        raise UserError(f"train.init_from={path}: not finished (state {run.status.get('state')}).")
+    source = group if load(run.path / "config.yaml").num_groups == config.num_groups else 0
+    steps = run.checkpoint_steps(source)
+    if not steps:
+        raise UserError(f"train.init_from={path}: its group {source} has no checkpoint any more.")
+    try:
+        checkpoint.load_weights(run, source, step=steps[-1], model=model)
+    except UserError as error:
+        raise UserError(f"train.init_from: {error}") from error
 
 
 def load_models(run: Run, config: Config, task: Task) -> tuple[list[nn.Module], int]:

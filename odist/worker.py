@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +30,12 @@ from odist.errors import Interrupted, OdistError, UserError
 from odist.evaluation import log_mean_evaluations
 from odist.log import NOTE, MetricsLog, make_progress
 from odist.mesh import Axis, Mesh
+from odist.metrics import constant_loss
 from odist.optim import Clock
 from odist.prediction import predict_split
 from odist.run import Run, write_atomically
 from odist.tasks.base import Task
-from odist.trainer import Trainer
+from odist.trainer import CROSS_ENTROPIES, Trainer
 from odist.wiring import Parts, Shelf, build_task, build_trainer, make_clock, predictor, set_up_torch
 
 SECONDS_TO_LEAVE = 120.0  # for the workers of a killed command to save and end
@@ -64,7 +66,7 @@ def _train_in_turns(run: Run, config: Config, task: Task, *, clock: Clock, stop:
     try:
         for group in range(config.num_groups):
             mesh = Mesh(group=Axis(group, config.num_groups), workers=config.workers)
-            trainers.append(build_trainer(parts, mesh, stop=agreed))
+            trainers.append(build_trainer(parts, mesh, stop=agreed, start=start))
             if start:
                 trainers[-1].load(start)
         open_run(run, task, clock)
@@ -190,12 +192,12 @@ def _train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], boo
     clock = make_clock(config, task)
     if mesh.is_writer and group == 0:
         open_run(run, task, clock)
+    sound = checkpoint.newest_sound(run, [group], say=note) if mesh.is_writer else None
+    start = mesh.from_writer([sound or 0])[0]
     log = MetricsLog(run, progress=make_progress(show=False, num_groups=config.num_groups, num_steps=0))
     parts = Parts(config, run, task, clock=clock, log=log, stop=stop, shelf={})
-    trainer = build_trainer(parts, mesh, stop=AgreedStop(stop, mesh))
+    trainer = build_trainer(parts, mesh, stop=AgreedStop(stop, mesh), start=start)
     try:
-        sound = checkpoint.newest_sound(run, [group], say=note) if mesh.is_writer else None
-        start = mesh.from_writer([sound or 0])[0]
         if start:
             trainer.load(start)
         for done in trainer.fit(start):
@@ -215,8 +217,11 @@ def _train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], boo
 
 def open_run(run: Run, task: Task, clock: Clock) -> None:
     """Tell readers of the run folder which data the run reads and how long it is."""
-    if run.env.get("data_fingerprint") is None:  # known before only for prepared data
-        run.write_json("env.json", {**run.env, "data_fingerprint": task.fingerprint})
+    env = run.env
+    known = {"data_fingerprint": env.get("data_fingerprint") or task.fingerprint}  # of prepared data known before
+    known["fitted_fingerprint"] = task.fitted_fingerprint  # for who uses the run when its data are gone
+    if not known.items() <= env.items():
+        run.write_json("env.json", {**env, **known})
     run.write_json("horizon.json", {"num_steps": clock.num_steps, "examples_per_step": clock.examples_per_step})
 
 
@@ -256,12 +261,34 @@ def combine(run: Run) -> None:
     content = json.loads((root / "meta.json").read_text())["results"]
     groups = [json.loads((root / f"group-{group}.json").read_text()) for group in range(config.num_groups)]
     whole = run.predictions("validation")
-    results = build_task(config).results(whole.probabilities, whole.targets, bayes=whole.bayes, split="validation")
+    task = build_task(config)
+    results = task.results(whole.probabilities, whole.targets, bayes=whole.bayes, split="validation")
     if content["predictor"] == "mean":
         log_mean_evaluations(run, config)
     seconds = round(sum(group["seconds"] for group in groups), 3)
-    run.write_json("results.json", {**content, "metrics": results, "groups": groups, "seconds": seconds})
+    content |= {
+        "metrics": results,
+        "groups": groups,
+        "seconds": seconds,
+        **beside_a_constant(task, results, whole.targets),
+    }
+    run.write_json("results.json", content)
     run.set_status(state="finished", step=content["steps"], num_steps=content["steps"], finished=time.time())
+
+
+def beside_a_constant(task: Task, results: dict[str, Any], targets: np.ndarray) -> dict[str, Any]:
+    """How good it were to predict the training labels' frequencies for every row, and a remark if the run is no better."""
+    name = task.main_metric
+    if name not in CROSS_ENTROPIES:
+        return {}
+    constant = constant_loss(task.prior().numpy(), targets)
+    remarks = []
+    if results.get(name) is not None and not results[name] < constant:
+        remarks.append(
+            f"{name} {results[name]:.5f} is no better than a constant prediction: the frequencies of the training labels, for "
+            f"every row, have {constant:.5f}. The run has learnt nothing; try another optim.lr, or train longer."
+        )
+    return {"constant_prediction": {name: constant}, "remarks": remarks}
 
 
 def training_flops(config: Config, task: Task, model: torch.nn.Module, *, clock: Clock) -> int:

@@ -28,6 +28,7 @@ ALLOWED = {
     "config_read": {"conf_folder"},
     "registry": set(),
     "provenance": set(),
+    "devices": set(),
     "conf_folder": set(),
     "places": set(),
     "train_arguments": set(),
@@ -38,7 +39,7 @@ ALLOWED = {
     "run": set(),
     "sinks": {"registry", "run"},
     "trackers": {"run"},
-    "validate": {"registry", "run", "sinks"},
+    "validate": {"devices", "registry", "run", "sinks"},
     "launch": {"places", "run", "validate", "provenance", "mending", "processes", "sinks", "worker"},
     "processes": {"log", "run"},
     "completion": {"conf_folder", "registry", "train_arguments"},
@@ -66,7 +67,7 @@ ALLOWED = {
     "benchmarks": {*ENGINE, "wiring", "worker", "prepare", "models"},
     "wiring": {*ENGINE, "registry", "trainer"},
     "worker": {*ENGINE, "evaluation", "prediction", "trainer", "wiring"},
-    "evaluation": {"log", "prediction", "run", "wiring"},
+    "evaluation": {"devices", "log", "prediction", "run", "wiring"},
     "prediction": set(),
     "reference": {"data", "intervals", "metrics", "run", "tasks"},
     "trainer": {*ENGINE - {"metrics"}, "prediction"},
@@ -104,7 +105,7 @@ RESERVED = {
     "numba": {"prepare", "data", "tasks"},
     "torch": {
         *("worker", "wiring", "prediction", "trainer", "tasks", "strategies", "teachers", "exchange", "models", "data"),
-        *("mesh", "losses", "optim", "rng", "checkpoint", "trackers", "benchmarks"),
+        *("mesh", "losses", "optim", "rng", "checkpoint", "trackers", "benchmarks", "devices"),
     },
     "pickle": {"checkpoint"},  # for the name of the error that torch.load raises
 }

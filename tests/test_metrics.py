@@ -12,7 +12,15 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from odist import intervals
-from odist.metrics import BinaryMetrics, MulticlassMetrics, auc_delong, binary_results, mid_ranks, multiclass_results
+from odist.metrics import (
+    BinaryMetrics,
+    MulticlassMetrics,
+    auc_delong,
+    binary_results,
+    constant_loss,
+    mid_ranks,
+    multiclass_results,
+)
 
 
 def binary_case(n: int = 3000, *, seed: int = 0, spread: float = 1.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -272,3 +280,10 @@ def test_no_interval_over_rows_leaves_what_the_metric_can_be() -> None:
     classes = multiclass_results(np.array([[0.99, 0.01], [0.99, 0.01], [0.01, 0.99], [0.999, 0.001]]), [0, 0, 1, 1])
     assert binary["log_loss_interval"][0] == classes["cross_entropy_interval"][0] == 0.0
     assert classes["perplexity_interval"][0] >= 1.0
+
+
+def test_the_loss_of_a_constant_prediction_is_the_oracles() -> None:
+    random = np.random.default_rng(0)
+    clicks, classes, prior = random.integers(0, 2, 500), random.integers(0, 3, 500), random.dirichlet(np.ones(3))
+    assert constant_loss(np.array(0.3), clicks) == pytest.approx(sk.log_loss(clicks, np.full(500, 0.3)))
+    assert constant_loss(prior, classes) == pytest.approx(sk.log_loss(classes, np.tile(prior, (500, 1))))

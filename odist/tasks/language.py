@@ -162,7 +162,10 @@ class SyntheticSource:
         named = json.dumps(
             ["synthetic-text-1", config.data.seed, config.data.holdout, asdict(config.task)], sort_keys=True
         )
-        self.fingerprint = self.fitted_fingerprint = hashlib.sha256(named.encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
+        made_by = {key: value for key, value in asdict(self.options).items() if key not in ("rows", "validation_rows")}
+        fitted = json.dumps(["synthetic-text-1", config.data.seed, made_by], sort_keys=True)
+        self.fitted_fingerprint = hashlib.sha256(fitted.encode()).hexdigest()
         self._kept: OrderedDict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()  # the groups of a process prepare their batches in threads of their own
 
@@ -227,6 +230,8 @@ class PreparedSource:
         self.vocabulary = self.store.vocabulary
         self.data_seed = data.seed
         self.tuning = data.holdout == "tuning"
+        if self.tuning:  # other documents are evaluated
+            self.fingerprint = hashlib.sha256(f"{self.fingerprint} tuning".encode()).hexdigest()
         self.most_tokens = None if data.max_rows is None else data.max_rows * config.task.unroll + 1
 
     def documents(self, split: str, *, part: int = 0, parts: int = 1) -> Documents:
