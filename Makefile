@@ -2,6 +2,7 @@
 PYTHON ?= python3
 SCALE ?= small
 JOBS ?= 2
+OUTPUT ?= out
 CRITEO ?= ../shared/data/criteo/train.txt.gz
 NOVELS ?= ../shared/data/text/100_english_novels.tar.gz
 POSTS ?= ../shared/data/text/digitalgov/digitalgov_news.jsonl.gz
@@ -24,10 +25,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-## The main job on data that is made on the spot: train, compare, table and figure in reports/demo/
+## The main job on data that is made on the spot: train, compare, table and figure in out/demo/, which git ignores.
+## The committed report is made by `make demo OUTPUT=reports`
 demo: $(READY)
-	$(BIN)/odist reproduce demo --jobs $(JOBS)
-	@sed -n '1,40p' reports/demo/demo.md
+	$(BIN)/odist reproduce demo --jobs $(JOBS) --output $(OUTPUT)
+	@sed -n '1,40p' $(OUTPUT)/demo/demo.md
 
 test: $(READY)
 	$(BIN)/python -m pytest -q
@@ -95,4 +97,4 @@ compare: $(READY)
 	$(BIN)/python tests/compare_revisions.py $(REV)
 
 clean:
-	rm -rf $(VENV) build dist runs data .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist runs data out .pytest_cache .mypy_cache .ruff_cache

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import odist
 from odist.errors import OdistError, UserError
+from odist.report.recipe import load_recipe
 from odist.reproduce import ReproduceResult, reproduce
 from odist.run import Run
 
@@ -187,3 +189,33 @@ def test_an_interruption_saves_the_runs_and_leaves_no_process(tmp_path: Path) ->
     assert state["step"] > 0
     with pytest.raises(ProcessLookupError):
         os.kill(state["pid"], 0)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
+def test_make_demo_writes_where_git_ignores_it() -> None:
+    """A clone stays clean: the report goes to a folder that is ignored, as runs do."""
+    project = Path(odist.__file__).parent.parent
+    printed = subprocess.run(["make", "-n", "demo"], cwd=project, capture_output=True, text=True, check=True).stdout
+    [command] = [line.split() for line in printed.splitlines() if "reproduce demo" in line]
+    assert "--output" in command
+    output = command[command.index("--output") + 1]
+    assert f"/{output}/" in (project / ".gitignore").read_text().splitlines()
+    assert f"{output}/demo/demo.md" in printed
+
+
+def test_the_demo_compares_at_equal_rows_and_one_rate() -> None:
+    recipe = load_recipe("demo")
+    plan, _ = recipe.plan("small", variables={})
+    equal = {run.system: run.overrides for run in plan if "data.partition=disjoint" not in run.overrides}
+    assert list(equal) == ["dnn", "ensemble", "codistill"]
+    assert (
+        len(
+            {
+                tuple(line for line in lines if line.startswith(("task", "data", "train", "optim")))
+                for lines in equal.values()
+            }
+        )
+        == 1
+    )
+    assert {system.tuned_with for system in recipe.systems.values()} == {None, "dnn"}
+    assert recipe.systems["dnn"].tuned_with is None
