@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
@@ -111,8 +112,25 @@ def content_of(config: Config) -> dict[str, Any]:
 
 
 def run_name(config: Config, digest: str) -> str:
-    """Name of the folder: task, algorithm, seed and eight digits of the hash."""
-    return f"{config.task.name}-{config.algorithm.name}-s{config.seed}-{digest[:8]}"
+    """Name of the folder: task, folder of prepared data, algorithm, seed and eight digits of the hash."""
+    data = "" if config.data.path is None else re.sub(r"[^\w.]+", "_", Path(config.data.path).name)[:40]
+    return f"{config.task.name}-{f'{data}-' if data else ''}{config.algorithm.name}-s{config.seed}-{digest[:8]}"
+
+
+def run_path(config: Config, digest: str, *, in_multirun: bool) -> Path:
+    """Where the run of a configuration lies or shall lie.
+
+    Without a run.dir of its own that is a folder by the name of `run_name`; a folder of the same seed and hash counts too,
+    for the data may have been moved since, and older versions gave other names.
+    """
+    if config.run.dir is not None and not in_multirun:
+        return Path(config.run.dir)
+    parent = Path(config.run.dir or "runs")
+    path = parent / run_name(config, digest)
+    if Run.lies_at(path):
+        return path
+    same = sorted(parent.glob(f"{config.task.name}-*-s{config.seed}-{digest[:8]}"))
+    return next((found for found in same if Run.lies_at(found)), path)
 
 
 def open_or_create(config: Config, *, overrides: list[str], in_multirun: bool) -> tuple[Run, bool]:
@@ -122,12 +140,7 @@ def open_or_create(config: Config, *, overrides: list[str], in_multirun: bool) -
     """
     content = content_of(config)
     digest = config_hash(config, content=content)
-    if config.run.dir is None:
-        path = Path("runs") / run_name(config, digest)
-    elif in_multirun:
-        path = Path(config.run.dir) / run_name(config, digest)
-    else:
-        path = Path(config.run.dir)
+    path = run_path(config, digest, in_multirun=in_multirun)
     if Run.lies_at(path):
         run = Run.open(path)
         fingerprint = content.get("data.path")
@@ -174,7 +187,7 @@ def _check_same(run: Run, config: Config, *, content: dict[str, Any], digest: st
     if changed:
         shown = "\n".join(f"  {line}" for line in changed[:20])
         more = f"\n  and {len(changed) - 20} more" if len(changed) > 20 else ""
-        raise UserError(f"{run.path} holds a run of another configuration (there -> here):\n{shown}{more}\n"
+        raise UserError(f"{run.path} holds a run of another configuration (saved run -> this command):\n{shown}{more}\n"
                         "Choose another run.dir, or leave run.dir out: every configuration has its own folder.")  # fmt: skip
 
 

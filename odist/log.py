@@ -14,15 +14,18 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from odist.damage import writing
 from odist.run import Run
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 NOTE = "note: "  # begins a line for the user, also in the log of a group's process
-SPARKS = "▁▂▃▄▅▆▇█"
 PLAIN_SECONDS = 10.0  # between two plain lines of a group
-WIDE = 110  # columns of a terminal that has room for longer bars
+LONGEST_BAR = 40  # columns
+INDENT = "  "  # before the numbers under a bar
 
 
 class Progress(Protocol):
@@ -107,15 +110,19 @@ def describe(row: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def describe_briefly(row: dict[str, Any], *, room: int) -> str:
-    """A training row's numbers in at most `room` characters; what matters least is left out first."""
+def describe_briefly(row: dict[str, Any], *, validation: float | None, room: int) -> str:
+    """A training row's numbers and the last validation loss in at most `room` characters.
+
+    What matters least is left out first.
+    """
     label, distillation, age = row.get("label_loss"), row.get("distill_loss"), row.get("teacher_age_steps")
     speed = row.get("examples_per_second")
     words = [  # importance, words
-        (0, f"{label:.4f}" if label is not None else "-"),
-        (3, f"distillation {distillation:.4f}" if distillation is not None else ""),
-        (1, f"teacher -{age}" if age is not None else ""),
-        (2, f"{_thousands(speed)}/s" if speed else ""),
+        (0, f"loss {label:.4f}" if label is not None else "loss -"),
+        (1, f"validation loss {validation:.4f}" if validation is not None else ""),
+        (4, f"distillation {distillation:.4f}" if distillation is not None else ""),
+        (2, f"teacher {age} steps old" if age is not None else ""),
+        (3, f"{_thousands(speed)} examples/s" if speed else ""),
     ]
     kept = [word for word in words if word[1]]
     while len(kept) > 1 and len("  ".join(text for _, text in kept)) > room:
@@ -177,64 +184,54 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """A line per group: bar, the loss's course, the loss, the teacher's age in steps, speed and time left."""
+    """Two lines per group: bar, steps and time left; then loss, last validation loss, age of the teacher, speed."""
 
     def __init__(self, *, num_groups: int, num_steps: int) -> None:
         from rich.console import Console
+        from rich.live import Live
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bars
 
         console = Console(stderr=True)
-        self._wide = console.width >= WIDE
-        bar, self._sparks = (20, 16) if self._wide else (8, 8)
+        self._room = console.width - len(INDENT)
         count = len(str(num_steps))
-        # What is left of a line for words: all but group, bar, count, course and time with a blank after each.
-        self._taken = len(f"group {num_groups - 1}") + bar + (2 * count + 1) + self._sparks + len("0:00:00 left") + 5
+        taken = len(f"group {num_groups - 1}") + (2 * count + 1) + len("0:00:00 left") + 3
         self._bars = Bars(
             TextColumn("[bold]group {task.fields[group]}"),
-            BarColumn(bar_width=bar),
+            BarColumn(bar_width=max(8, min(LONGEST_BAR, console.width - taken))),
             TextColumn(f"{{task.completed:>{count}.0f}}/{{task.total:.0f}}"),
-            TextColumn("{task.fields[course]} {task.fields[words]}"),
             TextColumn("{task.fields[left]}"),
-            console=console,
         )
-        self._tasks = [
-            self._bars.add_task("", total=num_steps, group=group, words="", course="", left="")
-            for group in range(num_groups)
-        ]
-        self._losses: list[deque[float]] = [deque(maxlen=self._sparks) for _ in range(num_groups)]
+        self._tasks = [self._bars.add_task("", total=num_steps, group=group, left="") for group in range(num_groups)]
+        self._words = [""] * num_groups
+        self._validation: list[float | None] = [None] * num_groups
         self._paces = [Pace(num_steps) for _ in range(num_groups)]
-        self._bars.start()
+        self._live = Live(get_renderable=self._lines, console=console)
+        self._live.start()
+
+    def _lines(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        lines: list[RenderableType] = []
+        for task, words in zip(self._bars.tasks, self._words, strict=True):
+            lines += [self._bars.make_tasks_table([task]), Text(f"{INDENT}{words}", no_wrap=True)]
+        return Group(*lines)
 
     def update(self, group: int, row: dict[str, Any]) -> None:
         left = self._paces[group].left(row)
         if row["kind"] == "evaluate":
+            self._validation[group] = row.get("log_loss", row.get("cross_entropy"))
             self.say(f"group {group} step {row['step']}: {describe(row)}")
             return
-        if row.get("label_loss") is not None:
-            self._losses[group].append(row["label_loss"])
-        self._bars.update(
-            self._tasks[group],
-            completed=row["step"],
-            words=describe_briefly(row, room=self._bars.console.width - self._taken),
-            course=sparkline(list(self._losses[group])),
-            left=f"{duration(left)} left" if left else "",
-        )
+        self._words[group] = describe_briefly(row, validation=self._validation[group], room=self._room)
+        self._bars.update(self._tasks[group], completed=row["step"], left=f"{duration(left)} left" if left else "")
 
     def say(self, text: str) -> None:
-        self._bars.console.print(text, highlight=False, markup=False)
+        self._live.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
-        self._bars.stop()
-
-
-def sparkline(values: list[float]) -> str:
-    """Draw values as a line of block characters, lowest to highest."""
-    if not values:
-        return ""
-    low, high = min(values), max(values)
-    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(SPARKS[round((value - low) * scale)] for value in values)
+        self._live.stop()
 
 
 def make_progress(*, show: bool, num_groups: int, num_steps: int) -> Progress:

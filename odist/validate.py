@@ -118,7 +118,7 @@ def _check_launch(config: Config) -> None:
         fits = [p for p in range(1, config.workers + 1)
                 if config.workers % p == 0 and (config.workers // p) & (config.workers // p - 1) == 0]  # fmt: skip
         raise UserError(f"launch.processes={launch.processes} cannot carry workers={config.workers}: each process takes "
-                        f"1, 2, 4, 8 ... of them. Choose launch.processes from {', '.join(map(str, fits))}.")  # fmt: skip
+                        f"1, 2, 4, 8 ... of them. Choose launch.processes={' or launch.processes='.join(map(str, fits))}.")  # fmt: skip
 
 
 def _check_train(config: Config) -> None:
@@ -268,5 +268,5 @@ def _too_small(config: Config) -> list[str]:
     size = task.size or read_store(path).get("decoded") or JPEG_SIZE
     if model.depth not in SMALL_DEPTHS or size <= 2 * SMALL_SIZE:
         return []
-    return [f"model.depth={model.depth} is a network for images of {SMALL_SIZE} pixels a side; these have {size}. Meant was "
-            "perhaps model.depth=18, model.depth=50, scale=paper, or a smaller task.size."]  # fmt: skip
+    return [f"model.depth={model.depth} is a network for images of {SMALL_SIZE} pixels a side; these have {size}. Did you "
+            "mean model.depth=18, model.depth=50, scale=paper, or a smaller task.size?"]  # fmt: skip

@@ -56,6 +56,9 @@ def make_clock(config: Config, task: Task) -> Clock:
     if config.train.max_examples is not None:
         examples = min(examples, config.train.max_examples)
     per_step = config.train.batch * config.workers
+    if rows == 0 and config.data.path is not None:
+        raise UserError(f"data.path={config.data.path}: holds no training rows, for it was prepared to evaluate finished runs. "
+                        f"Type odist eval RUN --data {config.data.path}")  # fmt: skip
     if examples < per_step:
         raise UserError(
             f"the horizon of {examples} examples (train.passes={config.train.passes} of {rows} training rows, "

@@ -32,7 +32,7 @@ from odist.cli import main
 from odist.completion import candidates, complete_overrides
 from odist.config import to_dict
 from odist.config_read import load
-from odist.log import Pace, duration
+from odist.log import Pace, describe_briefly, duration
 from odist.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -347,11 +347,22 @@ def test_bars_on_a_terminal_fit_into_its_lines(tmp_path: Path) -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     lines = [line.strip("\r") for line in re.split(r"\r?\n|\r", text)]
     bars = [line for line in lines if re.match(r"group [01] .*/40", line)]
+    numbers = [line for line in lines if line.startswith("  loss ")]
     assert {line[:7] for line in bars} == {"group 0", "group 1"}
-    assert max(map(len, bars)) <= 80
-    complete = [line for line in bars if "40/40" in line]
-    assert re.search(r"[▁-█]{8} 0\.\d{4}  teacher -\d+  [\d.]+k?/s", complete[-1]), complete
+    assert max(map(len, bars + numbers)) <= 80
+    assert any(re.search(r"40/40", line) for line in bars)
+    whole = r"  loss 0\.\d{4}  validation loss 0\.\d{4}  teacher \d+ steps old  [\d.]+k? examples/s"
+    assert any(re.match(whole, line) for line in numbers), numbers[-1]
     assert any(re.search(r"\d:\d\d left", line) for line in bars)
+
+
+def test_a_line_of_numbers_leaves_out_what_matters_least() -> None:
+    row = {"label_loss": 0.5, "distill_loss": 0.6, "teacher_age_steps": 29, "examples_per_second": 15_500.0}
+    whole = "loss 0.5000  validation loss 0.4000  distillation 0.6000  teacher 29 steps old  15.5k examples/s"
+    assert describe_briefly(row, validation=0.4, room=200) == whole
+    assert describe_briefly(row, validation=0.4, room=78) == whole.replace("distillation 0.6000  ", "")
+    assert describe_briefly(row, validation=None, room=40) == "loss 0.5000  teacher 29 steps old"
+    assert describe_briefly(row, validation=0.4, room=5) == "loss 0.5000"
 
 
 # The other verbs

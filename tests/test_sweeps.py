@@ -6,6 +6,7 @@ What failed, Ctrl-C, what is left behind.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,3 +111,38 @@ def test_ctrl_c_saves_every_run_and_leaves_no_process(plugin: list[str], tmp_pat
     if not plugin:  # the second job was not started
         [only] = (tmp_path / "many").iterdir()
         assert only.name.startswith("criteo-sync-s1-")
+
+
+def test_a_killed_process_of_the_launcher_is_named_with_what_is_done(tmp_path: Path) -> None:
+    mark = uuid.uuid4().hex
+    rows = ["scale=smoke", "train.passes=0.5,100000,100001", "train.evaluate_every=0"]
+    process = start(tmp_path, *PLUGINS["joblib"], *rows, mark=mark)
+    end = time.monotonic() + 120
+    many, done, running = tmp_path / "many", None, None
+    while done is None or running is None:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+        runs = list(Run.find(many))
+        done = next((run for run in runs if run.status.get("state") == "finished"), None)
+        running = next((run for run in runs if run.status.get("state") == "running"), None)
+    time.sleep(1)  # the launcher's process ends its first job
+    os.kill(running.status["pid"], signal.SIGKILL)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 4, errors
+    assert "Traceback" not in errors
+    said = errors[errors.index("error: ") :]
+    assert "a process of the launcher was killed" in said
+    assert re.search(r"^  done: .*train.passes=0.5", said, re.M)
+    assert re.search(r"^  not finished: .*train.passes=10000[01]", said, re.M)
+    assert "The same command" in said
+    assert not list(many.glob(".sweep/*/active-*"))
+    none_left(mark)
+
+
+def test_what_failed_is_told_once(tmp_path: Path) -> None:
+    process = start(tmp_path, "scale=smoke", "algorithm=codistill", "num_groups=1", "seed=1,2", mark=uuid.uuid4().hex)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 2, errors
+    assert errors.count("needs peers to learn from") == 2  # two jobs
+    assert "error: 2 of the runs failed" in errors

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from test_cli import odist, refused
+from test_cli import SMOKE, criteo_rows, odist, refused
 
 from odist.config import Config, flatten
 from odist.config_read import load, schema_keys
@@ -156,3 +157,57 @@ def test_a_configuration_without_all_values_may_be_read_for_display() -> None:
     assert load({"seed": 3}, complete=False) == Config(seed=3)
     with pytest.raises(UserError, match="No value for scale"):
         load({"seed": 3})
+
+
+def test_a_recipe_by_a_part_of_its_name(tmp_path: Path) -> None:
+    refused(odist("reproduce", "table1", "--dry-run", cwd=tmp_path), "Did you mean criteo_table1?")
+
+
+def test_the_number_of_processes_that_fits_is_typed_out(tmp_path: Path) -> None:
+    words = ["launch=local", "workers=3", "launch.processes=2", "scale=smoke"]
+    refused(odist("train", *words, cwd=tmp_path), "Choose launch.processes=3.")
+
+
+# Automatic run folders
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the store data/day one, and data/later, which has no training rows."""
+    folder = tmp_path_factory.mktemp("prepared")
+    for name, like in (("day one", []), ("later", ["--like", "data/day one"])):
+        rows = criteo_rows(folder / "rows.txt", rows=120, seed=len(like))
+        made = odist(
+            "prepare", "criteo", "--input", rows, "--output", f"data/{name}", "--buckets", "99", *like, cwd=folder
+        )
+        assert made.returncode == 0, made.stderr
+    return folder
+
+
+def test_automatic_folders_name_the_data_and_are_found_again(prepared: Path, tmp_path: Path) -> None:
+    work = Path(shutil.copytree(prepared, tmp_path / "work"))
+    words = ["train", *SMOKE, "data=prepared", "data.path='data/day one'", "train.batch=20", "train.max_examples=40"]
+    assert odist(*words, cwd=work).returncode == 0
+    [folder] = (work / "runs").iterdir()
+    assert re.fullmatch(r"criteo-day_one-sync-s0-[0-9a-f]{8}", folder.name)
+    older = folder.with_name(folder.name.replace("day_one-", ""))
+    folder.rename(older)  # as earlier versions called it
+    done = odist(*words, cwd=work)
+    assert f"runs/{older.name}: finished already" in done.stdout
+    assert [path.name for path in (work / "runs").iterdir()] == [older.name]
+    older.rename(folder)
+    (work / "data" / "day one").rename(work / "data" / "moved")
+    done = odist(*[word.replace("day one", "moved") for word in words], cwd=work)
+    assert f"runs/{folder.name}: finished already" in done.stdout
+
+
+def test_training_on_rows_for_evaluation_says_what_they_are_for(prepared: Path) -> None:
+    done = odist("train", *SMOKE, "data=prepared", "data.path=data/later", "run.dir=runs/x", cwd=prepared)
+    refused(done, "no training rows", "odist eval RUN --data")
+    assert not (prepared / "runs" / "x").exists()
+
+
+def test_a_differing_configuration_names_both_sides(tmp_path: Path) -> None:
+    assert odist("train", *SMOKE, "run.dir=a", "train.max_examples=100", cwd=tmp_path).returncode == 0
+    done = odist("train", *SMOKE, "run.dir=a", "train.max_examples=150", cwd=tmp_path)
+    refused(done, "saved run -> this command", "train.max_examples: 100 -> 150")

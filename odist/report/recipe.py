@@ -13,6 +13,7 @@ from string import Template
 from typing import Any
 
 from odist.errors import UserError
+from odist.suggest import choose
 
 HOLDS, FAILS, OPEN, UNTESTED = "holds", "does not hold", "not resolved", "not tested"  # verdicts on a claim
 
@@ -279,7 +280,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         present = [candidate for candidate in found if candidate.is_file()]
         if not present:
             known = sorted({file.stem for folder in recipe_folders() for file in folder.glob("*.yaml")})
-            raise UserError(f"no recipe {str(name_or_path)!r}. Choose among: {', '.join(known)}, or give the path of "
+            raise UserError(f"no recipe {str(name_or_path)!r}. {choose(str(name_or_path), known)} Or give the path of "
                             "a .yaml file.")  # fmt: skip
         path = present[0]
     if not path.is_file():
