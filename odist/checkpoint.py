@@ -190,7 +190,7 @@ def load_weights(run: Run, group: int, *, step: int, model: nn.Module) -> None:
     except UNREADABLE as error:
         raise Damaged(f"{path}: {_reason(error)}. {cure}") from error
     if unlike := _unlike(weights, model.state_dict()):
-        raise UserError(f"{path}: holds the weights of another model: {unlike}.")
+        raise UserError(f"{path}: holds other weights than those of the model: {unlike}.")
     model.load_state_dict(weights)
 
 

@@ -223,7 +223,7 @@ def test_processes_start_from_the_same_weights(train) -> None:
 def test_first_weights_of_another_model_are_refused_by_naming_tensors(train, tmp_path, task, other, tensor) -> None:
     source = train(f"task={task}", *STILL, name="source")
     done = odist("train", f"task={task}", *SMOKE, f"train.init_from={source.path}", other, "run.dir=run", cwd=tmp_path)
-    refused(done, f"train.init_from: {source.path}", "the weights of another model", tensor)
+    refused(done, f"train.init_from: {source.path}", "holds other weights than those of the model", tensor)
     assert len(done.stderr.splitlines()) <= 2
     assert not (tmp_path / "run").exists()
 
