@@ -98,7 +98,7 @@ def _training(run: Run) -> list[dict[str, Any]]:
         heard = rows[rows["teacher_age_steps"].notna()] if "teacher_age_steps" in rows else rows.iloc[:0]
         ages = [int(value) for value in heard.get("teacher_age_steps", [])]
         speeds = [float(value) for value in rows["examples_per_second"].dropna()]
-        rejected: Any = rows["exchange_problems"].dropna() if "exchange_problems" in rows else []
+        rejected: Any = rows["exchange_rejected"].dropna() if "exchange_rejected" in rows else []
         told.append(
             {
                 "group": int(str(group)),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from odist.cli_show import MAIN_METRICS, number, state_of
+from odist.cli_show import MAIN_METRICS, number, state_of, untaught
 from odist.config import flatten
 from odist.config_read import known_keys
 from odist.errors import Damaged, UserError
@@ -51,7 +51,7 @@ def find_entries(folders: Sequence[Path]) -> list[Entry]:
 def _entry(run: Run) -> Entry:
     row: dict[str, Any] = dict.fromkeys(
         ("path", "name", "task", "data", "scale", "algorithm", "num_groups", "seed", "overrides", "state", "step",
-         "num_steps", "metric", "value", "metrics", "updated", "problem")
+         "num_steps", "metric", "value", "metrics", "updated", "untaught_groups", "problem")
     )  # fmt: skip
     row |= {"path": str(run.path), "name": run.name, "metrics": {}, "overrides": overrides_of(run)}
     try:
@@ -59,6 +59,8 @@ def _entry(run: Run) -> Entry:
         config, status = run.config, run.status
         metrics = run.results["metrics"] if (run.path / "results.json").is_file() else {}
         metric = next((name for name in MAIN_METRICS if metrics.get(name) is not None), None)
+        problems = [f"{run.path}: groups missing: {run.missing_groups}"] if run.missing_groups else []
+        problems += untaught(run)
         flat = dict(flatten(config))
         flat |= {group: flat.get(f"{group}.name", flat.get(group)) for group in GROUPS}
         row |= {
@@ -71,7 +73,8 @@ def _entry(run: Run) -> Entry:
             "value": metrics.get(metric) if metric else None,
             "metrics": metrics,
             "updated": status.get("updated"),
-            "problem": f"{run.path}: groups missing: {run.missing_groups}" if run.missing_groups else None,
+            "untaught_groups": run.untaught_groups,
+            "problem": "; ".join(problems) or None,
         }
     except Damaged as error:
         row |= {"state": "damaged", "problem": str(error)}
@@ -166,7 +169,7 @@ def column_of(entry: Entry, column: str) -> str:
         "run": row["path"],
         "groups": typed(row["num_groups"]) if row["num_groups"] is not None else "-",
         "data": Path(data).name if data else "-",
-        "state": row["state"],
+        "state": f"{row['state']}, untaught" if row["untaught_groups"] else row["state"],
         "step": f"{row['step'] or 0}/{row['num_steps'] or '?'}",
         "metric": f"{row['metric']} {number(row['value'])}" if row["metric"] else "-",
         "age": age(row["updated"]),

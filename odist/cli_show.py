@@ -72,6 +72,17 @@ def result_line(run: Run) -> str:
     return f"{run.path}: finished after {results.get('steps', '?')} steps; {results['split']} {', '.join(shown)}"
 
 
+def untaught(run: Run) -> list[str]:
+    """A sentence if groups of a codistilled run never had a teacher, so that they are no codistilled models."""
+    groups = run.untaught_groups
+    if not groups:
+        return []
+    named = f"group {groups[0]}" if len(groups) == 1 else f"groups {', '.join(map(str, groups))}"
+    reasons = {run.results["groups"][group].get("exchange_reason") for group in groups} - {None}
+    why = f" The exchange said: {'; '.join(sorted(reasons))}" if reasons else ""
+    return [f"{run.path}: {named} never had a teacher: trained alone, on the labels only.{why}"]
+
+
 def state_of(run: Run) -> str:
     """The state of a run; `interrupted` where the process that trained it is gone."""
     status = run.status

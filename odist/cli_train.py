@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from odist import launch
-from odist.cli_show import main_metric, result_line
+from odist.cli_show import main_metric, result_line, untaught
 from odist.conf_folder import config_folder
 from odist.config_read import register
 from odist.errors import Interrupted, LostWorkers, OdistError, UserError
@@ -93,6 +93,8 @@ class Job:
             print(f"note: {remark}", file=sys.stderr)
         run = launch.train(config, overrides=overrides, stop=self.stop, in_multirun=in_multirun)
         print(result_line(run))
+        for remark in untaught(run):
+            print(f"note: {remark}", file=sys.stderr)
         if in_multirun:
             self._record(" ".join(overrides), code=0)
         results = run.results

@@ -77,6 +77,10 @@ def _torn(path: Path) -> bool:
 
 
 def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -105,6 +109,9 @@ def describe(row: dict[str, Any]) -> str:
         words.append(f"distillation {row['distill_loss']:.4f}")
     if row.get("teacher_age_steps") is not None:
         words.append(f"teacher {row['teacher_age_steps']} steps old")
+    elif "teacher_age_steps" in row:
+        reason = row.get("exchange_reason")
+        words.append(f"no teacher yet ({reason})" if reason else "no teacher yet")
     if row.get("examples_per_second"):
         words.append(f"{row['examples_per_second']:,.0f} examples/s")
     return ", ".join(words)
@@ -121,7 +128,7 @@ def describe_briefly(row: dict[str, Any], *, validation: float | None, room: int
         (0, f"loss {label:.4f}" if label is not None else "loss -"),
         (1, f"validation loss {validation:.4f}" if validation is not None else ""),
         (4, f"distillation {distillation:.4f}" if distillation is not None else ""),
-        (2, f"teacher {age} steps old" if age is not None else ""),
+        (2, f"teacher {age} steps old" if age is not None else "no teacher" if "teacher_age_steps" in row else ""),
         (3, f"{_thousands(speed)} examples/s" if speed else ""),
     ]
     kept = [word for word in words if word[1]]

@@ -180,6 +180,14 @@ class Run:
         return [int(group) for group in self.results.get("missing_groups", [])] if there else []
 
     @property
+    def untaught_groups(self) -> list[int]:
+        """Groups that were to learn from their peers and never had a teacher; none before the run has results."""
+        if not (self.path / "results.json").is_file():
+            return []
+        groups = enumerate(self.results["groups"])
+        return [index for index, group in groups if isinstance(group, dict) and group.get("taught") is False]
+
+    @property
     def finished(self) -> bool:
         """Whether all groups are trained and the results are there."""
         return self.status.get("state") == "finished" and os.path.lexists(self.path / "results.json")

@@ -45,6 +45,7 @@ def validate(config: Config) -> None:
     _check_train(config)
     _check_algorithm(config)
     _check_launch(config)
+    _check_exchange(config)
     _check_data(config)
     sinks.check(config.run.sinks)
 
@@ -119,6 +120,25 @@ def _check_launch(config: Config) -> None:
                 if config.workers % p == 0 and (config.workers // p) & (config.workers // p - 1) == 0]  # fmt: skip
         raise UserError(f"launch.processes={launch.processes} cannot carry workers={config.workers}: each process takes "
                         f"1, 2, 4, 8 ... of them. Choose launch.processes={' or launch.processes='.join(map(str, fits))}.")  # fmt: skip
+
+
+def _check_exchange(config: Config) -> None:
+    """Whether the packages for the file system of `exchange.url` are there; the store itself is not asked."""
+    url, teacher = config.exchange.url, config.algorithm.teacher
+    if url is None or "://" not in url or config.exchange.name != "store" or teacher != "peers":
+        return
+    import fsspec
+
+    protocol = url.partition("://")[0].rpartition("::")[2]
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ValueError:
+        raise UserError(f"exchange.url={url}: {protocol} is no kind of store that fsspec knows. Give a folder, or a URL such as "
+                        "s3://bucket/folder.") from None  # fmt: skip
+    except ImportError as error:
+        extra = "odist[s3]" if protocol in ("s3", "s3a") else None
+        cure = f"Type: pip install '{extra}'" if extra else f"{error}."
+        raise UserError(f"exchange.url={url}: a package for {protocol}:// is not installed. {cure}") from None
 
 
 def _check_train(config: Config) -> None:
@@ -208,7 +228,13 @@ def read_store(path: str) -> dict[str, Any]:
 
 def remarks(config: Config) -> list[str]:
     """What is allowed but probably not meant, as sentences."""
-    return [*_unheard(config), *_too_small(config), *_first_weights(config), *_has_seen_the_rows(config)]
+    return [
+        *_unheard(config),
+        *_unused_store(config),
+        *_too_small(config),
+        *_first_weights(config),
+        *_has_seen_the_rows(config),
+    ]
 
 
 def _first_weights(config: Config) -> list[str]:
@@ -259,6 +285,13 @@ def _unheard(config: Config) -> list[str]:
             f"the run ends after {min(examples)}."
         ]
     return []
+
+
+def _unused_store(config: Config) -> list[str]:
+    exchange = config.exchange
+    if exchange.url is None or config.algorithm.teacher != "peers" or exchange.name == "store":
+        return []
+    return [f"exchange.url={exchange.url} is not used: exchange={exchange.name}. Add exchange=store, or launch=local."]
 
 
 def _too_small(config: Config) -> list[str]:

@@ -234,6 +234,7 @@ def build_exchange(parts: Parts, mesh: Mesh, *, model: nn.Module, peers: list[in
             # the oldest kept one: if newer ones are damaged, the group goes back to it
             last_checkpoint=lambda: min(run.checkpoint_steps(group), default=-1),
             read_only=not mesh.is_writer,
+            patience=options.timeout,
         )
     parts.exchanges.append(end)
     return end

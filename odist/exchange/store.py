@@ -56,7 +56,8 @@ class StoreExchange:
     poll: seconds between two looks for fresh snapshots; None looks only when asked (lock-step)
     read_only: publishes nothing (a group's processes beside its writer)
     last_checkpoint: tells the step of this group's own newest checkpoint
-    patience: seconds in which the store must be opened; then lock-step raises LostWorkers, `freshest` goes on
+    patience: seconds, at most SECONDS_TO_OPEN, in which a store must be opened under lock-step, or LostWorkers is
+    raised; `freshest` goes on without it
 
     `fetch` by step and `flush` read and write in the caller's thread and may hang as long as the store does.
     """
@@ -79,7 +80,7 @@ class StoreExchange:
         poll: float | None = None,
         last_checkpoint: Callable[[], int] = lambda: NO_STEP,
         read_only: bool = False,
-        patience: float | None = None,
+        patience: float = SECONDS_TO_OPEN,
     ) -> None:
         self.group, self.peers, self.run, self.url = group, list(peers), run, url
         self.keep, self.history, self.remember = keep, history, remember
@@ -106,27 +107,27 @@ class StoreExchange:
         self.incarnation = 0
         self._newest = (NO_STEP, NO_STEP)  # age of what this process has written
         self._opened = read_only
+        self._refused = False  # by a store that answered
         if not read_only:
             self._start(patience)
         if poll is not None:
             threading.Thread(target=self._look, args=(poll,), name="poll", daemon=True).start()
 
-    def _start(self, patience: float | None) -> None:
-        if patience is None:
-            patience = SECONDS_TO_OPEN if self.history else SECONDS_TO_START
-        opening = self._writer.submit(lambda: self._open_within(patience))
+    def _start(self, patience: float) -> None:
+        seconds = min(patience, SECONDS_TO_OPEN) if self.history else SECONDS_TO_START
+        opening = self._writer.submit(lambda: self._open_within(seconds))
         with contextlib.suppress(TimeoutError):
-            opening.result(timeout=patience)
+            opening.result(timeout=seconds)
         if not self._opened and self.history:
             self.close()
             raise LostWorkers(
-                f"the exchange {self.url} cannot be opened within {patience:g} s: {self._why() or 'it does not answer'}. "
+                f"the exchange {self.url} cannot be opened: {self._why() or f'no answer within {seconds:g} s'}. "
                 "Check exchange.url and what it leads to; the same command continues."
             )
 
-    def _open_within(self, patience: float) -> None:
-        deadline = time.monotonic() + patience
-        while not self._open() and not self.local and time.monotonic() < deadline and not self._closed.wait(0.5):
+    def _open_within(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self._open() and not self._refused and time.monotonic() < deadline and not self._closed.wait(0.5):
             pass
 
     def _open(self) -> bool:
@@ -135,17 +136,27 @@ class StoreExchange:
             return True
         try:
             if self.protocols & OBJECT_STORES:
-                self.fs.info(self.shelf.root.partition("/")[0])  # of a bucket that is not there
+                self._check_bucket()
             else:
                 self.fs.makedirs(self.shelf.folder(self.group), exist_ok=True)
             self._sweep()
             own = [manifest.age for manifest in self.shelf.manifests(self.group)]
         except Exception as error:
             self._note(error)
+            self._refused = isinstance(
+                error, FileNotFoundError | PermissionError | NotADirectoryError | FileExistsError
+            )
             return False
         self.incarnation = 1 + max(own, default=(NO_STEP, NO_STEP))[0]
         self._opened = True
         return True
+
+    def _check_bucket(self) -> None:
+        bucket = self.shelf.root.partition("/")[0]
+        try:
+            self.fs.info(bucket)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"there is no bucket {bucket}") from error
 
     def publish(self, step: int, weights: Weights) -> None:
         """Copy the weights now and write them in the background; a failure is counted, never raised.
@@ -180,7 +191,7 @@ class StoreExchange:
         with self._lock:
             waiting = sorted(self._waiting.items())
         for step, weights in waiting:
-            written = self._open() and self._write(step, weights)
+            written = self._write(step, weights)
             if written or not self.history:
                 with self._lock:
                     if self._waiting.get(step) is weights:
@@ -190,6 +201,9 @@ class StoreExchange:
         self._tried_at = time.monotonic()
 
     def _write(self, step: int, weights: Weights) -> bool:
+        if not self._open():
+            self.publish_failed += 1
+            return False
         for _ in range(2):
             try:
                 self._write_once(step, weights)

@@ -173,4 +173,13 @@ def _notes(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[str]:
         notes.append("the systems were not evaluated on the same rows, so their losses are not comparable.")
     if len({record["env"].get("source_hash") for record in records}) > 1:
         notes.append("the runs were made by different versions of the source (see manifest.json).")
+    untaught = [f"{record['system']}-s{record['seed']}" for record in records if _untaught(record)]
+    if untaught:
+        notes.append(f"groups that never had a teacher, though they were to codistil: {', '.join(untaught)}.")
     return notes
+
+
+def _untaught(record: Mapping[str, Any]) -> bool:
+    """Whether a group of the run was to learn from its peers and never heard one."""
+    groups = record["results"].get("groups", [])
+    return any(isinstance(group, Mapping) and group.get("taught") is False for group in groups)
