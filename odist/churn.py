@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import combinations
 from typing import Any
 
@@ -16,26 +17,68 @@ import numpy as np
 
 from odist.errors import UserError
 from odist.intervals import jackknife, mean_interval
-from odist.metrics import binary_results, log_loss_rows, mid_ranks, multiclass_results, within_range
+from odist.metrics import binary_results, loss_of_correct, mid_ranks, multiclass_results, within_range
 
 PAIR_METRICS = ("mean_abs_difference", "root_mean_square", "flips", "relative_difference", "rank_correlation")
 LARGEST_NUMBER_OF_SLICES = 50
+
+
+class Form(StrEnum):
+    """What a prediction holds of each row."""
+
+    binary = "probability of the positive class"
+    classes = "probability of every class"
+    label = "probability of the correct class"  # of many, such as the vocabulary of a language model
+
+
+def form_of(probabilities: np.ndarray, targets: np.ndarray | None) -> Form:
+    """The form of what odist stores: [rows, classes], or [rows] of the positive class or, with targets above 1, of
+    the correct one."""
+    if probabilities.ndim == 2:
+        return Form.classes
+    return Form.label if targets is not None and len(targets) and targets.max() > 1 else Form.binary
+
+
+# What readers see where |p1 - p2| of the positive class is not what is averaged; keys of JSON and records are the same.
+SHOWN_NAMES = {
+    (Form.classes, "mean_abs_difference"): "mean_total_variation",
+    (Form.label, "mean_abs_difference"): "mean_abs_difference_of_label",
+}
+
+
+def definitions(form: Form, *, threshold: float = 0.5) -> dict[str, str]:
+    """What those of PAIR_METRICS are that depend on the form of the predictions."""
+    if form is Form.classes:
+        return {
+            "mean_abs_difference": "mean over rows of the total variation: half the sum over classes of |p1 - p2|",
+            "flips": "share of rows whose most probable class changes",
+        }
+    distance = f"mean over rows of |p1 - p2|, p the {form.value}"
+    if form is Form.label:
+        unknown = "not known, as of each row only that probability is kept and not the most probable class"
+        return {"mean_abs_difference": f"{distance} (of text: of the correct piece)", "flips": unknown}
+    flips = f"share of rows with one of p1 and p2 above {threshold:g} and the other not"
+    return {"mean_abs_difference": distance, "flips": flips}
 
 
 @dataclass(frozen=True)
 class ChurnResult:
     """Churn between the retrains of one system.
 
+    form: what was compared; definitions: what the measures that depend on it are
     metrics: each of PAIR_METRICS, a mean over all pairs, with `<name>_interval` (None below three runs);
-        log_loss and calibration_error, means over runs, with theirs, when targets are known
+        the loss (log_loss of a binary task, else cross_entropy) and calibration_error, means over runs, with theirs,
+        when targets are known
     pairs: one dictionary a pair: first, second, and each of PAIR_METRICS
-    runs: one dictionary a run: name, and log_loss and calibration_error when targets are known
+    runs: one dictionary a run: name, and the loss and calibration_error when targets are known
     slices: slice name -> dictionaries of value, rows, mean_abs_difference and its interval
     notes: what a reader should know before believing the numbers
     """
 
     names: list[str]
     rows: int
+    form: Form
+    definitions: dict[str, str]
     metrics: dict[str, Any]
     pairs: list[dict[str, Any]]
     runs: list[dict[str, Any]]
@@ -45,7 +88,8 @@ class ChurnResult:
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; the metrics and their intervals are at the top level."""
         tables = {"pairs": self.pairs, "per_run": self.runs, "slices": self.slices, "notes": self.notes}
-        return {"runs": self.names, "rows": self.rows, **self.metrics, **tables}
+        compared = {"compared": self.form.value, "definitions": self.definitions}
+        return {"runs": self.names, "rows": self.rows, **self.metrics, **compared, **tables}
 
 
 def mean_over_pairs(
@@ -72,7 +116,9 @@ def row_differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return difference if difference.ndim == 1 else 0.5 * difference.sum(axis=1)
 
 
-def pair_metrics(first: np.ndarray, second: np.ndarray, *, threshold: float = 0.5) -> dict[str, float | None]:
+def pair_metrics(
+    first: np.ndarray, second: np.ndarray, *, form: Form, threshold: float = 0.5
+) -> dict[str, float | None]:
     """PAIR_METRICS of two retrains, probabilities [rows] or [rows, classes]; see `churn`."""
     difference = row_differences(first, second)
     total = first + second
@@ -82,10 +128,13 @@ def pair_metrics(first: np.ndarray, second: np.ndarray, *, threshold: float = 0.
         a, b = (ranks - ranks.mean() for ranks in (mid_ranks(first), mid_ranks(second)))
         norm = float(np.sqrt((a @ a) * (b @ b)))
         correlation = float(a @ b) / norm if norm > 0 else None
+    flips = None
+    if form is not Form.label:
+        flips = float(np.mean(_decisions(first, threshold) != _decisions(second, threshold)))
     return {
         "mean_abs_difference": float(difference.mean()),
         "root_mean_square": float(np.sqrt(np.mean(difference**2))),
-        "flips": float(np.mean(_decisions(first, threshold) != _decisions(second, threshold))),
+        "flips": flips,
         "relative_difference": float(relative.mean()),
         "rank_correlation": correlation,
     }
@@ -95,6 +144,7 @@ def churn(
     predictions: Sequence[np.ndarray],
     *,
     targets: np.ndarray | None = None,
+    form: Form | None = None,
     threshold: float = 0.5,
     slices: Mapping[str, np.ndarray] | None = None,
     confidence: float = 0.95,
@@ -103,13 +153,15 @@ def churn(
     """Compare retrains over all pairs of distinct runs.
 
     predictions: two or more arrays of probabilities of one shape, [rows] or [rows, classes]
-    targets: [rows] labels; adds log loss and calibration error of each run
+    targets: [rows] labels; adds loss and calibration error of each run
+    form: what the arrays hold; None: as `form_of` has it
     threshold: the decision whose flips are counted (binary tasks; otherwise the top class)
     slices: name -> [rows] values; the mean absolute difference is repeated within each value
 
     mean_abs_difference is the paper's measure (section 3.5): the mean over rows of |p1 - p2|; with
     classes, of the total variation sum_c |p1_c - p2_c| / 2, which for two classes is the same number.
-    root_mean_square is of the same row differences; flips the share of rows whose decision differs;
+    root_mean_square is of the same row differences; flips the share of rows whose decision differs, None where
+    only the probability of the correct class is known;
     relative_difference the mean of 2 |p1 - p2| / (p1 + p2) over all entries; rank_correlation
     Spearman's over rows (None with classes or constant predictions).
 
@@ -121,24 +173,27 @@ def churn(
     count, rows = len(arrays), len(arrays[0]) if arrays else 0
     names = list(names) if names is not None else [f"run {i + 1}" for i in range(count)]
     _check(arrays, names, targets)
+    form = form if form is not None else form_of(arrays[0], targets)
     coded = {name: _codes(np.asarray(values)) for name, values in (slices or {}).items()}
     slice_sums: dict[str, dict[tuple[int, int], np.ndarray]] = {name: {} for name in coded}
     by_pair: dict[tuple[int, int], dict[str, float | None]] = {}
     for pair in combinations(range(count), 2):
         first, second = (arrays[i] for i in pair)
-        by_pair[pair] = pair_metrics(first, second, threshold=threshold)
+        by_pair[pair] = pair_metrics(first, second, form=form, threshold=threshold)
         difference = row_differences(first, second) if coded else np.empty(0)
         for name, (labels, codes) in coded.items():
             slice_sums[name][pair] = np.bincount(codes, weights=difference, minlength=len(labels))
     metrics = summarise_pairs(by_pair, count, confidence=confidence)
-    runs = [_run_row(name, p, targets) for name, p in zip(names, arrays, strict=True)]
-    for metric in ("log_loss", "calibration_error") if targets is not None else ():
+    runs = [_run_row(name, p, targets, form=form) for name, p in zip(names, arrays, strict=True)]
+    for metric in [key for key in runs[0] if key != "name"]:
         values = [run[metric] for run in runs if run[metric] is not None]
         metrics[metric] = float(np.mean(values)) if values else None
         metrics[f"{metric}_interval"] = within_range(metric, mean_interval(values, confidence=confidence))
     return ChurnResult(
         names=names,
         rows=rows,
+        form=form,
+        definitions=definitions(form, threshold=threshold),
         metrics=metrics,
         pairs=[{"first": names[i], "second": names[j], **values} for (i, j), values in by_pair.items()],
         runs=runs,
@@ -146,7 +201,7 @@ def churn(
             name: _slice_rows(labels, codes, slice_sums[name], num_runs=count, confidence=confidence)
             for name, (labels, codes) in coded.items()
         },
-        notes=["Two retrains have no interval: train a third seed."] if count == 2 else [],
+        notes=["Two retrains give no interval: train a third seed."] if count == 2 else [],
     )
 
 
@@ -190,15 +245,14 @@ def _check(arrays: list[np.ndarray], names: list[str], targets: np.ndarray | Non
         raise UserError(f"{len(targets)} targets for {len(arrays[0])} rows of predictions.")
 
 
-def _run_row(name: str, p: np.ndarray, targets: np.ndarray | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name}
-    if targets is not None:
-        if p.ndim == 1 and targets.max() > 1:  # of the correct one of many classes: the only ones that are stored
-            return row | {"log_loss": float(log_loss_rows(p, np.ones(len(p))).mean()), "calibration_error": None}
-        results = binary_results(p, targets) if p.ndim == 1 else multiclass_results(p, targets)
-        row["log_loss"] = results["log_loss"] if p.ndim == 1 else results["cross_entropy"]
-        row["calibration_error"] = results["calibration_error"]
-    return row
+def _run_row(name: str, p: np.ndarray, targets: np.ndarray | None, *, form: Form) -> dict[str, Any]:
+    if targets is None:
+        return {"name": name}
+    if form is Form.label:
+        return {"name": name, "cross_entropy": float(loss_of_correct(p).mean()), "calibration_error": None}
+    results = binary_results(p, targets) if form is Form.binary else multiclass_results(p, targets)
+    metric = "log_loss" if form is Form.binary else "cross_entropy"
+    return {"name": name, metric: results[metric], "calibration_error": results["calibration_error"]}
 
 
 def _codes(values: np.ndarray) -> tuple[list[Any], np.ndarray]:

@@ -139,62 +139,72 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Another prepared folder, made with --like.")] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Run folders.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Evaluate on another prepared folder, made with --like.")
+    ] = None,
     split: Annotated[Split, typer.Option(help="Part of the data.")] = Split.validation,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the predictions to a .csv or .parquet file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE_OR_DIR",
+            help="Write the predictions to this .csv or .parquet file, or to RUN.parquet in this folder.",
+        ),
     ] = None,
     device: Annotated[
         Device | None, typer.Option(help="Where to compute; without it where the run was trained, or else the CPU.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Evaluate a run's newest checkpoint, with confidence intervals."""
-    from odist.run import Run
-
-    if output is not None and output.suffix not in (".csv", ".parquet"):
-        raise UserError(f"--output {output}: expected a name that ends in .csv or .parquet.")
-    opened = Run.open(run)
-    if data is not None and not data.is_dir():
-        raise UserError(f"--data {data}: no such folder. `odist prepare` makes one.")
-    from odist import evaluation
-    from odist.cli_show import as_json, print_metrics
+    """Evaluate the newest checkpoint of each run, with confidence intervals."""
+    from odist.cli_eval import evaluate
 
     wanted = None if device is None else device.value
-    results = evaluation.evaluate(opened, split=split.value, data=data, output=output, device=wanted)
-    trained_on = opened.config.get("launch", {}).get("device", "cpu")
-    if wanted is None and results["device"] != trained_on:
-        print(f"note: trained on {trained_on}, which this machine does not have; evaluated on {results['device']}, which may "
-              "differ in the last digits.", file=sys.stderr)  # fmt: skip
-    if json:
-        print(as_json(results))
-        return
-    print(f"{opened.path}: {split.value} part of {data or 'its own data'}, step {results.get('step')}")
-    print_metrics({name: value for name, value in results.items() if name != "step"})
-    if output is not None:
-        print(f"predictions: {output}")
+    evaluate(runs, split=split.value, data=data, output=output, device=wanted, json=json)
 
 
 @app.command()
 def churn(
     retrains: Annotated[list[Path], typer.Argument(metavar="RUN_OR_FILE ...", help="Run folders, CSV or Parquet.")],
     split: Annotated[Split, typer.Option(help="Part of the data, for run folders.")] = Split.validation,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Decision whose flips are counted.")] = 0.5,
-    column: Annotated[str | None, typer.Option(help="Column of probabilities, for files.")] = None,
-    target: Annotated[str | None, typer.Option(help="Column of labels, for files.")] = None,
-    key: Annotated[str | None, typer.Option(help="Column that names the rows, for files.")] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability above which a row counts as positive, for flips.")
+    ] = 0.5,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Files: column of probabilities. Of several classes: what their numbered columns begin with, "
+            "or repeat it for every class in order."
+        ),
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Files: column of labels.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Files: column that identifies each row; without it `row`, where all have it.")
+    ] = None,
+    no_key: Annotated[
+        bool, typer.Option("--no-key", help="Files: match rows by their order, whatever their columns say.")
+    ] = False,
     slices: Annotated[
-        list[str] | None, typer.Option("--slice", help="decile, label, position, or a column of the first file.")
+        list[str] | None,
+        typer.Option(
+            "--slice", help="Churn within each value of: decile, label, position, or a column of the first file."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare retrains of one system: how far predictions move when it is only trained again."""
+    """Measure prediction churn: how much predictions change when the same system is simply retrained."""
     from odist.cli_show import as_json, print_churn
     from odist.retrains import compare_retrains
 
     result = compare_retrains(
-        retrains, split=split.value, column=column, target=target, key=key, slices=slices or (), threshold=threshold
+        retrains,
+        split=split.value,
+        column=column or (),
+        target=target,
+        key=key,
+        by_order=no_key,
+        slices=slices or (),
+        threshold=threshold,
     )
     if json:
         print(as_json(result.to_dict()))

@@ -103,23 +103,30 @@ def print_metrics(results: Mapping[str, Any]) -> None:
 
 def print_churn(result: ChurnResult) -> None:
     """Print churn: the measures, the runs, the slices, then what to know before believing them."""
+    from odist.churn import SHOWN_NAMES
+
     pairs = len(result.pairs)
     print(f"{len(result.names)} retrains, {pairs} {'pair' if pairs == 1 else 'pairs'}, {result.rows:,} rows")
-    print_metrics(result.metrics)
-    if len(result.runs[0]) > 1:
-        names = [name for name in result.runs[0] if name != "name"]
-        table = _table(["retrain", *names], right=set(names))
-        for row in result.runs:
-            table.add_row(str(row["name"]), *(number(row[name]) for name in names))
-        _print(table)
+    names = {measure: SHOWN_NAMES.get((result.form, measure), measure) for measure in result.definitions}
+    distance = names["mean_abs_difference"]
+    print_metrics({key.replace("mean_abs_difference", distance): value for key, value in result.metrics.items()})
+    for measure, meaning in result.definitions.items():
+        print(f"{names[measure]}: {meaning}")
+    measured = [name for name in result.runs[0] if any(isinstance(row[name], float) for row in result.runs)]
+    if measured:
+        lines = [{"retrain": row["name"], **{name: number(row[name]) for name in measured}} for row in result.runs]
+        print_table(lines, right=set(measured))
     for name, rows in result.slices.items():
-        table = _table([name, "rows", "mean_abs_difference", "95 % interval"], right={"rows", "mean_abs_difference"})
-        for row in rows:
-            bounds = interval(row["mean_abs_difference_interval"])
-            table.add_row(str(row["value"]), f"{row['rows']:,}", number(row["mean_abs_difference"]), bounds)
-        _print(table)
-    if any(value is None for key, value in result.metrics.items() if key == "mean_abs_difference_interval"):
-        print("no interval: it takes three retrains or more")
+        lines = [
+            {
+                name: row["value"],
+                "rows": f"{row['rows']:,}",
+                distance: number(row["mean_abs_difference"]),
+                "95 % interval": interval(row["mean_abs_difference_interval"]),
+            }
+            for row in rows
+        ]
+        print_table(lines, right={"rows", distance})
     for note in result.notes:
         print(f"note: {note}")
 
@@ -135,6 +142,23 @@ def print_report(report: Any) -> None:
             shown = number(value)
         if shown:
             print(f"{name.replace('_', ' ')}: {shown}")
+
+
+def print_table(lines: Sequence[Mapping[str, Any]], *, right: set[str], dispensable: Sequence[str] = ()) -> None:
+    """Print lines with equal keys as a table.
+
+    right: columns of numbers; dispensable: columns to leave out, one after another, where the terminal is too narrow
+    """
+    console = _console()
+    columns = list(lines[0])
+    for left_out in (None, *dispensable):
+        columns = [column for column in columns if column != left_out]
+        table = _table(columns, right=right)
+        for line in lines:
+            table.add_row(*(str(line[column]) for column in columns))
+        if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
+            break
+    console.print(table)
 
 
 def _table(columns: Sequence[str], *, right: set[str]) -> Table:

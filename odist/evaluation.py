@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from odist.churn import form_of
 from odist.config import Config
 from odist.config_read import load
 from odist.devices import available, require
 from odist.errors import UserError
 from odist.log import MetricsLog, Silent
 from odist.prediction import predict_split
+from odist.prediction_files import data_fingerprint, write_predictions
 from odist.run import Run
 from odist.wiring import build_task, fitted_fingerprint, load_models, on_device, predictor, set_up_torch
 
@@ -28,7 +30,7 @@ def evaluate(
     """Evaluate a run's newest checkpoint.
 
     split: "validation" or "train"; data: another store, made with the same fitted parts (`--like`)
-    output: write the predictions there (.csv or .parquet)
+    output: write the predictions there (.csv or .parquet); see `odist.prediction_files`
     device: where to compute; None: where the run was trained if this machine has it, else the CPU
     Returns the results with intervals, for unlabelled rows only their number. Raises UserError if the
     store is made otherwise, or this machine has no such device.
@@ -63,31 +65,17 @@ def evaluate(
     if labelled:
         results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes, split=split)
     if output is not None:
-        write_predictions(output, prediction.probabilities, prediction.targets)
+        write_predictions(
+            output,
+            prediction.probabilities,
+            targets=prediction.targets,
+            form=form_of(prediction.probabilities, prediction.targets),
+            fingerprint=data_fingerprint(split, task.fingerprint),
+        )
     missing = run.missing_groups
     known = {"run": str(run.path), "split": split, "step": step, "predictor": predictor(config, missing=missing)}
     lost = {"missing_groups": missing} if missing else {}
     return {**known, "device": config.launch.device, **lost, **results}
-
-
-def write_predictions(path: Path, probabilities: np.ndarray, targets: np.ndarray) -> None:
-    """Write predictions as a table that `odist churn` reads: columns row, label, prediction (or one per class)."""
-    import pandas as pd
-
-    columns: dict[str, Any] = {"row": np.arange(len(targets))}
-    if (targets >= 0).all():
-        columns["label"] = targets
-    if probabilities.ndim == 1:
-        columns["prediction"] = probabilities
-    else:
-        columns.update({f"prediction_{c}": probabilities[:, c] for c in range(probabilities.shape[1])})
-    frame = pd.DataFrame(columns)
-    if path.suffix not in (".csv", ".parquet"):
-        raise UserError(f"--output {path}: expected a name that ends in .csv or .parquet.")
-    try:
-        frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path, index=False)
-    except OSError as error:
-        raise UserError(f"--output {path}: cannot be written: {error.strerror or error}.") from error
 
 
 def log_mean_evaluations(run: Run, config: Config) -> None:

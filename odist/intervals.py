@@ -102,8 +102,11 @@ def mean_over_rows_interval(values: np.ndarray, *, confidence: float = 0.95) -> 
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval | None:
-    """Student's interval of the mean of a few values, one per run; None below two."""
-    if len(values) < 2:
+    """Student's interval of the mean of a few values, one per run; None below three.
+
+    Of two values it would be their distance times 6.4, by one degree of freedom: a width that says nothing.
+    """
+    if len(values) < 3:
         return None
     half = t_quantile(0.5 + confidence / 2, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     mean = float(np.mean(values))

@@ -241,6 +241,11 @@ def constant_loss(prior: np.ndarray, targets: np.ndarray) -> float:
     return float(-(counts @ np.log(np.maximum(prior.astype(np.float64), eps))) / len(targets))
 
 
+def loss_of_correct(probabilities: np.ndarray) -> np.ndarray:
+    """Cross-entropy of each row in nats, of any shape, from the probability of its correct class alone."""
+    return -np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny))  # as they are stored
+
+
 def mid_ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 1, equal values sharing their mean rank; O(n log n)."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from scipy import stats
 from sklearn.metrics import log_loss
+from test_cli import odist
 
 from odist.churn import churn
 from odist.errors import UserError
@@ -82,14 +83,26 @@ def test_two_retrains_have_a_value_but_no_interval() -> None:
 
 
 def test_no_interval_over_runs_leaves_what_the_metric_can_be() -> None:
-    """Two retrains whose calibration differs: Student's interval with one degree of freedom would reach far below 0."""
+    """Three retrains, one of which is calibrated otherwise: Student's interval would reach far below 0."""
     targets = np.tile([0.0, 1.0], 50)
-    first, second = np.full(100, 0.5), np.where(targets == 1.0, 0.6, 0.1)
-    metrics = churn([first, second], targets=targets).metrics
+    same, other = np.full(100, 0.5), np.where(targets == 1.0, 0.6, 0.1)
+    metrics = churn([same, same, other], targets=targets).metrics
     for name in ("log_loss", "calibration_error"):
         low, high = metrics[f"{name}_interval"]
-        assert 0.0 == low < metrics[name] < high
-    assert metrics["calibration_error_interval"][1] == 1.0
+        assert 0.0 <= low < metrics[name] < high
+    assert metrics["calibration_error_interval"][0] == 0.0
+
+
+def test_two_retrains_have_no_interval_at_all_and_are_told_so_once(tmp_path: Path) -> None:
+    predictions, targets = retrains(2)
+    for seed, p in enumerate(predictions):
+        make_run(tmp_path / f"s{seed}", p, targets, seed=seed)
+    result = compare_retrains([tmp_path / "s0", tmp_path / "s1"])
+    intervals = {key: value for key, value in result.metrics.items() if key.endswith("_interval")}
+    assert {"log_loss_interval", "calibration_error_interval", "flips_interval"} <= set(intervals)
+    assert set(intervals.values()) == {None}
+    printed = odist("churn", "s0", "s1", cwd=tmp_path).stdout
+    assert printed.count("third seed") + printed.count("three retrains") == 1
 
 
 def test_zero_probabilities_have_no_relative_difference_and_equal_runs_no_churn() -> None:
@@ -103,8 +116,9 @@ def test_two_classes_written_out_have_the_churn_of_the_binary_form() -> None:
     predictions, targets = retrains(3)
     binary = churn(predictions, targets=targets)
     classes = churn([np.stack([1 - p, p], axis=1) for p in predictions], targets=targets)
-    for name in ("mean_abs_difference", "mean_abs_difference_interval", "root_mean_square", "flips", "log_loss"):
+    for name in ("mean_abs_difference", "mean_abs_difference_interval", "root_mean_square", "flips"):
         assert classes.metrics[name] == pytest.approx(binary.metrics[name]), name
+    assert classes.metrics["cross_entropy"] == pytest.approx(binary.metrics["log_loss"])
     assert classes.metrics["rank_correlation"] is None
 
 
@@ -196,8 +210,10 @@ def test_files_are_aligned_by_key(tmp_path: Path, suffix: str) -> None:
     result = compare_retrains(paths, key="id", slices=["site"])
     assert result.metrics["mean_abs_difference"] == pytest.approx(np.abs(a - b).mean())
     assert [row["value"] for row in result.slices["site"]] == [0, 1, 2]
-    with pytest.raises(UserError, match="disagree on the label"):
+    with pytest.raises(UserError, match=r"disagree in the column 'id' in 499 of 500 rows.*--key id"):
         compare_retrains(paths)
+    with pytest.raises(UserError, match="disagree on the label"):
+        compare_retrains(paths, by_order=True)
     with pytest.raises(UserError, match=r"no slice 'sight'.*site"):
         compare_retrains(paths, key="id", slices=["sight"])
 
@@ -224,11 +240,15 @@ def test_bad_files_are_refused_with_what_was_found(tmp_path: Path) -> None:
         (write("words.csv", p=["a", "b", "c"]), {}, "other than numbers"),
         (write("none.csv", q=[0.1, 0.2, 0.3]), {}, "It has: q"),
         (write("repeated.csv", p=[0.1, 0.2, 0.3], k=[1, 1, 2]), {"key": "k"}, "does not name each row once"),
-        (write("other.csv", p=[0.1, 0.2, 0.3], k=[1, 2, 4]), {"key": "k"}, "lacks 1 keys"),
+        (
+            write("other.csv", p=[0.1, 0.2, 0.3], k=[1, 2, 4]),
+            {"key": "k"},
+            r"1 row only in .*good.csv \(first: k 3\) and 1 row only in .*other.csv \(first: k 4\)",
+        ),
         (tmp_path / "missing.csv", {}, "no such file"),
     ]
     for path, options, message in cases:
         with pytest.raises(UserError, match=message):
             compare_retrains([good, path], slices=[], **options)
-    with pytest.raises(UserError, match=r"no column 'z' \(--column\). It has: p, k"):
+    with pytest.raises(UserError, match=r"no column 'z' \(--column\), nor z_0, z_1 and so on. It has: p, k"):
         load_predictions(good, column="z")

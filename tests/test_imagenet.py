@@ -511,7 +511,7 @@ def test_what_is_stored_is_evaluated_and_churns(train, tmp_path: Path) -> None:
     flips = np.mean([(stored[i].probabilities.argmax(1) != stored[j].probabilities.argmax(1)).mean()
                      for i, j in ((0, 1), (0, 2), (1, 2))])  # fmt: skip
     assert result.metrics["flips"] == pytest.approx(flips)
-    assert result.metrics["log_loss"] == pytest.approx(
+    assert result.metrics["cross_entropy"] == pytest.approx(
         np.mean([run.results["metrics"]["cross_entropy"] for run in runs])
     )
 

@@ -464,7 +464,7 @@ def test_a_prepared_store_is_trained_on_and_evaluated(train, store, tmp_path):
     again = evaluate(run, split="validation", data=store.path, output=tmp_path / "p.csv")
     assert again["cross_entropy"] == metrics["cross_entropy"]
     table = np.genfromtxt(tmp_path / "p.csv", delimiter=",", names=True)
-    assert math.isclose(-np.log(table["prediction"]).mean(), metrics["cross_entropy"], rel_tol=1e-6)
+    assert math.isclose(-np.log(table["probability_of_label"]).mean(), metrics["cross_entropy"], rel_tol=1e-6)
     assert set(table["label"].astype(int)) <= set(range(60))
     trained = evaluate(run, split="train")
     assert trained["rows"] > store.num_tokens("train") - 1 - 4
@@ -475,7 +475,7 @@ def test_churn_of_what_is_stored_for_a_language_model():
     first, second, targets = np.array([0.5, 0.25, 0.1]), np.array([0.25, 0.25, 0.3]), np.array([7, 0, 3])
     result = churn([first, second], targets=targets)
     assert math.isclose(result.metrics["mean_abs_difference"], (0.25 + 0 + 0.2) / 3)
-    assert math.isclose(result.metrics["log_loss"], -(np.log(first).mean() + np.log(second).mean()) / 2)
+    assert math.isclose(result.metrics["cross_entropy"], -(np.log(first).mean() + np.log(second).mean()) / 2)
     assert result.metrics["calibration_error"] is None
 
 

@@ -243,6 +243,7 @@ def test_intervals_of_means_agree_with_scipy() -> None:
     welch = stats.ttest_ind(left, right, equal_var=False).confidence_interval(0.95)
     assert intervals.difference_interval(left, right) == pytest.approx([welch.low, welch.high])
     assert intervals.mean_interval([0.4]) is None
+    assert intervals.mean_interval([0.4, 0.5]) is None
     assert intervals.difference_interval(left, [0.4]) is None
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from odist.churn import pair_metrics
+from odist.churn import form_of, pair_metrics
 from odist.config import flatten
 from odist.errors import UserError
 from odist.report.recipe import PlannedRun
@@ -45,7 +45,9 @@ def write_records(recipe: str, planned: Sequence[PlannedRun], *, runs: Sequence[
                                 "rows. Delete the older of the two and start the recipe again.")  # fmt: skip
             # in the order of the seeds, so that both records of a pair hold the same numbers
             first, second = sorted((index, other))
-            churn[str(rival.seed)] = pair_metrics(predictions[first].probabilities, predictions[second].probabilities)
+            a, b = predictions[first], predictions[second]
+            form = form_of(a.probabilities, a.targets)
+            churn[str(rival.seed)] = pair_metrics(a.probabilities, b.probabilities, form=form)
         record = make_record(recipe, plan, run=run, churn=churn, rows=predictions[index].fingerprint)
         path = folder / f"{plan.name}.json"
         write_atomically(path, json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")

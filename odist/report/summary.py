@@ -155,7 +155,7 @@ def judge(claim: Claim, *, left: Retrains | None, right: Retrains | None) -> Ver
 
     The seed is left out of both sides at once (jackknife; for a plain metric this is the paired t
     interval). `holds` and `does not hold` need the interval wholly on one side; else `not resolved`.
-    Fewer than three common seeds for churn, two for a metric, resolve nothing.
+    Fewer than three common seeds resolve nothing.
     """
     seeds = _common_seeds(left, right) if left is not None and right is not None else ()
     if left is None or right is None or not all(side.has(claim.metric, seeds) for side in (left, right)) or not seeds:

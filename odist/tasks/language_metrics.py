@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odist.intervals import mean_interval
-from odist.metrics import intervals_within_range
-
-SMALLEST = float(np.finfo(np.float32).tiny)  # probabilities are stored as float32
+from odist.metrics import intervals_within_range, loss_of_correct
 
 
 class LanguageMetrics:
@@ -75,7 +73,7 @@ def language_results(
     probabilities, bayes: [lanes, tokens]
     Neighbouring tokens depend on each other, so the intervals are Student's over the means of the lanes.
     """
-    loss = -np.log(np.maximum(probabilities.astype(np.float64), SMALLEST))
+    loss = loss_of_correct(probabilities)
     mean, interval = _mean(loss, confidence)
     result = {
         "rows": int(loss.size),
