@@ -1,3 +1,3 @@
-"""odist: online distillation (codistillation) beside its rivals, in one training loop."""
+"""odist: online distillation (codistillation) and its baselines, in one training loop."""
 
 __version__ = "0.1.0"
