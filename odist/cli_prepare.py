@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 PLAIN_SECONDS = 5.0  # between two lines off a terminal
+STEPS = {"unpack": "unpacking", "read": "reading"}
 
 prepare_app = typer.Typer(help="Turn raw files into a folder that training reads.", no_args_is_help=True)
 
@@ -50,23 +51,27 @@ def criteo(
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
     like: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Use the fitted parts of this prepared folder.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Use what was fitted for this prepared folder; all rows are validation rows."),
     ] = None,
     buckets: Annotated[int | None, typer.Option(min=1, help="Embedding rows in all, by hashing.")] = None,
     split: Annotated[SplitBy | None, typer.Option(help="Validation part: the last rows, or random ones.")] = None,
-    validation_fraction: Annotated[float | None, typer.Option(min=0, max=1, help="Share of validation rows.")] = None,
+    validation_fraction: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of validation rows, also with --like. \\[0.2]")
+    ] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of --split random.")] = None,
     min_count: Annotated[
         int | None, typer.Option(min=0, help="Values seen less often in training become one rare value; 0: off.")
     ] = None,
     bad_rows: Annotated[BadRows | None, typer.Option(help="Rows that cannot be read.")] = None,
     input_format: Annotated[Format | None, typer.Option("--format", help="Format of the input.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Prepare Criteo display advertising rows: hashed categories, log-transformed numbers.
 
     Interrupted, the same command goes on where it stopped.
     """
-    from odist.cli_show import print_report
+    from odist.cli_prepare_show import print_criteo
     from odist.launch import Stop
     from odist.prepare.criteo import CriteoOptions, prepare_criteo
 
@@ -80,12 +85,12 @@ def criteo(
         "format": input_format,
     }
     options = {name: getattr(value, "value", value) for name, value in given.items() if value is not None}
+    _note_passed_over(inputs)
     with Stop().listening() as stop, PrepareProgress() as progress:
         report = prepare_criteo(
-            inputs, output=output, like=like, options=CriteoOptions(**options), progress=progress.update, stop=stop
+            inputs, output=output, like=like, options=CriteoOptions(**options), progress=progress.rows, stop=stop
         )
-    print_report(report)
-    print(f"use it: odist train task=criteo data=prepared data.path={output}")
+    print_criteo(report, output=output, like=like, json=as_json)
 
 
 class Boilerplate(StrEnum):
@@ -124,7 +129,8 @@ def commoncrawl(
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make.")],
     like: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Use the tokenizer of this prepared folder; all is validation.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Use the tokenizer of this prepared folder; all documents are validation."),
     ] = None,
     language: Annotated[str | None, typer.Option(help="Two-letter code, or any. \\[en]")] = None,
     long_paragraph_words: Annotated[
@@ -141,38 +147,40 @@ def commoncrawl(
         int | None, typer.Option(min=0, help="Plain text is cut into documents of about so many. \\[2000]")
     ] = None,
     validation_fraction: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of validation documents. \\[0.05]")
+        float | None, typer.Option(min=0, max=1, help="Share of validation documents, also with --like. \\[0.05]")
     ] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of their draw. \\[0]")] = None,
-    vocabulary: Annotated[int | None, typer.Option(min=5, help="Pieces of the tokenizer. \\[24006]")] = None,
+    vocabulary: Annotated[int | None, typer.Option(min=5, help="Vocabulary size. \\[24006]")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Sentencepiece *.model or WordPiece *.txt instead of training.")
     ] = None,
     tokenizer_sentences: Annotated[
-        int | None, typer.Option(min=1, help="Sentences that train the tokenizer, about. \\[500000]")
+        int | None,
+        typer.Option(min=1, help="Approximate number of sentences used to train the tokenizer. \\[500000]"),
     ] = None,
     field: Annotated[str | None, typer.Option(help="Field of JSON lines and data sets. \\[text]")] = None,
     damaged: Annotated[Damaged | None, typer.Option(help="Damaged input: keep what is readable, or stop.")] = None,
     base_url: Annotated[str | None, typer.Option(help="URL or folder before the paths of a wet.paths list.")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Files read at once. \\[one per core]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Prepare text for the language model: Common Crawl, or any other, to tokens.
 
     Interrupted, the same command goes on where it stopped, file by file.
     """
-    from odist.cli_show import print_report
+    from odist.cli_prepare_show import print_commoncrawl
     from odist.launch import Stop
     from odist.prepare.commoncrawl import TextOptions, prepare_commoncrawl
     from odist.prepare.commoncrawl_progress import TextProgress
 
     given: dict[str, Any] = {key: value for key, value in locals().items() if key in TextOptions.__dataclass_fields__}
     options = {name: getattr(value, "value", value) for name, value in given.items() if value is not None}
+    _note_passed_over(inputs)
     with Stop().listening() as stop, TextProgress() as progress:
         report = prepare_commoncrawl(
             inputs, output=output, like=like, options=TextOptions(**options), progress=progress.update, stop=stop
         )
-    print_report(report)
-    print(f"use it: odist train task=lm data=prepared data.path={output}")
+    print_commoncrawl(report, output=output, like=like, json=as_json)
 
 
 class BadImages(StrEnum):
@@ -192,6 +200,10 @@ def imagenet(
     dataset: Annotated[
         str | None, typer.Option(metavar="NAME", help="Instead: a data set, or a folder of Parquet files.")
     ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Use the classes of this prepared folder; all images are validation images."),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -202,7 +214,8 @@ def imagenet(
         Path | None, typer.Option(metavar="FILE", help="Classes by the ground truth's number. \\[meta.mat beside it]")
     ] = None,
     validation_fraction: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of validation images where no such part is. \\[0.05]")
+        float | None,
+        typer.Option(min=0, max=1, help="Share of validation images where no such part is, also with --like. \\[0.05]"),
     ] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of their draw. \\[0]")] = None,
     short_side: Annotated[
@@ -213,12 +226,13 @@ def imagenet(
     ] = None,
     bad: Annotated[BadImages | None, typer.Option(help="Files that are no whole image.")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Parts read at once. \\[one per core]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Prepare images in classes: ImageNet, CIFAR-10, Tiny ImageNet, or any other.
 
     Interrupted, the same command goes on where it stopped.
     """
-    from odist.cli_show import print_report
+    from odist.cli_prepare_show import print_imagenet
     from odist.launch import Stop
     from odist.prepare.commoncrawl_sources import DATASETS
     from odist.prepare.imagenet import ImageOptions, prepare_imagenet
@@ -226,12 +240,21 @@ def imagenet(
     given: dict[str, Any] = {key: value for key, value in locals().items() if key in ImageOptions.__dataclass_fields__}
     options = {name: getattr(value, "value", value) for name, value in given.items() if value is not None}
     named = (inputs or []) + ([] if dataset is None else [DATASETS + dataset.removeprefix(DATASETS)])
+    _note_passed_over(named)
     with Stop().listening() as stop, PrepareProgress(unit="images") as progress:
         report = prepare_imagenet(
-            named, output=output, options=ImageOptions(**options), progress=progress.update, stop=stop
+            named, output=output, like=like, options=ImageOptions(**options), progress=progress.update, stop=stop
         )
-    print_report(report)
-    print(f"use it: odist train task=imagenet data=prepared data.path={output}")
+    print_imagenet(report, output=output, like=like, json=as_json)
+
+
+def _note_passed_over(inputs: list[str]) -> None:
+    from odist.prepare.sources import passed_over
+
+    for text in inputs:
+        note = passed_over(text)
+        if note:
+            print(f"note: {note}", file=sys.stderr, flush=True)
 
 
 class PrepareProgress:
@@ -249,6 +272,7 @@ class PrepareProgress:
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (
+                TextColumn("{task.description}"),
                 BarColumn(),
                 DownloadColumn(),
                 TextColumn("{task.fields[rows]} " + self._unit),
@@ -263,11 +287,17 @@ class PrepareProgress:
         if self._bars is not None:
             self._bars.stop()
 
-    def update(self, done: int, total: int, rows: int) -> None:
-        """Show `done` of `total` bytes of input and the rows or images so far."""
+    def rows(self, done: int, total: int, rows: int) -> None:
+        """Show `done` of `total` bytes of input and the rows so far."""
+        self.update("read", done, total, rows)
+
+    def update(self, step: str, done: int, total: int, rows: int) -> None:
+        """Show the step, `done` of `total` bytes of input, and the rows or images so far."""
         if self._bars is not None:
-            self._bars.update(self._task, completed=done, total=total or None, rows=f"{rows:,}")
+            words = STEPS[step]
+            self._bars.update(self._task, description=words, completed=done, total=total or None, rows=f"{rows:,}")
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
-            share = f"{100 * done / total:.0f} % of {total / 1e6:,.0f} MB, " if total else ""
-            print(f"{share}{rows:,} {self._unit}", file=sys.stderr, flush=True)
+            share = f" {100 * done / total:.0f} % of {total / 1e6:,.0f} MB" if total else ""
+            number = f", {rows:,} {self._unit}" if step == "read" else ""
+            print(f"{STEPS[step]}{share}{number}", file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import platform
@@ -129,19 +128,6 @@ def print_churn(result: ChurnResult) -> None:
         print_table(lines, right={"rows", distance})
     for note in result.notes:
         print(f"note: {note}")
-
-
-def print_report(report: Any) -> None:
-    """Print what a preparation did: a dataclass of numbers, and of dictionaries and lists of them."""
-    for name, value in dataclasses.asdict(report).items():
-        if isinstance(value, Mapping) and len(value) <= 8:
-            shown = ", ".join(f"{key} {number(item)}" for key, item in value.items())
-        elif isinstance(value, Mapping | list):
-            shown = f"{len(value)} entries, see store.json" if len(value) > 8 else ", ".join(map(str, value))
-        else:
-            shown = number(value)
-        if shown:
-            print(f"{name.replace('_', ' ')}: {shown}")
 
 
 def print_table(lines: Sequence[Mapping[str, Any]], *, right: set[str], dispensable: Sequence[str] = ()) -> None:

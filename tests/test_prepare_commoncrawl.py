@@ -148,7 +148,7 @@ def test_bytes_do_not_depend_on_processes_or_interruptions(tmp_path: Path, stori
     spread = prepare(tmp_path / "spread", *files, processes=2)
     messages = []
     for attempt in range(200):
-        polls = iter(range(1 + attempt * 5 % 11))
+        polls = iter(range(1 + attempt * 5 % 13))
         try:
             resumed = prepare(tmp_path / "resumed", *files, stop=lambda polls=polls: next(polls, None) is None)  # type: ignore[misc]
             break
@@ -176,7 +176,7 @@ def test_killed_and_continued(tmp_path: Path, stories: list[str]) -> None:
         "--processes", "1", folder=tmp_path, once=tmp_path / "s.partial" / "work" / "000000.read.json",
     )  # fmt: skip
     assert "use it: odist train task=lm data=prepared data.path=s" in printed
-    assert "records: 30" in printed
+    assert "records      30 read, 30 kept" in printed
     expected = prepare(tmp_path / "expected", *files)
     assert TokenStore.open(tmp_path / "s").fingerprint == expected.fingerprint
 
@@ -277,7 +277,6 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, stories: list[str]) -> 
         ("too small for 24,006 pieces; it allows", {"vocabulary": 24006}, [file]),
         ("20 pieces are too few", {"vocabulary": 20}, [file]),
         ("expected any, or one of", {"language": "xx"}, [file]),
-        ("none fell to the validation part", {"validation_fraction": 1e-9}, [file]),
         ("expected a share", {"validation_fraction": 1.0}, [file]),
         ("no document is left", {"language": "de"}, [file]),
         ("no sentencepiece model", {"tokenizer": file}, [file]),

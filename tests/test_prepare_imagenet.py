@@ -498,7 +498,7 @@ def test_killed_and_continued(tmp_path: Path) -> None:
         folder=tmp_path, once=tmp_path / "s.partial" / "work" / "000000.json",
     )  # fmt: skip
     assert "use it: odist train task=imagenet data=prepared data.path=s" in printed
-    assert "files: 1,500" in printed
+    assert "1,421 training,        79 validation" in printed
     expected = prepare(tmp_path / "expected", tmp_path / "images")
     assert ImageStore.open(tmp_path / "s").fingerprint == expected.fingerprint
 

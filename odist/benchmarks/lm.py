@@ -230,7 +230,7 @@ class Encoding:
         import sentencepiece
 
         (source,) = find_text_sources([str(file)], base_url=BASE_URL)
-        self.job = PartJob(0, source, folder, resolve(TextOptions(language="any"), None), like=False)
+        self.job = PartJob(0, source, folder, resolve(TextOptions(language="any"), None))
         read_part(self.job, lambda *_: None)
         mark_duplicates(folder, parts=1, poll=lambda: None)
         documents = kept_documents(self.job, counts=EncodeCounts())

@@ -11,6 +11,7 @@ Every choice the paper leaves open is an option (commoncrawl_options.py).
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -25,7 +26,16 @@ from odist.errors import Interrupted, UserError
 from odist.prepare.commoncrawl_clean import draw
 from odist.prepare.commoncrawl_duplicates import mark_duplicates
 from odist.prepare.commoncrawl_options import TextOptions, TextReport, resolve
-from odist.prepare.commoncrawl_parts import EncodeCounts, PartJob, encode_part, kept_documents, read_part
+from odist.prepare.commoncrawl_parts import (
+    BORDER,
+    EncodeCounts,
+    Kept,
+    PartJob,
+    encode_part,
+    kept_documents,
+    read_part,
+    save_border,
+)
 from odist.prepare.commoncrawl_pool import default_processes, run_jobs
 from odist.prepare.commoncrawl_report import build_report, sum_counts
 from odist.prepare.commoncrawl_sources import FetchError, TextSource, find_text_sources
@@ -35,6 +45,7 @@ from odist.prepare.tokenizer import open_tokenizer, train_sentencepiece
 __all__ = ["TextOptions", "TextReport", "prepare_commoncrawl"]
 
 DUPLICATES_DONE = "duplicates.done"
+FEW = 256  # documents of a part, of which duplicates or the draw may leave none
 
 Progress = Callable[[str, int, int, int, int], None]  # step, done, in all (0: unknown), documents, tokens
 
@@ -52,7 +63,8 @@ def prepare_commoncrawl(
 
     inputs: see find_text_sources
     output: folder to make; done already by the same request: nothing happens and the report says so
-    like: a token store whose tokenizer and unigram counts are used; then every document is a validation document
+    like: a token store whose tokenizer and unigram counts are used; then every document is a validation document,
+        unless options.validation_fraction is given
     progress: called with (step, bytes or documents done, in all, documents, tokens)
     stop: polled; once true, what is done is kept and Interrupted raised
     Raises UserError for wrong input, with nothing left behind (but after a failed download), and Interrupted.
@@ -83,6 +95,19 @@ def _encode(job: PartJob, tell: Callable[[int, int, int], None], *, tokenizer: P
     encode_part(job, tell, tokenizer=open_tokenizer(tokenizer), threads=threads)
 
 
+def _border(draws: dict[str, list[float]]) -> float | None:
+    # draws: least and largest of the documents of each split, nothing where there is none
+    if all(draws.values()):
+        return None
+    if not any(draws.values()):
+        raise UserError("no document is left of the input without what is repeated. Type --duplicates keep, or give more text.")  # fmt: skip
+    least, most = draws["train"] or draws["validation"]
+    if least == most:
+        raise UserError("one document is left of the input (not counting repeated ones), which cannot be divided into a "
+                        "training and a validation part. Give more text, or --validation-fraction 0.")  # fmt: skip
+    return math.nextafter(least, 1) if draws["train"] else most
+
+
 class _Preparation:
     """One call; everything that lasts is in the work folder."""
 
@@ -102,8 +127,7 @@ class _Preparation:
         self.progress, self.stop, self.began = progress or (lambda *_: None), stop or (lambda: False), began
         self.work = folder.work
         self.processes = options.processes or default_processes()
-        like = other is not None
-        self.jobs = [PartJob(part, source, self.work, chosen, like) for part, source in enumerate(sources)]
+        self.jobs = [PartJob(part, source, self.work, chosen) for part, source in enumerate(sources)]
         self.documents = self.tokens = 0  # of this call
         self.stages: dict[str, float] = {}
 
@@ -114,6 +138,7 @@ class _Preparation:
         steps = {
             "read": self._read,
             "duplicates": self._duplicates,
+            "split": self._split,
             "tokenizer": self._tokenizer,
             "encode": self._encode,
         }
@@ -167,15 +192,34 @@ class _Preparation:
             dropped = sum_counts(entry["dropped"] for entry in counts)
             why = ", ".join(f"{reason} {number:,}" for reason, number in dropped.most_common()) or "no record was found"
             raise UserError(f"no document is left of the input ({why}). Loosen the filters, or name other files.")
-        for split, wanted in (("train", self.other is None), ("validation", self.chosen["validation_fraction"] != 0)):
-            if wanted and not documents[split]:
-                raise UserError(f"of {documents.total():,} documents none fell to the {split} part at --validation-fraction "
-                                f"{self.chosen['validation_fraction']}. Give more text, or another fraction or --split-seed.")  # fmt: skip
 
     def _duplicates(self) -> None:
         if not (self.work / DUPLICATES_DONE).is_file():
             mark_duplicates(self.work, parts=len(self.jobs), poll=self._poll)
             (self.work / DUPLICATES_DONE).touch()
+
+    def _split(self) -> None:
+        # A part that the draw left empty gets the document that was nearest to it, so that two documents are enough.
+        share = self.chosen["validation_fraction"]
+        if not share or (self.work / BORDER).is_file():
+            return
+        drawn = sum_counts(entry["documents"] for entry in self._counts("read"))
+        border = None
+        if min(drawn["train"], drawn["validation"]) < FEW:
+            draws: dict[str, list[float]] = {split: [] for split in SPLITS}
+            for kept in self._kept():
+                value = draw(kept.key, seed=self.chosen["split_seed"])
+                found = draws[kept.split]
+                found[:] = [min([value, *found]), max([value, *found])]
+            border = _border(draws)
+        save_border(self.work, border)
+
+    def _kept(self) -> Iterator[Kept]:
+        for job in self.jobs:
+            for number, kept in enumerate(kept_documents(job, counts=EncodeCounts())):
+                if number % 256 == 0:
+                    self._poll()
+                yield kept
 
     def _tokenizer(self) -> None:
         if self._tokenizer_file() is not None:
@@ -202,14 +246,11 @@ class _Preparation:
         # Sentences of the training part: whole documents, drawn by their own text, so that order and number of
         # sources change nothing but which documents there are.
         total = sum(entry["sentences"] for entry in self._counts("read"))
-        share = self.chosen["tokenizer_sentences"] / total
-        for job in self.jobs:
-            for number, kept in enumerate(kept_documents(job, counts=EncodeCounts())):
-                if number % 256 == 0:
-                    self._poll()
-                if kept.split == "train" and (share >= 1 or draw(kept.key, seed=0, purpose="tokenizer") < share):
-                    for paragraph in kept.paragraphs:
-                        yield from paragraph
+        share = self.chosen["tokenizer_sentences"] / max(1, total)  # none where a document was moved to the part
+        for kept in self._kept():
+            if kept.split == "train" and (share >= 1 or draw(kept.key, seed=0, purpose="tokenizer") < share):
+                for paragraph in kept.paragraphs:
+                    yield from paragraph
 
     def _encode(self) -> None:
         file = self._tokenizer_file()
@@ -228,6 +269,10 @@ class _Preparation:
         assert file is not None
         tokenizer = open_tokenizer(file)
         encoded = self._counts("encode")
+        empty = [split for split in SPLITS if not any(entry["documents"].get(split) for entry in encoded)]
+        if empty and self.chosen["validation_fraction"]:
+            raise UserError(f"nothing is left of the {empty[0]} part: all of it is repeated elsewhere. Give another "
+                            "--split-seed or --validation-fraction, or --duplicates keep.")  # fmt: skip
         splits = {split: self._join(split, tokenizer.vocabulary, encoded) for split in SPLITS}
         if self.other is not None:
             unigram = self.other.unigram_counts()

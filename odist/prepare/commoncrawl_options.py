@@ -13,13 +13,14 @@ from typing import Any
 from odist.data.tokens import TokenStore
 from odist.errors import UserError
 from odist.prepare.commoncrawl_clean import Filters
+from odist.prepare.criteo_options import splitting
 
 PAPER_VOCABULARY = 24_006
 BASE_URL = "https://data.commoncrawl.org/"
 ORIGINS = ("web", "json", "text")
 LONG_PARAGRAPH_WORDS = 50  # our choice; about a third of a page's text of five sentences
 
-# With --like: the tokenizer is the other store's, and every document is a validation document.
+# With --like: the tokenizer is the other store's, and every document is a validation document unless a share is given.
 FITTED: dict[str, Any] = {"vocabulary": PAPER_VOCABULARY, "tokenizer_sentences": 500_000}
 SPLITTING: dict[str, Any] = {"validation_fraction": 0.05, "split_seed": 0}
 
@@ -86,27 +87,26 @@ def resolve(options: TextOptions, other: TokenStore | None) -> dict[str, Any]:
     """Options with nothing left open, as they enter the request; UserError for a wrong one."""
     given = {key: getattr(options, key) for key in (*FITTED, *SPLITTING)}
     if other is not None:
-        wrong = [key for key, value in given.items() if value is not None] + ["tokenizer"] * bool(options.tokenizer)
+        wrong = [key for key in FITTED if given[key] is not None] + ["tokenizer"] * bool(options.tokenizer)
         if wrong:
-            raise UserError(f"{', '.join(wrong)}: with --like the tokenizer is that of {other.path} and every document "
-                            "becomes a validation document. Leave it out.")  # fmt: skip
+            raise UserError(f"{', '.join(wrong)}: with --like the tokenizer is that of {other.path}. Leave it out.")
         if other.meta["tokenizer"]["file"] is None:
             raise UserError(f"{other.path}: made without a tokenizer; --like needs a store of `odist prepare commoncrawl`.")  # fmt: skip
-        chosen: dict[str, Any] = dict.fromkeys(given)
+        chosen = dict.fromkeys(FITTED) | splitting(given, list(SPLITTING), SPLITTING)
     else:
         if options.tokenizer is not None and (options.vocabulary or options.tokenizer_sentences):
             raise UserError("--tokenizer names a finished tokenizer; leave out --vocabulary and --tokenizer-sentences.")
         chosen = {key: ({**FITTED, **SPLITTING}[key] if value is None else value) for key, value in given.items()}
         if options.tokenizer is not None:
             chosen |= dict.fromkeys(FITTED)
-        _check_fitted(chosen)
+    _check_fitted(chosen)
     for key in ("language", "long_paragraph_words", "boilerplate", "duplicates", "passage_words", "field", "damaged"):
         chosen[key] = getattr(options, key)
     _check(chosen)
     return chosen
 
 
-def filters_of(chosen: dict[str, Any], *, origin: str, like: bool) -> Filters:
+def filters_of(chosen: dict[str, Any], *, origin: str) -> Filters:
     """The steps for one kind of input. origin: one of ORIGINS"""
     web, words = origin == "web", chosen["long_paragraph_words"]
     duplicates = chosen["duplicates"]
@@ -117,8 +117,8 @@ def filters_of(chosen: dict[str, Any], *, origin: str, like: bool) -> Filters:
         long_paragraph_words=(LONG_PARAGRAPH_WORDS if web else 0) if words is None else words,
         boilerplate=web if chosen["boilerplate"] == "auto" else chosen["boilerplate"] == "on",
         duplicates=duplicates,
-        validation_fraction=1.0 if like else chosen["validation_fraction"],
-        split_seed=0 if like else chosen["split_seed"],
+        validation_fraction=1.0 if chosen["validation_fraction"] is None else chosen["validation_fraction"],
+        split_seed=chosen["split_seed"] or 0,
     )
 
 
@@ -127,7 +127,7 @@ def _check_fitted(chosen: dict[str, Any]) -> None:
         raise UserError(f"vocabulary={chosen['vocabulary']}: expected a number from 5 to 1048576.")
     if chosen["tokenizer_sentences"] is not None and chosen["tokenizer_sentences"] < 1:
         raise UserError(f"tokenizer_sentences={chosen['tokenizer_sentences']}: expected a positive number.")
-    if not 0 <= chosen["validation_fraction"] < 1:
+    if chosen["validation_fraction"] is not None and not 0 <= chosen["validation_fraction"] < 1:
         raise UserError(f"validation_fraction={chosen['validation_fraction']}: expected a share from 0 to below 1.")
 
 

@@ -29,6 +29,7 @@ from odist.prepare.commoncrawl_clean import (
     Filters,
     ParagraphCounts,
     clean,
+    draw,
     has_long_paragraph,
     language_detector,
 )
@@ -39,6 +40,7 @@ from odist.prepare.commoncrawl_sources import TextSource
 from odist.prepare.tokenizer import Tokenizer, with_ends
 from odist.run import write_atomically
 
+BORDER = "border.json"
 LOCATED = 10  # faults that the report locates, per source
 BATCH = 8192  # sentences encoded at once
 TELL, TELL_BYTES = 256, 1 << 20  # records, and bytes, between two reports of progress
@@ -88,13 +90,12 @@ class PartJob:
     source: TextSource
     folder: Path
     chosen: dict[str, Any]
-    like: bool
 
     def path(self, name: str) -> Path:
         return self.folder / f"{self.part:06d}.{name}"
 
     def filters(self) -> dict[str, Filters]:
-        return {origin: filters_of(self.chosen, origin=origin, like=self.like) for origin in ORIGINS}
+        return {origin: filters_of(self.chosen, origin=origin) for origin in ORIGINS}
 
 
 def read_part(job: PartJob, tell: Tell) -> None:
@@ -155,6 +156,7 @@ def _open_text(path: Path, mode: str) -> IO[str]:
 def kept_documents(job: PartJob, *, counts: EncodeCounts) -> Iterator[Kept]:
     """The documents of a part without duplicates, in order; counts grows by those that are left out."""
     filters, keep, unit = job.filters(), load_keep(job.folder, part=job.part), 0
+    border = load_border(job.folder)
     with _open_text(job.path("text.gz"), "rt") as file:
         for line in file:
             origin, split, key, paragraphs = json.loads(line)
@@ -173,7 +175,20 @@ def kept_documents(job: PartJob, *, counts: EncodeCounts) -> Iterator[Kept]:
                 if not first:
                     counts.duplicates += 1
                     continue
+            if border is not None:
+                split = "validation" if draw(key, seed=chosen.split_seed) < border else "train"
             yield Kept(split, key, paragraphs)
+
+
+def save_border(folder: Path, border: float | None) -> None:
+    """Keep what divides the documents of all parts from now on; None: the share that was asked for."""
+    write_atomically(folder / BORDER, json.dumps(border))
+
+
+def load_border(folder: Path) -> float | None:
+    """What `save_border` kept, None before."""
+    path = folder / BORDER
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 class _Packer:

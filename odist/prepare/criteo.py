@@ -51,7 +51,7 @@ def prepare_criteo(
     inputs: files, patterns, folders of Parquet files, in order of time; plain or gzip, all labelled or all not
     output: folder to make; done already by the same request: nothing happens and the report says so
     like: a prepared store whose fitted parts and meaning of ids are used; then every row is a validation
-        row and the training part is empty
+        row and the training part is empty, unless options.validation_fraction is given
     progress: called with (input bytes done, input bytes in all, rows so far)
     stop: polled; once true, the state is saved and Interrupted raised
     Raises UserError for wrong input, with nothing left behind, and Interrupted.
@@ -125,6 +125,8 @@ class _Preparation:
             )
             if not reading.run():
                 raise self._interrupted()
+            if self._move_border():
+                return self.run()
         splits = self._splits()
         if self.state.fitted is None:
             self.state.fitted = self._fit(splits["train"])
@@ -145,21 +147,35 @@ class _Preparation:
         self.partial.save(asdict(self.state))
 
     def _splits(self) -> dict[str, Split]:
-        total, written = self.state.rows, self.state.written
+        total, written, share = self.state.rows, self.state.written, self.chosen["validation_fraction"]
         if total == 0:
             raise UserError(f"no row of the input could be used; the first: {self.state.bad_locations[0]}.")
-        if self.other is not None:
+        if share is None:
             return {"train": Split("rows.npy", 0, 0), "validation": Split("rows.npy", 0, total)}
+        if total == 1 and share > 0:
+            raise UserError("one row cannot be divided into a training and a validation part. Give more rows, or "
+                            "--validation-fraction 0, or --like STORE for validation alone.")  # fmt: skip
         if self.chosen["split"] == "random":
-            splits = {part: Split(f"{part}.npy", 0, written[f"{part}.npy"]) for part in ("train", "validation")}
-        else:
-            border = total - round(total * self.chosen["validation_fraction"])
-            splits = {"train": Split("rows.npy", 0, border), "validation": Split("rows.npy", border, total)}
-        if splits["train"].rows == 0:
-            raise UserError(
-                f"{total:,} rows are too few: none is left to train on. Give more rows, or a smaller validation_fraction."
-            )
-        return splits
+            return {part: Split(f"{part}.npy", 0, written[f"{part}.npy"]) for part in ("train", "validation")}
+        border = total - round(total * share)
+        if share > 0:
+            border = min(max(border, 1), total - 1)  # a row at least in each part
+        return {"train": Split("rows.npy", 0, border), "validation": Split("rows.npy", border, total)}
+
+    def _move_border(self) -> bool:
+        # A drawn split of few rows may leave a part empty: the row that was nearest to it goes there, by reading again.
+        state, rows = self.state, self.state.rows
+        if self.chosen["split"] != "random" or not self.chosen["validation_fraction"] or rows < 2:
+            return False
+        if all(state.written.values()):
+            return False
+        from odist.prepare.criteo_kernels import extreme_draws
+
+        least, most = extreme_draws(rows, self.chosen["split_seed"])
+        border = int(least) + 1 if state.written["validation.npy"] == 0 else int(most)
+        self.state = State(written=dict.fromkeys(state.written, 0), source_rows=[0] * len(self.sources), border=border)
+        self._save()
+        return True
 
     def _fit(self, train: Split) -> dict[str, Any]:
         from odist.prepare.criteo_kernels import HASH

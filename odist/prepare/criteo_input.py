@@ -51,6 +51,9 @@ def find_layout(source: Source, *, format_name: str) -> Layout:
         return Layout(ord("\t"), labelled=_parquet_columns(source)[0].lower() == "label")
     start = read_start(source)
     skipped = len(BOM) if start.startswith(BOM) else 0
+    if b"\r" in start.rstrip() and b"\n" not in start:
+        raise UserError(f"{source.path}: its lines end in CR alone, as on old Macintoshes; expected LF or CR LF. "
+                        "Convert it: tr '\\r' '\\n' < FILE > NEWFILE")  # fmt: skip
     lines = [line for line in first_lines(start[skipped:]) if line]
     if not lines:
         raise UserError(f"{source.path}: holds no lines.")

@@ -106,6 +106,17 @@ def drawn(first: int, count: int, seed: int, threshold: int) -> np.ndarray:
 
 
 @_compiled
+def extreme_draws(count: int, seed: int) -> tuple[int, int]:
+    """The least and the largest of the numbers that `drawn` compares, of rows 0 to count - 1; count at least 1."""
+    key = splitmix64(np.uint64(seed))
+    least = most = splitmix64(key) >> np.uint64(11)
+    for index in range(1, count):
+        value = splitmix64(key + np.uint64(index)) >> np.uint64(11)
+        least, most = min(least, value), max(most, value)
+    return least, most
+
+
+@_compiled
 def _skip_zero_fraction(text, position):  # type: ignore[no-untyped-def]
     # "1.0", as pandas writes integers of a column with gaps; any other fraction stops at the point.
     if text[position] == POINT and text[position + 1] == ZERO:

@@ -6,6 +6,7 @@ field here, or written beside the code that makes it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,8 @@ DEFAULTS: dict[str, Any] = {
 class CriteoOptions:
     """Choices of a preparation; None takes the value in brackets, or that of the store named by `like`.
 
-    The paper is silent on all of them. `like` refuses a value that contradicts the other store.
+    The paper is silent on all of them. `like` refuses a value that contradicts the other store; with it every row is
+    a validation row, unless a validation_fraction is given.
     """
 
     buckets: int | None = None  # [1,000,000] embedding rows in all; one table shared by the 26 columns, by hashing
@@ -76,13 +78,10 @@ def resolve(options: CriteoOptions, other: RowStore | None) -> dict[str, Any]:
                 raise UserError(
                     f"{key}={given[key]} contradicts {other.path}, which has {theirs}. With --like leave it out."
                 )
-        wrong = [key for key in SPLITTING if given[key] is not None]
-        if wrong:
-            raise UserError(f"{', '.join(wrong)}: with --like every row becomes a validation row. Leave it out.")
-        chosen = {key: other.meta["options"][key] for key in MEANING} | dict.fromkeys(SPLITTING)
+        chosen = {key: other.meta["options"][key] for key in MEANING} | splitting(given, SPLITTING, DEFAULTS)
     else:
         chosen = {key: DEFAULTS[key] if value is None else value for key, value in given.items()}
-        _check(chosen)
+    _check(chosen)
     for key, allowed in (("bad_rows", ("refuse", "skip")), ("format", ("auto", "tsv", "csv", "parquet"))):
         chosen[key] = getattr(options, key)
         if chosen[key] not in allowed:
@@ -90,11 +89,27 @@ def resolve(options: CriteoOptions, other: RowStore | None) -> dict[str, Any]:
     return chosen
 
 
+def splitting(given: Mapping[str, Any], keys: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The options `keys` of a split with --like: null each, every row being a validation row, unless a share is given.
+
+    UserError where the others are given without it.
+    """
+    if given["validation_fraction"] is not None:
+        return {key: defaults[key] if given[key] is None else given[key] for key in keys}
+    wrong = [key for key in keys if given[key] is not None]
+    if wrong:
+        raise UserError(f"{', '.join(wrong)}: with --like every row becomes a validation row, so there is no split. Give "
+                        "--validation-fraction too, and the others are training rows; or leave it out.")  # fmt: skip
+    return dict.fromkeys(keys)
+
+
 def _check(chosen: dict[str, Any]) -> None:
     if not 1 <= chosen["buckets"] < 2**31:
         raise UserError(f"buckets={chosen['buckets']}: expected a number from 1 to 2147483647.")
     if not 0 <= chosen["min_count"] <= 255:
         raise UserError(f"min_count={chosen['min_count']}: expected a number from 0 (off) to 255.")
+    if chosen["validation_fraction"] is None:
+        return
     if chosen["split"] not in ("time", "random"):
         raise UserError(f"split={chosen['split']!r}: expected time or random.")
     if not 0 <= chosen["validation_fraction"] < 1:

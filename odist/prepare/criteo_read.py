@@ -41,6 +41,7 @@ class State:
     bad: dict[str, int] = field(default_factory=dict)
     bad_locations: list[str] = field(default_factory=list)
     missing: list[int] = field(default_factory=lambda: [0] * len(FEATURES))
+    border: int | None = None  # of a random split, instead of the one that the share gives
     fitted: dict[str, Any] | None = None  # once fitted, rows may already be changed in place
 
 
@@ -168,14 +169,15 @@ class Reading:
         for reason in np.flatnonzero(parsed.counts):
             state.bad[REASONS[reason]] = state.bad.get(REASONS[reason], 0) + int(parsed.counts[reason])
         if state.bad and self.chosen["bad_rows"] == "refuse":
+            bad, read = sum(state.bad.values()), state.rows + len(parsed.rows)
             raise UserError(
-                f"{state.bad_locations[0]}. Bad rows so far: {sum(state.bad.values()):,}, after {state.rows + len(parsed.rows):,} good ones. "
+                f"{state.bad_locations[0]}. {bad:,} of the first {bad + read:,} rows {'is' if bad == 1 else 'are'} bad. "
                 "Repair the file, or leave bad rows out with --bad-rows skip."
             )
         if self.chosen["split"] == "random":
             from odist.prepare.criteo_kernels import drawn
 
-            threshold = int(self.chosen["validation_fraction"] * 2**53)
+            threshold = int(self.chosen["validation_fraction"] * 2**53) if state.border is None else state.border
             mask = drawn(state.rows, len(parsed.rows), self.chosen["split_seed"], threshold)
             writers["train.npy"].append(parsed.rows[~mask])
             writers["validation.npy"].append(parsed.rows[mask])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -23,10 +24,11 @@ import numpy as np
 from odist.data.images import CLASSES, SPLITS, ImageStore, store_record
 from odist.data.tokens import save_array
 from odist.errors import Interrupted, UserError
+from odist.prepare.commoncrawl_clean import draw
 from odist.prepare.commoncrawl_pool import default_processes, run_jobs
 from odist.prepare.imagenet_options import ImageOptions, ImageReport, resolve
 from odist.prepare.imagenet_parts import HASH, KEY, LABEL, SIZE, SPLIT, PartJob, read_part
-from odist.prepare.imagenet_plan import UNLABELLED, Plan, plan_dataset, plan_files, read_labels
+from odist.prepare.imagenet_plan import UNLABELLED, Known, Plan, plan_dataset, plan_files, read_labels
 from odist.prepare.imagenet_sources import ImageSource, find_image_sources, list_files
 from odist.prepare.partial import Partial, finished_record
 from odist.run import write_atomically
@@ -39,13 +41,14 @@ PART_ROWS = 4096  # of a data set, which takes long to open
 ROUND_PARTS = 32  # parts of each process before they are appended; bounds what lies on the disk twice
 LOCATED = 10  # dropped files that the report names
 
-Progress = Callable[[int, int, int], None]  # bytes read, bytes in all (0: unknown), images
+Progress = Callable[[str, int, int, int], None]  # "unpack" or "read", bytes done, in all (0: unknown), images
 
 
 def prepare_imagenet(
     inputs: list[str],
     *,
     output: Path,
+    like: Path | None = None,
     options: ImageOptions,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
@@ -54,12 +57,15 @@ def prepare_imagenet(
 
     inputs: see find_image_sources; layouts: see imagenet_plan.py
     output: folder to make; done already by the same request: nothing happens and the report says so
-    progress: called with (bytes of images read, in all, images)
+    like: a prepared store whose classes are used; then every image is a validation image, unless
+        options.validation_fraction is given
+    progress: called with (step, bytes unpacked or bytes of images read, in all, images)
     stop: polled; once true, what is done is kept and Interrupted raised
     Raises UserError for wrong input, with nothing left behind, and Interrupted.
     """
     began = time.monotonic()
-    chosen = resolve(options)
+    other = None if like is None else ImageStore.open(like)
+    chosen = resolve(options, other)
     sources = find_image_sources(inputs)
     kinds = {source.kind == "datasets" for source in sources}
     if len(kinds) > 1 or (True in kinds and options.labels is not None):
@@ -69,6 +75,7 @@ def prepare_imagenet(
     lists = {"labels": options.labels, "synsets": options.synsets}
     request: dict[str, Any] = {"task": "imagenet", "options": chosen}
     request |= {key: None if path is None else _digest_file(path) for key, path in lists.items()}
+    request["like"] = None if other is None else other.fitted_fingerprint
     request["sources"] = [source.identity() for source in sources]
     output = output.expanduser().absolute()
     done = finished_record(output, request)
@@ -79,7 +86,7 @@ def prepare_imagenet(
         if folder.complete:
             folder.publish()
             return ImageReport(**ImageStore.open(output).meta["report"], reused=True)
-        return _Preparation(folder, sources, options, chosen, progress=progress, stop=stop, began=began).run()
+        return _Preparation(folder, sources, options, chosen, other, progress=progress, stop=stop, began=began).run()
 
 
 def _digest_file(path: Path) -> str:
@@ -87,6 +94,10 @@ def _digest_file(path: Path) -> str:
         return hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def _nothing_appended() -> dict[str, Any]:
+    return {"parts": 0, "bytes": dict.fromkeys(SPLITS, 0)}
 
 
 class _Preparation:
@@ -98,18 +109,19 @@ class _Preparation:
         sources: list[ImageSource],
         options: ImageOptions,
         chosen: dict[str, Any],
+        other: ImageStore | None,
         *,
         progress: Progress | None,
         stop: Callable[[], bool] | None,
         began: float,
     ) -> None:
-        self.folder, self.sources, self.options, self.chosen = folder, sources, options, chosen
+        self.folder, self.sources, self.options, self.chosen, self.other = folder, sources, options, chosen, other
         self.progress, self.stop, self.began = progress or (lambda *_: None), stop or (lambda: False), began
         self.work = folder.work
         self.processes = options.processes or default_processes()
         self.read = 0  # images of this call
-        # what is appended: parts, and bytes of each split
-        self.state: dict[str, Any] = folder.journal or {"parts": 0, "bytes": dict.fromkeys(SPLITS, 0)}
+        # what is appended: parts, and bytes of each split; border: see PartJob
+        self.state: dict[str, Any] = {"border": None} | (folder.journal or _nothing_appended())
 
     def run(self) -> ImageReport:
         """List, read, append, order, commit."""
@@ -123,6 +135,12 @@ class _Preparation:
         jobs = self._jobs(plan)
         try:
             self._read(jobs)
+            border = self._moved_border(plan, jobs)
+            if border is not None:
+                self.state = {**_nothing_appended(), "border": border}
+                self.folder.save(self.state)
+                jobs = self._jobs(plan)
+                self._read(jobs)
         except Interrupted:
             kept = self.state["parts"] + sum(job.path("json").is_file() for job in jobs[self.state["parts"] :])
             raise Interrupted(f"stopped; {kept} of {len(jobs)} parts of the images are kept in {self.folder.path}; "
@@ -130,23 +148,50 @@ class _Preparation:
         return self._commit(plan, jobs)
 
     def _plan(self) -> Plan:
+        known = None
+        if self.other is not None:
+            known = Known(self.other.path, self.other.classes, validation=self.chosen["validation_fraction"] is None)
         if self.sources[0].kind == "datasets":
-            return plan_dataset(self.sources)
+            return plan_dataset(self.sources, known=known)
         labels = None if self.options.labels is None else read_labels(self.options.labels, self.options.synsets)
 
         def files(position: int, source: ImageSource) -> list[Any]:
-            return list_files(source, position=position, work=self.work)
+            return list_files(source, position=position, work=self.work, tell=tell)
 
-        return plan_files(self.sources, files=files, labels=labels)
+        def tell(done: int, total: int) -> None:
+            if self.stop():
+                raise Interrupted(f"stopped while an archive was unpacked, into {self.folder.path}; the same command continues.")  # fmt: skip
+            self.progress("unpack", done, total, 0)
+
+        return plan_files(self.sources, files=files, labels=labels, known=known)
 
     def _jobs(self, plan: Plan) -> list[PartJob]:
         rows = self.sources[0].kind == "datasets"
         size = PART_ROWS if rows else PART_IMAGES
-        starts = range(0, len(plan.items), size)
+        starts, border = range(0, len(plan.items), size), self.state["border"]
+        folder = self.work if border is None else self.work / "moved"  # apart from what was read with another border
+        folder.mkdir(exist_ok=True)
         return [
-            PartJob(number, plan.items[start : start + size], self.work, self.chosen, rows)
+            PartJob(number, plan.items[start : start + size], folder, self.chosen, rows, border)
             for number, start in enumerate(starts)
         ]
+
+    def _moved_border(self, plan: Plan, jobs: list[PartJob]) -> float | None:
+        # A drawn part of few images may be empty: the image that was nearest to it goes there, by reading again.
+        if (
+            self.state["border"] is not None
+            or not self.chosen["validation_fraction"]
+            or plan.items[0].split is not None
+        ):
+            return None
+        splits = np.concatenate([np.load(job.path("npy"), allow_pickle=False)[:, SPLIT] for job in jobs])
+        if not len(splits) or splits.min() != splits.max():
+            return None
+        keys = np.unique(np.concatenate([np.load(job.path("npy"), allow_pickle=False)[:, KEY] for job in jobs]))
+        draws = sorted(draw(int(key), seed=self.chosen["split_seed"]) for key in keys)
+        if len(draws) < 2:
+            return None
+        return math.nextafter(draws[0], 1) if SPLITS[splits[0]] == "train" else draws[-1]
 
     def _read(self, jobs: list[PartJob]) -> None:
         sizes = [sum(item.file.size for item in job.items) for job in jobs]
@@ -156,7 +201,7 @@ class _Preparation:
         def advance(num_bytes: int, images: int, _: int) -> None:
             nonlocal done
             done, self.read = done + num_bytes, self.read + images
-            self.progress(done, sum(sizes), self.read)
+            self.progress("read", done, sum(sizes), self.read)
 
         each = ROUND_PARTS * self.processes
         for start in range(self.state["parts"], len(jobs), each):
@@ -189,7 +234,7 @@ class _Preparation:
         finally:
             for file in files.values():
                 file.close()
-        self.state = {"parts": jobs[-1].part + 1, "bytes": ends}
+        self.state |= {"parts": jobs[-1].part + 1, "bytes": ends}
         self.folder.save(self.state)
         for job in jobs:
             job.path("bin").unlink()
@@ -234,12 +279,13 @@ class _Preparation:
         return report
 
     def _check(self, splits: dict[str, dict[str, Any]], reasons: Counter[str]) -> None:
-        wanted = {"train": True, "validation": self.chosen["validation_fraction"] != 0}
+        share = self.chosen["validation_fraction"]
+        wanted = {"train": share is not None, "validation": share != 0}
         for split, needed in wanted.items():
             if needed and not splits[split]["images"]:
                 why = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common()) or "none"
-                raise UserError(f"no image is left for the {split} part; dropped: {why}. Give more images, or another "
-                                "--validation-fraction or --split-seed.")  # fmt: skip
+                raise UserError(f"no image is left for the {split} part; dropped: {why}. Give more images; two different "
+                                "ones at least are divided, one is not unless with --validation-fraction 0.")  # fmt: skip
 
     def _seal(self, split: str, table: np.ndarray) -> dict[str, Any]:
         # Orders the rows by content, writes labels and offsets or pixels; returns the entry of store.json.

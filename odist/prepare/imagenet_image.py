@@ -12,6 +12,7 @@ from typing import Any
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # without those that start other programs
 JPEG_START = b"\xff\xd8"
+MAX_PIXELS = 89_478_485  # of an image; where Pillow begins to warn of a decompression bomb, half of where it refuses
 QUALITY = 95  # of images that are encoded again; JPEG's usual "best" setting
 
 
@@ -55,6 +56,7 @@ def convert(data: bytes, *, short_side: int | None, decode: int | None) -> Conve
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(data, *image.size, is_jpeg=image.format == "JPEG")
                 image.load()
                 return _converted(image, data, short_side=short_side, decode=decode)
     except (BadImage, MemoryError):
@@ -68,6 +70,33 @@ def convert(data: bytes, *, short_side: int | None, decode: int | None) -> Conve
     except Exception as error:  # Pillow's readers have no common error
         text = str(error) or type(error).__name__
         raise BadImage("truncated" if "truncated" in text.lower() else "damaged", text) from None
+
+
+def _check_size(data: bytes, width: int, height: int, *, is_jpeg: bool) -> None:
+    # Before any pixel is decoded: a few bytes may claim to be any number of pixels.
+    if width * height > MAX_PIXELS:
+        raise BadImage("too large", f"{width} x {height} pixels; at most {MAX_PIXELS:,} are read")
+    # Huffman coding has a bit at least for each block of 8 x 8; a decoder would fill up what is missing.
+    if is_jpeg and 8 * len(data) < (width // 8) * (height // 8) and not _is_arithmetic(data):
+        raise BadImage(
+            "damaged", f"{len(data):,} bytes cannot hold the {width} x {height} pixels that the header claims"
+        )
+
+
+def _is_arithmetic(data: bytes) -> bool:
+    # Whether a JPEG has a frame header (SOF9 to SOF15) of arithmetic coding, which may take less.
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        if marker in (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF):
+            return True
+        if marker == 0xDA:
+            return False
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
 
 
 def _converted(image: Any, data: bytes, *, short_side: int | None, decode: int | None) -> Converted:

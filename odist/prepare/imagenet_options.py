@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from odist.data.images import ImageStore
 from odist.errors import UserError
+from odist.prepare.criteo_options import splitting
 
 MAX_SIDE = 4096
 DEFAULTS: dict[str, Any] = {"validation_fraction": 0.05, "split_seed": 0}
+FORM = ("short_side", "decode")  # options that give pixels their scale: with `like` the other store's
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Choices of a preparation; None takes the value in brackets."""
+    """Choices of a preparation; None takes the value in brackets, or that of the store named by `like`."""
 
     labels: Path | None = None  # classes of validation images that lie in no class folder
     synsets: Path | None = None  # class names in the order of the devkit's numbers; [meta.mat beside the labels]
@@ -53,17 +56,24 @@ class ImageReport:
     reused: bool = False  # the store was there already
 
 
-def resolve(options: ImageOptions) -> dict[str, Any]:
-    """Options with nothing left open, as they enter the request; UserError for a wrong one."""
-    chosen = {
-        key: default if getattr(options, key) is None else getattr(options, key) for key, default in DEFAULTS.items()
-    }
-    if not 0 <= chosen["validation_fraction"] < 1:
+def resolve(options: ImageOptions, other: ImageStore | None) -> dict[str, Any]:
+    """Options with nothing left open, those of `other` (the `like` store) included; UserError for a wrong one."""
+    given = {key: getattr(options, key) for key in DEFAULTS}
+    if other is None:
+        chosen = {key: DEFAULTS[key] if value is None else value for key, value in given.items()}
+    else:
+        chosen = splitting(given, list(DEFAULTS), DEFAULTS)
+    if chosen["validation_fraction"] is not None and not 0 <= chosen["validation_fraction"] < 1:
         raise UserError(f"validation_fraction={chosen['validation_fraction']}: expected a share from 0 to below 1.")
     if options.short_side is not None and options.decode is not None:
         raise UserError("--short-side is about JPEG, --decode about pixels. Leave one out.")
-    for key in ("short_side", "decode"):
+    for key in FORM:
         chosen[key] = getattr(options, key)
+        if other is not None:
+            theirs = other.meta["options"].get(key)
+            if chosen[key] not in (None, theirs):
+                raise UserError(f"{key}={chosen[key]} contradicts {other.path}, which has {theirs}. With --like leave it out.")  # fmt: skip
+            chosen[key] = theirs
         if chosen[key] is not None and not 8 <= chosen[key] <= MAX_SIDE:
             raise UserError(f"{key}={chosen[key]}: expected a number of pixels from 8 to {MAX_SIDE}.")
     if options.bad not in ("refuse", "skip"):

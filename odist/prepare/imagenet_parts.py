@@ -49,13 +49,18 @@ class PartCounts:
 
 @dataclass(frozen=True)
 class PartJob:
-    """Some images and where their part goes. rows: they are rows of a data set"""
+    """Some images and where their part goes.
+
+    rows: they are rows of a data set
+    border: of the draw of the validation part, instead of the share that was asked for
+    """
 
     part: int
     items: list[Item]
     folder: Path
     chosen: dict[str, Any]
     rows: bool
+    border: float | None = None
 
     def path(self, ending: str) -> Path:
         return self.folder / f"{self.part:06d}.{ending}"
@@ -85,7 +90,7 @@ def read_part(job: PartJob, tell: Tell) -> None:
                 counts.dropped.append(Dropped(item.place, error.reason, str(error)))
                 continue
             key = _hash(data)
-            split = item.split or _drawn(key, chosen)
+            split = item.split or _drawn(key, job)
             table.append([key, _hash(image.data), len(image.data), item.label, SPLITS.index(split)])
             file.write(image.data)
             counts.grayscale += image.grayscale
@@ -103,9 +108,10 @@ def _hash(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
-def _drawn(key: int, chosen: dict[str, Any]) -> str:
+def _drawn(key: int, job: PartJob) -> str:
     # By content, so that equal images never lie in both parts.
-    return SPLITS[draw(key, seed=chosen["split_seed"]) < chosen["validation_fraction"]]
+    border = job.chosen["validation_fraction"] if job.border is None else job.border
+    return SPLITS[draw(key, seed=job.chosen["split_seed"]) < border]
 
 
 def _contents(job: PartJob) -> Iterator[tuple[Item, bytes | OSError]]:

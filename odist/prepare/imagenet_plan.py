@@ -52,6 +52,25 @@ class Plan:
     dropped: list[Dropped]
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is taken from another store: its classes in their order. validation: every image is a validation image"""
+
+    path: Path
+    classes: list[str]
+    validation: bool
+
+    def check(self, names: set[str]) -> None:
+        """UserError where a class is none of them, or there is none."""
+        if not names:
+            raise UserError("no image in a class folder in the input. Name a folder of class folders, or a tar of it.")
+        missing = sorted(names - set(self.classes), key=natural)
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(f"class {missing[0]!r}{more} is not among the {len(self.classes)} classes of {self.path}, such as "
+                            f"{self.classes[0]!r}. Take it out of the input, or prepare without --like for a model of its own.")  # fmt: skip
+
+
 @dataclass
 class Labels:
     """Classes of images that lie in no class folder: by file name, or in the order of the names."""
@@ -129,11 +148,16 @@ def _synsets(path: Path, synsets: Path | None) -> list[str]:
 
 
 def plan_files(
-    sources: list[ImageSource], *, files: Callable[[int, ImageSource], list[ImageFile]], labels: Labels | None
+    sources: list[ImageSource],
+    *,
+    files: Callable[[int, ImageSource], list[ImageFile]],
+    labels: Labels | None,
+    known: Known | None,
 ) -> Plan:
     """Classes and parts of all files.
 
     files: lists those of a source, given its number
+    known: the classes of another store, and whether all images are for validation
     Raises UserError where no class can be found, or the validation part has one that the training part has not.
     """
     found: list[tuple[str, ImageFile, str | None, str]] = []  # place, file, split, class
@@ -159,13 +183,25 @@ def plan_files(
     if labels is not None and not any(split == "validation" for _, _, split, _ in found):
         raise UserError(f"{labels.path}: no image of the input is named in it, or there is none without a class folder.")  # fmt: skip
     names = sorted({name for _, _, split, name in found if split != "validation"})
-    if not names:
+    if known is not None:
+        names = known.classes
+        known.check({name for _, _, _, name in found})
+    elif not names:
         raise UserError("no training image in the input. Name the folder or the tar of the training part too.")
-    _check_classes(names, {name for _, _, split, name in found if split == "validation"})
+    else:
+        _check_classes(names, {name for _, _, split, name in found if split == "validation"})
     numbers = {name: number for number, name in enumerate(names)}
-    drawn = not any(split == "validation" for _, _, split, _ in found)
-    items = [Item(place, file, numbers[name], None if drawn else split or "train") for place, file, split, name in found]  # fmt: skip
+    part = _parts({split for _, _, split, _ in found}, known)
+    items = [Item(place, file, numbers[name], part(split)) for place, file, split, name in found]
     return Plan(names, items, dropped)
+
+
+def _parts(present: set[str | None], known: Known | None) -> Callable[[str | None], str | None]:
+    # What becomes of the part that an image lies in; None: it is drawn.
+    if known is not None and known.validation:
+        return lambda _: "validation"
+    drawn = "validation" not in present
+    return lambda split: None if drawn else split or "train"
 
 
 def _placed(
@@ -226,7 +262,7 @@ def _check_classes(train: list[str], validation: set[str]) -> None:
                         "images are not sorted into classes needs --labels.")  # fmt: skip
 
 
-def plan_dataset(sources: list[ImageSource]) -> Plan:
+def plan_dataset(sources: list[ImageSource], *, known: Known | None) -> Plan:
     """Classes and parts of the rows of data sets; as plan_files."""
     parts = {source.name: _part(source.name) for source in sources}
     used = next((name for name in VALIDATION if name in parts.values()), None)
@@ -250,6 +286,16 @@ def plan_dataset(sources: list[ImageSource]) -> Plan:
                 dropped.append(Dropped(place, UNLABELLED))
             else:
                 found.append((Item(place, ImageFile(f"{row}", source.name, row, 0), 0, split), value))
+    part = _parts({item.split for item, _ in found}, known)
+    if known is not None:
+        named = [names[value] if names is not None and isinstance(value, int) else str(value) for _, value in found]
+        known.check(set(named))
+        labels = {name: number for number, name in enumerate(known.classes)}
+        items = [
+            Item(item.place, item.file, labels[name], part(item.split))
+            for (item, _), name in zip(found, named, strict=True)
+        ]
+        return Plan(known.classes, items, dropped)
     train = {value for item, value in found if item.split == "train"}
     if not train:
         raise UserError("no training row in the data set. Name it without ?split=, or with a training part.")
@@ -257,8 +303,7 @@ def plan_dataset(sources: list[ImageSource]) -> Plan:
     classes = names if names is not None else [str(value) for value in order]
     numbers = {value: number for number, value in enumerate(order)}
     _check_classes(classes, {str(value) for _, value in found if value not in numbers})
-    drawn = not any(item.split == "validation" for item, _ in found)
-    items = [Item(item.place, item.file, numbers[value], None if drawn else item.split) for item, value in found]
+    items = [Item(item.place, item.file, numbers[value], part(item.split)) for item, value in found]
     return Plan(classes, items, dropped)
 
 

@@ -6,22 +6,28 @@ to imagenet_plan.py, what is in them to imagenet_image.py.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import tarfile
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from odist.errors import UserError
 from odist.prepare.commoncrawl_sources import DATASETS, load_dataset
 from odist.prepare.sources import find_sources
-from odist.prepare.unpack import unpack
+from odist.prepare.unpack import TarMember, begins_tar, members, unpack
 
 TAR = ".tar"
+MAX_RATIO, SMALL_ARCHIVE = 100, 1 << 30  # of unpacked to packed bytes, beyond so many bytes
+SPACE_STEP = 1 << 28  # bytes between two looks at the free space, and what has to be left
+MAX_NESTED = 8  # archives in archives
 WHOLE = -1  # offset of a file that is no part of an archive
 PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 IMAGE_FEATURE, LABEL_FEATURE = "Image", "ClassLabel"
@@ -87,7 +93,7 @@ def find_image_sources(inputs: list[str]) -> list[ImageSource]:
         else:
             for found in find_sources([text]):
                 kind = {"plain": "tar", "gzip": "gzip"}.get(found.kind)
-                if kind is None or (kind == "tar" and not tarfile.is_tarfile(found.path)):
+                if kind is None or (kind == "tar" and not _is_tar(found.path)):
                     raise UserError(f"{text}: not a tar archive. Name a folder of class folders, tar files, or a data set "
                                     "(a folder of Parquet files) by --dataset.")  # fmt: skip
                 sources.append(ImageSource(str(found.path), kind, found.bytes, found.modified_ns))
@@ -98,10 +104,16 @@ def find_image_sources(inputs: list[str]) -> list[ImageSource]:
     return sources
 
 
-def list_files(source: ImageSource, *, position: int, work: Path) -> list[ImageFile]:
+def _is_tar(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return begins_tar(file.read(tarfile.BLOCKSIZE))
+
+
+def list_files(source: ImageSource, *, position: int, work: Path, tell: Callable[[int, int], None]) -> list[ImageFile]:
     """All files of a source, those of archives inside it included, in the order in which they lie there.
 
     position: number of the source; work: folder that a gzip archive is unpacked into, once
+    tell: called while it is, with the packed bytes done and in all; may raise to stop
     Raises UserError where an archive is damaged.
     """
     if source.kind == "folder":
@@ -113,7 +125,7 @@ def list_files(source: ImageSource, *, position: int, work: Path) -> list[ImageF
         raise ValueError("rows of a data set come with their labels; see imagenet_plan.plan_dataset")
     if source.kind == "tar":
         return list(_list_tar(source.name, prefix=""))
-    return list(_list_tar(str(_unpacked(source, work / f"{position}{TAR}")), prefix=""))
+    return list(_list_tar(str(_unpacked(source, work / f"{position}{TAR}", tell)), prefix=""))
 
 
 def _folder(folder: Path, shown: str) -> ImageSource:
@@ -153,7 +165,7 @@ def _walk(folder: Path, root: Path, shown: str, *, ancestors: frozenset[str]) ->
         yield ImageFile(path.relative_to(root).as_posix(), entry.path, WHOLE, size)
 
 
-def _unpacked(source: ImageSource, target: Path) -> Path:
+def _unpacked(source: ImageSource, target: Path, tell: Callable[[int, int], None]) -> Path:
     if target.is_file():
         return target
 
@@ -164,10 +176,26 @@ def _unpacked(source: ImageSource, target: Path) -> Path:
     with open(source.name, "rb") as file, open(temporary, "wb") as output:
         start = file.read(4)
         file.seek(0)
-        for piece in unpack(file, start=start, note=refuse):
+        header, pieces = b"", unpack(file, start=start, note=refuse)
+        while len(header) < tarfile.BLOCKSIZE and (piece := next(pieces, None)) is not None:
+            header += piece
+        if not begins_tar(header):
+            raise UserError(
+                f"{source.name}: not a packed tar archive. Unpack it, and name the folder of class folders."
+            )
+        size = 0
+        for piece in chain([header], pieces):
+            size += len(piece)
+            if size > max(SMALL_ARCHIVE, MAX_RATIO * source.bytes):
+                raise UserError(f"{source.name}: unpacks to more than {MAX_RATIO} times its {source.bytes:,} bytes, which no archive "
+                                "of images does. If it is right, unpack it yourself and name the folder.")  # fmt: skip
+            if (
+                size // SPACE_STEP != (size - len(piece)) // SPACE_STEP
+                and shutil.disk_usage(target.parent).free < SPACE_STEP
+            ):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             output.write(piece)
-    if not tarfile.is_tarfile(temporary):
-        raise UserError(f"{source.name}: not a packed tar archive. Unpack it, and name the folder of class folders.")
+            tell(file.tell(), source.bytes)
     temporary.replace(target)
     return target
 
@@ -180,19 +208,21 @@ def _list_tar(holder: str, *, prefix: str) -> Iterator[ImageFile]:
         raise UserError(f"{holder}: damaged or not whole ({error}). Fetch the file again; `tar tf` tests it.") from None
 
 
-def _list_members(file: IO[bytes], holder: str, *, base: int, prefix: str) -> Iterator[ImageFile]:
+def _list_members(file: IO[bytes], holder: str, *, base: int, prefix: str, depth: int = 0) -> Iterator[ImageFile]:
     # Headers only: the bytes of a member are found by its offset when their turn comes.
-    with tarfile.open(fileobj=file, mode="r:") as archive:
-        for member in archive:
+    with tarfile.open(fileobj=file, mode="r:", tarinfo=TarMember) as archive:
+        for member in members(archive):
             if not member.isreg() or member.issparse():
                 continue
             path, start = prefix + member.name.removeprefix("./"), base + member.offset_data
             if not member.name.endswith(TAR):
                 yield ImageFile(path, holder, start, member.size)
                 continue
+            if depth >= MAX_NESTED:
+                raise tarfile.ReadError(f"more than {MAX_NESTED} archives in archives")
             inner = archive.extractfile(member)
             assert inner is not None
-            yield from _list_members(inner, holder, base=start, prefix=_inner(path))
+            yield from _list_members(inner, holder, base=start, prefix=_inner(path), depth=depth + 1)
         # tarfile takes a damaged or cut header for the end; the end is a block of zeros.
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

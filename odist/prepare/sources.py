@@ -105,11 +105,44 @@ def files_named(text: str) -> list[Path]:
     if path.exists():
         return [path]
     if glob.has_magic(text):
-        names = [name for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+        found = glob.glob(str(path), recursive=True)
+        names = [name for name in found if Path(name).is_file()]
+        if not names and found:
+            raise UserError(f"{text}: only folders match this pattern, such as {min(found, key=natural)}. Name the files in "
+                            f"them: '{_deeper(text)}'.")  # fmt: skip
         if not names:
             raise UserError(f"{text}: no file matches this pattern.")
         return [Path(name) for name in sorted(names, key=natural)]
     raise UserError(f"{text}: no such file or folder.")
+
+
+def passed_over(text: str) -> str:
+    """What a pattern matches and `files_named` does not read: folders with files that it does not name; "" if none.
+
+    The same for all data sets. Says how to read them too.
+    """
+    path = Path(text).expanduser()
+    if not glob.has_magic(text) or path.exists():
+        return ""
+    found = glob.glob(str(path), recursive=True)
+    files = [name for name in found if Path(name).is_file()]
+    folders = [name.rstrip("/") for name in found if Path(name).is_dir()]
+    read: set[str] = set()
+    for name in files:
+        while (name := os.path.dirname(name)) not in read:
+            read.add(name)
+    skipped = [folder for folder in folders if folder not in read and any(inside for _, _, inside in os.walk(folder))]
+    skipped.sort(key=natural)
+    if not files or not skipped:
+        return ""
+    shown = ", ".join(folder + "/" for folder in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+    many = f"{len(skipped):,} folders match" if len(skipped) > 1 else "a folder matches"
+    return f"{text}: {many} too, and what is in it is not read: {shown}. To read it: --input '{_deeper(text)}'"
+
+
+def _deeper(text: str) -> str:
+    head, _, last = text.rpartition("/")
+    return (f"{head}/**/*" if head else "**/*") if last == "*" else f"{text.rstrip('/')}/**/*"
 
 
 def _source(path: Path, shown: Path) -> Source:

@@ -46,6 +46,15 @@ class TarMember(tarfile.TarInfo):
         return member
 
 
+def begins_tar(start: bytes) -> bool:
+    """Whether bytes begin with the header of a tar archive; more than that is not looked at."""
+    try:
+        tarfile.TarInfo.frombuf(start[: tarfile.BLOCKSIZE], tarfile.ENCODING, "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True
+
+
 def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The members of an archive opened with `tarinfo=TarMember`, none of which is kept; TarError for all that is damaged."""
     while True:
