@@ -114,6 +114,20 @@ def writing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
         raise cannot_write(path, error) from error
 
 
+@contextlib.contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Turn a file where a folder belongs, or a folder where a file does, below `folder` into Damaged."""
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(folder):
+            raise
+        kind = (
+            "a folder, a file belongs there" if os.path.isdir(error.filename) else "not the folder that belongs there"
+        )
+        raise Damaged(f"{error.filename}: {kind}. Remove it, and the same command continues.") from error
+
+
 def cannot_write(path: Path, error: Exception) -> CannotWrite:
     """The one sentence for a write that failed: where, why and how much room there is."""
     known = isinstance(error, OSError) and error.errno is not None and error.errno not in FULL

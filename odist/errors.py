@@ -4,11 +4,17 @@ Every exception carries a message written for the user; the command line prints 
 traceback. Anything else that escapes is a bug and shows its traceback.
 """
 
+GAVE_UP = 5  # code of a group's process that ends by an error of exit code 1, which a crash has too
+
 
 class OdistError(Exception):
-    """Base: ends the command with `exit_code` and the message."""
+    """Base: ends the command with `exit_code` and the message.
+
+    lost_groups: those that ended so while all others came to their end
+    """
 
     exit_code = 1
+    lost_groups: tuple[int, ...] = ()
 
 
 class CannotWrite(OdistError):

@@ -23,7 +23,8 @@ from typing import Any
 from odist import provenance, sinks
 from odist.config import Config, config_hash, differences, to_dict
 from odist.config_read import load
-from odist.errors import Damaged, Diverged, Interrupted, LostWorkers, UserError
+from odist.damage import naming
+from odist.errors import CannotWrite, Damaged, Diverged, Interrupted, LostWorkers, OdistError, UserError
 from odist.mending import mend_identity, mend_state
 from odist.places import local_folder
 from odist.run import Run, write_atomically
@@ -253,13 +254,13 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
         pid = os.getpid()
         run.set_status(pid=pid, pid_started=provenance.process_start(pid), host=platform.node())
         try:
-            with kinds_of_file(run), sinks.forwarding(run, config.run.sinks):
+            with naming(run.path), sinks.forwarding(run, config.run.sinks):
                 _start(run, config, stop)
         except UserError:
             if created and not any(run.checkpoint_root(group).exists() for group in range(config.num_groups)):
                 shutil.rmtree(run.path)  # refused before the first step: as if never started
             raise
-        except (Interrupted, Diverged, LostWorkers) as error:
+        except (Interrupted, Diverged, LostWorkers, CannotWrite) as error:
             _record_end(run, error)
             raise type(error)(f"{run.path}: {error}") from error
         except BaseException as error:
@@ -267,20 +268,6 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
             error.add_note(str(run.path))  # for the list of failed jobs of a multirun
             raise
     return run
-
-
-@contextlib.contextmanager
-def kinds_of_file(run: Run) -> Iterator[None]:
-    """Turn a file where a folder belongs, or a folder where a file does, into one sentence."""
-    try:
-        yield
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        if error.filename is None or not Path(error.filename).is_relative_to(run.path):
-            raise
-        kind = (
-            "a folder, a file belongs there" if os.path.isdir(error.filename) else "not the folder that belongs there"
-        )
-        raise Damaged(f"{error.filename}: {kind}. Remove it, and the same command continues.") from error
 
 
 def _whole(run: Run) -> bool:
@@ -298,10 +285,15 @@ def _start(run: Run, config: Config, stop: Stop) -> None:
     if config.launch.name == "inline":
         worker.main(run, stop=stop)
         return
-    from odist import processes
+    from odist import processes, results
 
-    processes.train(run, config, stop=stop)
-    worker.combine(run)
+    try:
+        processes.train(run, config, stop=stop)
+    except OdistError as error:
+        if error.lost_groups:
+            results.combine(run, missing=error.lost_groups)
+        raise
+    results.combine(run)
 
 
 def _record_continuation(run: Run, config: Config) -> None:
@@ -319,6 +311,13 @@ def _record_continuation(run: Run, config: Config) -> None:
 
 def _record_end(run: Run, error: BaseException) -> None:
     """Leave no `running` behind where the worker could not say how it ended."""
-    if run.status.get("state") in ("created", "running"):
-        state = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}
-        run.set_status(state=state.get(type(error), "failed"), error=f"{type(error).__name__}: {error}"[:2000])
+    state = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}.get(
+        type(error), "failed"
+    )
+    if isinstance(error, LostWorkers) and error.lost_groups:
+        state = "incomplete"  # with results of the groups that were not lost
+    with contextlib.suppress(
+        Damaged, CannotWrite
+    ):  # what ended the run is to be told, not that its end cannot be written
+        if run.status.get("state") in ("created", "running"):
+            run.set_status(state=state, error=f"{type(error).__name__}: {error}"[:2000])

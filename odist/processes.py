@@ -1,12 +1,12 @@
-"""Starts the processes of a run's groups on this machine, watches them and starts crashed groups again.
+"""Starts the processes of a run's groups on this machine, attends to them and starts crashed groups again.
 
 Groups know nothing of one another but the exchange; each is a few processes that find each other
-through a file. What they compute is left to worker.py.
+through a file. What they compute is left to worker.py, what is seen of them to watch.py.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import socket
@@ -16,16 +16,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from odist.config import Config
-from odist.errors import Diverged, Interrupted, LostWorkers, OdistError, UserError
-from odist.log import Progress, make_progress
+from odist.errors import GAVE_UP, CannotWrite, Damaged, Diverged, Interrupted, LostWorkers, OdistError, UserError
 from odist.run import Run
+from odist.watch import Pulse, Watch
 
 SECONDS_TO_SAVE = 120.0  # for all processes after a signal, before they are killed
+SECONDS_TO_SAVE_IF_HUNG = 20.0  # for those of a group that showed no sign of life; a stopped one may still save
 SECONDS_TO_LEAVE = 5.0  # for processes whose group has lost one, which cannot save any more
-ENDINGS: dict[int, type[OdistError]] = {error.exit_code: error for error in (UserError, Diverged, LostWorkers)}
+ENDINGS: dict[int, type[OdistError]] = {
+    UserError.exit_code: UserError,
+    Diverged.exit_code: Diverged,
+    LostWorkers.exit_code: LostWorkers,
+    GAVE_UP: OdistError,
+}
+NAMES = {kind.__name__: kind for kind in (*ENDINGS.values(), Damaged, CannotWrite)}
 
 
 @dataclass
@@ -33,6 +39,7 @@ class Group:
     """The processes of one group.
 
     attempt: counts their starts; over: none will be started again; lost: how it ended, if badly and for good
+    pulse: its signs of life since the last start
     """
 
     index: int
@@ -40,14 +47,15 @@ class Group:
     attempt: int = 0
     over: bool = False
     lost: OdistError | None = None
+    pulse: Pulse | None = None
 
 
 def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
     """Train all groups of a run to their end, `launch.processes` processes each.
 
-    Raises Interrupted (all saved), Diverged, LostWorkers (saved), UserError, and OdistError for a group that
-    crashed more than `launch.restarts` times. Under freshest timing a group that diverged or crashed for
-    good is reported only when the others have come to their end.
+    Raises Interrupted (all saved), Diverged, LostWorkers (saved; a group that was killed or silent for good), UserError, and
+    OdistError for a group that crashed more than `launch.restarts` times. Under freshest timing a group that was lost is
+    reported only when the others have come to their end, by an error with `lost_groups`.
     """
     (run.path / "logs").mkdir(exist_ok=True)
     watch = Watch(run, config)
@@ -64,19 +72,33 @@ def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
                 raise Interrupted("saved; the same command continues it.")
             for group in groups:
                 _attend(run, config, group)
+                _feel(run, config, group, watch=watch)
     except KeyboardInterrupt:
         _end(groups, patience=0.0)  # a second Ctrl-C: at once, unsaved
         raise
     finally:
         _end(groups)
-        watch.look()
-        watch.close()
-        for group in groups:
-            for attempt in range(group.attempt):
-                _rendezvous(run, group.index, attempt).unlink(missing_ok=True)
-    lost = [group.lost for group in groups if group.lost is not None]
+        with contextlib.suppress(CannotWrite):  # whatever ended the groups is to be told
+            watch.look()
+            watch.close()
+        for path in (run.path / "logs").glob(".group-*.rendezvous"):  # a killed command's too: its processes are gone
+            path.unlink(missing_ok=True)
+    lost = {group.index: group.lost for group in groups if group.lost is not None}
     if lost:
-        raise type(lost[0])(f"{lost[0]}\nThe other groups are trained and saved.") from lost[0]
+        raise _sum_up(lost, sound=len(groups) - len(lost))
+
+
+def _sum_up(lost: dict[int, OdistError], *, sound: int) -> OdistError:
+    """The error with which a run ends some of whose groups were lost."""
+    text = "\n".join(map(str, lost.values()))
+    if not sound:
+        return type(next(iter(lost.values())))(text)
+    diverged = all(isinstance(error, Diverged) for error in lost.values())
+    found = (Diverged if diverged else LostWorkers)(
+        f"{text}\nThe other groups are trained and saved; results.json and the predictions are theirs alone."
+    )
+    found.lost_groups = tuple(lost)
+    return found
 
 
 def _start(run: Run, config: Config, group: Group) -> None:
@@ -100,6 +122,7 @@ def _start(run: Run, config: Config, group: Group) -> None:
                 env=environment,
             )
         group.processes.append(process)
+    group.pulse = Pulse(run.beat_path(group.index), patience=config.launch.patience)
 
 
 def _rendezvous(run: Run, group: int, attempt: int) -> Path:
@@ -120,16 +143,34 @@ def _attend(run: Run, config: Config, group: Group) -> None:
     if all(code in (None, 0) for code in codes):
         return
     _end([group])
-    loose = config.num_groups > 1 and config.exchange.timing == "freshest"
     error = _ending(run, group, before=codes)
     if error is None and group.attempt <= config.launch.restarts:
         _start(run, config, group)
         return
-    if error is None:
-        error = _crash(run, group, before=codes)
-    if not loose or isinstance(error, Interrupted | UserError):
+    _lose(config, group, error or _crash(run, config, group, before=codes))
+
+
+def _lose(config: Config, group: Group, error: OdistError) -> None:
+    """Under freshest timing a lost group costs its peers a staler teacher and nothing else; otherwise it ends the run."""
+    loose = config.num_groups > 1 and config.exchange.timing == "freshest"
+    if not loose or isinstance(error, Interrupted | UserError | CannotWrite):
         raise error
-    group.over, group.lost = True, error  # costs its peers a staler teacher and nothing else
+    group.over, group.lost = True, error
+
+
+def _feel(run: Run, config: Config, group: Group, *, watch: Watch) -> None:
+    """Tell the user of a group that shows no sign of life, and end it when `launch.patience` is over."""
+    if group.over or group.pulse is None:
+        return
+    group.pulse.feel([process.pid for process in group.processes if process.poll() is None])
+    for words in group.pulse.news():
+        watch.say(f"group {group.index}, step {watch.steps[group.index]}: {words}")
+    if group.pulse.gone:
+        what = group.pulse.describe()
+        _end([group], patience=SECONDS_TO_SAVE_IF_HUNG)
+        limit = f"launch.patience={config.launch.patience:g}"
+        text = f"group {group.index} {what} after step {watch.steps[group.index]} ({limit}) and was ended. "
+        _lose(config, group, LostWorkers(f"{text}The same command continues it."))
 
 
 def _ending(run: Run, group: Group, *, before: Sequence[int | None]) -> OdistError | None:
@@ -139,25 +180,40 @@ def _ending(run: Run, group: Group, *, before: Sequence[int | None]) -> OdistErr
     """
     for replica, process in enumerate(group.processes):
         if process.returncode in ENDINGS:
-            kind = ENDINGS[process.returncode]
             words = _last_words(run, group.index, replica)
-            said = [number for number, line in enumerate(words) if line.startswith(f"{kind.__name__}: ")]
-            text = "\n".join(words[said[-1] :]) if said else "\n".join(words[-5:])
-            return kind(text.removeprefix(f"{kind.__name__}: "))
+            said = [number for number, line in enumerate(words) if line.partition(": ")[0] in NAMES]
+            if not said:
+                ending = ENDINGS[process.returncode]
+                return ending("\n".join(words[-5:]) or f"group {group.index} gave up without a word: "
+                              f"{_log(run, group.index, replica)} is empty.")  # fmt: skip
+            name, _, first = words[said[-1]].partition(": ")
+            return NAMES[name]("\n".join([first, *words[said[-1] + 1 :]]))
     if all(code in (None, 0, Interrupted.exit_code) for code in before):
         return Interrupted("saved; the same command continues it.")
     return None
 
 
-def _crash(run: Run, group: Group, *, before: Sequence[int | None]) -> OdistError:
+def _crash(run: Run, config: Config, group: Group, *, before: Sequence[int | None]) -> OdistError:
     replica = next(number for number, code in enumerate(before) if code not in (None, 0, Interrupted.exit_code))
+    code = before[replica] or 1
     shown = [f"    {line}" for line in _last_words(run, group.index, replica)[-5:]]
     times = "once" if group.attempt == 1 else f"{group.attempt} times"
-    return OdistError(
-        f"group {group.index} crashed {times} (launch.restarts={group.attempt - 1}), the last time with exit code "
-        f"{before[replica]}. The same command continues it. {_log(run, group.index, replica)} "
+    restarts = f"(launch.restarts={group.attempt - 1})"
+    ended = f"crashed {times} {restarts}, the last time with exit code {code}."
+    if code < 0:
+        ended = f"was killed {times} {restarts}, the last time by {_signal_name(-code)}."
+    loose = config.num_groups > 1 and config.exchange.timing == "freshest"
+    kind = LostWorkers if loose or code < 0 else OdistError
+    return kind(
+        f"group {group.index} {ended} The same command continues it. {_log(run, group.index, replica)} "
         + "\n".join(["ends with:", *shown] if shown else ["is empty."])
     )
+
+
+def _signal_name(number: int) -> str:
+    names = {known.value: known.name for known in signal.Signals}
+    hint = ", as when memory runs out" if number == signal.SIGKILL else ""
+    return f"signal {number} ({names.get(number, 'unknown')}{hint})"
 
 
 def _last_words(run: Run, group: int, replica: int) -> list[str]:
@@ -170,6 +226,7 @@ def _end(groups: list[Group], *, patience: float = SECONDS_TO_SAVE) -> None:
         for process in group.processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGCONT)  # one that somebody stopped has to wake up to save
     deadline = time.monotonic() + patience
     for group in groups:
         soon = min(deadline, time.monotonic() + SECONDS_TO_LEAVE)
@@ -182,54 +239,3 @@ def _end(groups: list[Group], *, patience: float = SECONDS_TO_SAVE) -> None:
                     process.kill()
                     process.wait()
                 time.sleep(0.02)
-
-
-class Watch:
-    """Shows what the groups write into metrics.jsonl, once the first of them has told how long the run is."""
-
-    def __init__(self, run: Run, config: Config) -> None:
-        self.run = run
-        self.config = config
-        self.progress: Progress | None = None
-        self.path = run.path / "metrics.jsonl"
-        self.place = self.path.stat().st_size if self.path.is_file() else 0
-        self.steps = {group: max(run.checkpoint_steps(group), default=0) for group in range(config.num_groups)}
-
-    def look(self) -> None:
-        """Pass new rows on, and the slowest group's step to status.json."""
-        if self.progress is None:
-            horizon = self.run.horizon
-            if not horizon:
-                return
-            show, steps = self.config.run.progress, horizon["num_steps"]
-            self.progress = make_progress(show=show, num_groups=self.config.num_groups, num_steps=steps)
-            self.run.set_status(num_steps=steps)
-        rows = self._new_rows()
-        for row in rows:
-            self.steps[row["group"]] = row["step"]
-            self.progress.update(row["group"], row)
-        if rows:
-            self.run.set_status(step=min(self.steps.values()))
-
-    def _new_rows(self) -> list[dict[str, Any]]:
-        if not self.path.is_file():
-            return []
-        with open(self.path, "rb") as file:
-            file.seek(self.place)
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self.place += len(whole)
-        rows = []
-        for line in whole.splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue  # a line of a process killed while writing it
-        return rows
-
-    def close(self) -> None:
-        """Leave the step from which the run goes on in status.json."""
-        saved = (max(self.run.checkpoint_steps(group), default=0) for group in self.steps)
-        self.run.set_status(step=min(saved))
-        if self.progress is not None:
-            self.progress.close()

@@ -215,8 +215,8 @@ class Run:
         """Read results and predictions where they are there; Damaged for the first file that is not sound."""
         if os.path.lexists(self.path / "results.json"):
             _ = self.results
-        for meta in self.path.glob("predictions/[!.]*/meta.json"):
-            self.predictions(meta.parent.name)
+            for meta in self.path.glob("predictions/[!.]*/meta.json"):
+                self.predictions(meta.parent.name)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Replace a JSON file of the folder; CannotWrite if the disk is full."""
@@ -273,6 +273,10 @@ class Run:
             return []
         found = (STEP_FOLDER.match(child.name) for child in root.iterdir())
         return sorted(int(match.group(1)) for match in found if match)
+
+    def beat_path(self, group: int) -> Path:
+        """The file whose time says when a group in processes of its own was last at work."""
+        return self.path / "logs" / f".group-{group}.beat"
 
     def prediction_root(self, split: str) -> Path:
         return self.path / "predictions" / split

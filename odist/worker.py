@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
-import json
 import os
 import signal
 import sys
@@ -17,27 +16,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 import torch.distributed as dist
 
 from odist import checkpoint
 from odist.config import Config
 from odist.config_read import load
-from odist.errors import Interrupted, OdistError, UserError
-from odist.evaluation import log_mean_evaluations
+from odist.damage import naming
+from odist.errors import GAVE_UP, Interrupted, OdistError, UserError
 from odist.log import NOTE, MetricsLog, make_progress
 from odist.mesh import Axis, Mesh
-from odist.metrics import constant_loss
 from odist.optim import Clock
-from odist.prediction import predict_split
-from odist.run import Run, write_atomically
+from odist.results import combine, finish_group, is_done
+from odist.run import Run
 from odist.tasks.base import Task
-from odist.trainer import CROSS_ENTROPIES, Trainer
-from odist.wiring import Parts, Shelf, build_task, build_trainer, make_clock, predictor, set_up_torch
+from odist.trainer import Trainer
+from odist.wiring import Parts, Shelf, build_task, build_trainer, make_clock, set_up_torch
 
+SECONDS_BETWEEN_BEATS = 0.5
 SECONDS_TO_LEAVE = 120.0  # for the workers of a killed command to save and end
 
 
@@ -137,6 +133,23 @@ def _common_start(run: Run, config: Config) -> int:
     return common or 0
 
 
+class Heartbeat:
+    """Shows that a group is at work whenever it asks whether to stop: at every step, and while it waits for its peers."""
+
+    def __init__(self, path: Path, stop: Callable[[], bool]) -> None:
+        self._path = path
+        self._stop = stop
+        self._last = -SECONDS_BETWEEN_BEATS
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._last >= SECONDS_BETWEEN_BEATS:
+            self._last = now
+            with contextlib.suppress(OSError):  # a full disk ends training where something is lost by it
+                self._path.touch()
+        return self._stop()
+
+
 class AgreedStop:
     """One answer per step for all groups of a process and all processes of a group, whenever the signal comes."""
 
@@ -175,9 +188,11 @@ def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable
     """
     config = load(run.path / "config.yaml")
     set_up_torch(config)
-    if (run.prediction_root("validation") / f"group-{group}.json").is_file():
+    if is_done(run, group, say=note):
         return
     mesh = Mesh(Axis(group, config.num_groups), Axis(replica, config.launch.processes), config.workers)
+    if mesh.is_writer:
+        stop = Heartbeat(run.beat_path(group), stop)
     with held(run, [group] if mesh.is_writer else [], stop=stop):
         if mesh.replica.size > 1:
             store = dist.FileStore(str(rendezvous), mesh.replica.size)  # type: ignore[attr-defined]
@@ -225,87 +240,6 @@ def open_run(run: Run, task: Task, clock: Clock) -> None:
     run.write_json("horizon.json", {"num_steps": clock.num_steps, "examples_per_step": clock.examples_per_step})
 
 
-def finish_group(trainer: Trainer, config: Config) -> None:
-    """Write a trained group's predictions, and its results beside them as the mark that it is done."""
-    task, clock, group = trainer.task, trainer.clock, trainer.mesh.group.index
-    root = trainer.run.prediction_root("validation")
-    root.mkdir(parents=True, exist_ok=True)
-    prediction = predict_split(task, [trainer.model], batch_size=config.train.evaluate_batch, device=trainer.device)
-    results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes, split="validation")
-    np.save(root / f"group-{group}.npy", prediction.probabilities.astype(np.float32))
-    if group == 0:
-        np.save(root / "targets.npy", prediction.targets)
-        if prediction.bayes is not None:
-            np.save(root / "bayes.npy", prediction.bayes)
-        content = {
-            "split": "validation",
-            "rows": len(prediction.targets),
-            "predictor": predictor(config),
-            "steps": clock.num_steps,
-            "examples_per_model": clock.horizon,
-            "total_examples": clock.horizon * config.num_groups,
-            "distinct_examples": task.distinct_rows(num_groups=config.num_groups, examples=clock.horizon),
-            "flops": training_flops(config, task, trainer.model, clock=clock),
-        }
-        meta = {"predictor": predictor(config), "num_groups": config.num_groups, "fingerprint": task.fingerprint}
-        write_atomically(root / "meta.json", json.dumps({**meta, "results": content}) + "\n")
-    training = {"seconds": round(trainer.seconds, 3), "weight_hash": checkpoint.weight_hash(trainer.model)}
-    own = {**results, **training, **trainer.teacher.summary()}
-    write_atomically(root / f"group-{group}.json", json.dumps(own) + "\n")
-
-
-def combine(run: Run) -> None:
-    """Write results.json from what the groups left; the last thing is the state `finished`."""
-    config = load(run.path / "config.yaml")
-    root = run.prediction_root("validation")
-    content = json.loads((root / "meta.json").read_text())["results"]
-    groups = [json.loads((root / f"group-{group}.json").read_text()) for group in range(config.num_groups)]
-    whole = run.predictions("validation")
-    task = build_task(config)
-    results = task.results(whole.probabilities, whole.targets, bayes=whole.bayes, split="validation")
-    if content["predictor"] == "mean":
-        log_mean_evaluations(run, config)
-    seconds = round(sum(group["seconds"] for group in groups), 3)
-    content |= {
-        "metrics": results,
-        "groups": groups,
-        "seconds": seconds,
-        **beside_a_constant(task, results, whole.targets),
-    }
-    run.write_json("results.json", content)
-    run.set_status(state="finished", step=content["steps"], num_steps=content["steps"], finished=time.time())
-
-
-def beside_a_constant(task: Task, results: dict[str, Any], targets: np.ndarray) -> dict[str, Any]:
-    """How good it were to predict the training labels' frequencies for every row, and a remark if the run is no better."""
-    name = task.main_metric
-    if name not in CROSS_ENTROPIES:
-        return {}
-    constant = constant_loss(task.prior().numpy(), targets)
-    remarks = []
-    if results.get(name) is not None and not results[name] < constant:
-        remarks.append(
-            f"{name} {results[name]:.5f} is no better than a constant prediction: the frequencies of the training labels, for "
-            f"every row, have {constant:.5f}. The run has learnt nothing; try another optim.lr, or train longer."
-        )
-    return {"constant_prediction": {name: constant}, "remarks": remarks}
-
-
-def training_flops(config: Config, task: Task, model: torch.nn.Module, *, clock: Clock) -> int:
-    """Floating-point operations of the whole run: three forwards a training example, one a teacher's prediction."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    ids = task.evaluation_order("validation", rows=None, batch_size=config.train.batch).ids(0)
-    batch = task.batch(ids, "validation", 0).to(config.launch.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        task.forward(model, batch, None)
-    forward = counter.get_total_flops() / len(ids)
-    algorithm = config.algorithm
-    num_teachers = {"peers": config.num_groups - 1, "fixed": len(algorithm.teachers)}.get(algorithm.teacher, 0)
-    taught = max(0, clock.horizon - algorithm.burn_in)
-    return round(config.num_groups * forward * (3 * clock.horizon + num_teachers * taught))
-
-
 def entry(arguments: list[str]) -> int:
     """Run one process of one group (`python -m odist.worker RUN GROUP REPLICA RENDEZVOUS PARENT`); its exit code.
 
@@ -316,16 +250,19 @@ def entry(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: signalled.append(True))
     try:
-        work(
-            Run.open(path),
-            group=int(group),
-            replica=int(replica),
-            rendezvous=Path(rendezvous),
-            stop=lambda: bool(signalled) or os.getppid() != int(parent),
-        )
+        run = Run.open(path)
+        with naming(run.path):
+            work(
+                run,
+                group=int(group),
+                replica=int(replica),
+                rendezvous=Path(rendezvous),
+                stop=lambda: bool(signalled) or os.getppid() != int(parent),
+            )
     except OdistError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        with contextlib.suppress(OSError):  # the log too lies on a disk that may be full
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return GAVE_UP if error.exit_code == 1 else error.exit_code
     return 0
 
 

@@ -53,7 +53,7 @@ def offline() -> Iterator[None]:
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., Run]:
     """Train or continue a run in a folder of its own: `train("algorithm=codistill", name="a", stop=...)`."""
-    from odist import processes, worker
+    from odist import processes, results, worker
 
     def start(*overrides: str, name: str = "run", stop: Callable[[], bool] = lambda: False) -> Run:
         folder = tmp_path / name
@@ -61,7 +61,7 @@ def train(tmp_path: Path) -> Callable[..., Run]:
         config = load(run.config)
         if config.launch.name == "local":
             processes.train(run, config, stop=stop)
-            worker.combine(run)
+            results.combine(run)
         else:
             worker.main(run, stop=stop)
         return run

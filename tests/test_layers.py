@@ -40,8 +40,9 @@ ALLOWED = {
     "sinks": {"registry", "run"},
     "trackers": {"run"},
     "validate": {"devices", "registry", "run", "sinks"},
-    "launch": {"places", "run", "validate", "provenance", "mending", "processes", "sinks", "worker"},
-    "processes": {"log", "run"},
+    "launch": {"places", "run", "validate", "provenance", "mending", "processes", "results", "sinks", "worker"},
+    "processes": {"run", "watch"},
+    "watch": {"log", "run"},
     "completion": {"conf_folder", "registry", "train_arguments"},
     "explain": {"train_arguments"},
     "cli_show": {"launch", "run", "churn"},
@@ -67,7 +68,8 @@ ALLOWED = {
     "bench": {"benchmarks", "provenance", "report", "run"},
     "benchmarks": {*ENGINE, "wiring", "worker", "prepare", "models"},
     "wiring": {*ENGINE, "registry", "trainer"},
-    "worker": {*ENGINE, "evaluation", "prediction", "trainer", "wiring"},
+    "worker": {*ENGINE, "results", "trainer", "wiring"},
+    "results": {*ENGINE, "evaluation", "prediction", "trainer", "wiring"},
     "evaluation": {"churn", "devices", "log", "prediction", "prediction_files", "run", "wiring"},
     "prediction": set(),
     "reference": {"data", "intervals", "metrics", "run", "tasks"},
@@ -108,7 +110,7 @@ RESERVED = {
     "numba": {"prepare", "data", "tasks"},
     "torch": {
         *("worker", "wiring", "prediction", "trainer", "tasks", "strategies", "teachers", "exchange", "models", "data"),
-        *("mesh", "losses", "optim", "rng", "checkpoint", "trackers", "benchmarks", "devices"),
+        *("mesh", "losses", "optim", "rng", "checkpoint", "trackers", "benchmarks", "devices", "results"),
     },
     "pickle": {"checkpoint"},  # for the name of the error that torch.load raises
 }

@@ -21,7 +21,7 @@ import yaml
 from conftest import compose, weight_hashes
 from safetensors.torch import load_file, save_file
 
-from odist import processes, worker
+from odist import processes, results, worker
 from odist.config_read import load
 from odist.errors import Diverged, Interrupted, LostWorkers, OdistError, UserError
 from odist.run import Run, step_name
@@ -47,7 +47,7 @@ def create(tmp_path: Path) -> Callable[..., Run]:
 def finish(run: Run, *, stop: Callable[[], bool] = lambda: False) -> Run:
     """Train a run in processes, as `odist train` does after it has made the folder."""
     processes.train(run, load(run.config), stop=stop)
-    worker.combine(run)
+    results.combine(run)
     return run
 
 
