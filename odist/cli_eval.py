@@ -49,6 +49,8 @@ def evaluate(
                 raise
             failures.append(error)
             continue
+        if words := run.missing_words():
+            print(f"note: {words}", file=sys.stderr)
         trained_on = run.config.get("launch", {}).get("device", "cpu")
         if device is None and results[-1]["device"] != trained_on:
             print(f"note: {run.path}: trained on {trained_on}, which this machine does not have; evaluated on "

@@ -59,8 +59,7 @@ def _entry(run: Run) -> Entry:
         config, status = run.config, run.status
         metrics = run.results["metrics"] if (run.path / "results.json").is_file() else {}
         metric = next((name for name in MAIN_METRICS if metrics.get(name) is not None), None)
-        problems = [f"{run.path}: groups missing: {run.missing_groups}"] if run.missing_groups else []
-        problems += untaught(run)
+        problems = [words for words in (run.missing_words(), *untaught(run)) if words]
         flat = dict(flatten(config))
         flat |= {group: flat.get(f"{group}.name", flat.get(group)) for group in GROUPS}
         row |= {

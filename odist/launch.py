@@ -23,7 +23,7 @@ from typing import Any
 from odist import provenance, sinks
 from odist.config import Config, config_hash, differences, to_dict
 from odist.config_read import load
-from odist.damage import naming
+from odist.damage import naming, writing
 from odist.errors import CannotWrite, Damaged, Diverged, Interrupted, LostWorkers, OdistError, UserError
 from odist.mending import mend_identity, mend_state
 from odist.places import local_folder
@@ -260,7 +260,10 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
             if created and not any(run.checkpoint_root(group).exists() for group in range(config.num_groups)):
                 shutil.rmtree(run.path)  # refused before the first step: as if never started
             raise
-        except (Interrupted, Diverged, LostWorkers, CannotWrite) as error:
+        except CannotWrite as error:
+            _record_end(run, error)
+            raise
+        except (Interrupted, Diverged, LostWorkers) as error:
             _record_end(run, error)
             raise type(error)(f"{run.path}: {error}") from error
         except BaseException as error:
@@ -300,7 +303,8 @@ def _record_continuation(run: Run, config: Config) -> None:
     """Take over the keys that may change, and note a package source other than the one that began the run."""
     import yaml
 
-    write_atomically(run.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+    with writing(run.path / "config.yaml"):
+        write_atomically(run.path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
     env = run.env
     source = provenance.source_hash()
     sources = [env.get("source_hash"), *env.get("continued_by", [])]

@@ -14,7 +14,7 @@ from typing import Any
 from odist import provenance
 from odist.config import Config, to_dict
 from odist.config_read import load
-from odist.damage import set_aside
+from odist.damage import set_aside, writing
 from odist.digest import written_env
 from odist.errors import Damaged, UserError
 from odist.run import Run, step_name, write_atomically
@@ -40,7 +40,8 @@ def mend_identity(run: Run, config: Config, *, digest: str, data_fingerprint: st
                           "overrides.txt.") from error  # fmt: skip
         path = run.path / "config.yaml"
         aside = f"; the damaged one is {set_aside(path).name}" if os.path.lexists(path) else ""
-        write_atomically(path, yaml.safe_dump(to_dict(config), sort_keys=False))
+        with writing(path):
+            write_atomically(path, yaml.safe_dump(to_dict(config), sort_keys=False))
         say(
             f"{path} was missing or damaged: written again from this command, which is the one that began the run{aside}."
         )

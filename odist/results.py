@@ -122,7 +122,7 @@ def combine(run: Run, *, missing: Sequence[int] = ()) -> None:
     seconds = round(sum(group["seconds"] for group in groups), 3)
     content |= {
         "metrics": results,
-        "groups": groups,
+        "groups": [groups[sound.index(group)] if group in sound else None for group in range(config.num_groups)],
         "seconds": seconds,
         **beside_a_constant(task, results, whole.targets),
     }

@@ -92,8 +92,15 @@ def compare_retrains(
         confidence=confidence,
         names=_distinct_names(retrains),
     )
+    notes += _missing(retrains)
     notes += doubts([retrain for retrain in retrains if retrain.config])
     return replace(result, notes=[*result.notes, *notes])
+
+
+def _missing(retrains: Sequence[Retrain]) -> list[str]:
+    """Which runs have lost groups, and who predicts for them."""
+    words = [Run(retrain.path).missing_words() for retrain in retrains if retrain.config]
+    return [sentence for sentence in words if sentence]
 
 
 def _common_targets(retrains: list[Retrain]) -> np.ndarray | None:

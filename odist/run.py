@@ -179,6 +179,16 @@ class Run:
         there = os.path.lexists(self.path / "results.json")
         return [int(group) for group in self.results.get("missing_groups", [])] if there else []
 
+    def missing_words(self) -> str:
+        """Which groups were lost and who predicts for them, as a sentence; empty if all are there."""
+        missing = self.missing_groups
+        if not missing:
+            return ""
+        who = f"group {missing[0]} is" if len(missing) == 1 else f"groups {', '.join(map(str, missing))} are"
+        predictor = self.results.get("predictor")
+        by = "the mean of the others predicts" if predictor == "mean" else f"{predictor} predicts"
+        return f"{self.path}: {who} missing: {by}. The same `odist train` command trains what is missing."
+
     @property
     def untaught_groups(self) -> list[int]:
         """Groups that were to learn from their peers and never had a teacher; none before the run has results."""

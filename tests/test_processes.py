@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from odist import processes, results, worker
 from odist.config_read import load
-from odist.errors import Diverged, Interrupted, LostWorkers, OdistError, UserError
+from odist.errors import Diverged, Interrupted, LostWorkers, UserError
 from odist.run import Run, step_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -215,9 +215,13 @@ def test_a_group_that_crashes_again_and_again_ends_the_run(create: Callable[...,
             killed.extend(set(workers_of(run, 1)) - set(killed))
             os.kill(killed[-1], signal.SIGKILL)
 
-    with Meanwhile(kill_twice), pytest.raises(OdistError, match=r"group 1 crashed 2 times .* exit code -9") as caught:
+    with (
+        Meanwhile(kill_twice),
+        pytest.raises(LostWorkers, match=r"group 1 was killed 2 times .* by signal 9 \(SIGKILL") as caught,
+    ):
         finish(run)
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 4
+    assert caught.value.lost_groups == ()  # under lock-step no other group has come to its end
     assert workers_of(run) == []
 
 
@@ -283,9 +287,12 @@ def test_freshest_goes_on_without_a_peer_that_died(create: Callable[..., Run]) -
 
     with (
         Meanwhile(kill),
-        pytest.raises(OdistError, match=r"(?s)group 1 crashed once .*The other groups are trained and saved"),
+        pytest.raises(
+            LostWorkers, match=r"(?s)group 1 was killed once .*The other groups are trained and saved"
+        ) as caught,
     ):
         finish(run)
+    assert caught.value.lost_groups == (1,)
     frame = run.metrics(kind="train")
     own = frame[frame["group"] == 0]
     assert own["step"].max() == 800
