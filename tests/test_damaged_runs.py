@@ -22,7 +22,7 @@ from conftest import weight_hashes
 from safetensors.torch import load_file, save_file
 
 from odist.cli import main
-from odist.errors import Damaged, UserError
+from odist.errors import Damaged, Interrupted, UserError
 from odist.run import Run
 
 COMMAND = ["train", "scale=smoke", "run.progress=false", "model.hidden=[16]", "model.embedding_dim=4", "algorithm=codistill",
@@ -212,6 +212,31 @@ def only(path: Path, step: int) -> Run:
             if other != step:
                 shutil.rmtree(run.checkpoint_root(group) / f"step-{other:010d}")
     return run
+
+
+def test_a_group_in_its_own_process_goes_back_alone_and_its_peer_still_has_what_it_needs(
+    train: Callable[..., Run], capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = [*(word for word in COMMAND[3:] if "max_examples" not in word), "exchange.lag=1", "train.max_examples=6000"]
+    whole = train(*keys, name="whole")
+    apart = [*keys, "launch=local"]
+
+    def far() -> bool:
+        run = Run(whole.path.with_name("apart"))
+        return all(len(run.checkpoint_steps(group)) == 3 for group in range(2))
+
+    with pytest.raises(Interrupted):
+        train(*apart, name="apart", stop=far)
+    run = Run(whole.path.with_name("apart"))
+    damaged = [run.checkpoint_root(0) / f"step-{step:010d}" for step in run.checkpoint_steps(0)[1:]]
+    for folder in damaged:
+        flip(folder / "model.safetensors")
+    capfd.readouterr()
+    assert weight_hashes(train(*apart, name="apart")) == weight_hashes(whole)
+    said = capfd.readouterr().err
+    for folder in damaged:  # the note came from the log of the group's process
+        assert f"note: {folder / 'model.safetensors'}: damaged" in said
+        assert folder.with_name(f".damaged-{folder.name}").is_dir()
 
 
 RECORDS = {
