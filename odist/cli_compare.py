@@ -182,7 +182,7 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
 
 def _group_line(content: Mapping[str, Any], group: Mapping[str, Any]) -> str:
     parts = []
-    results = content["groups"][group["group"]] if len(content["groups"]) > group["group"] else {}
+    results = (content["groups"][group["group"]] if len(content["groups"]) > group["group"] else None) or {}
     for name in ("log_loss", "cross_entropy"):
         if results.get(name) is not None:
             parts.append(f"{name} {number(results[name])}")
