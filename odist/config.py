@@ -156,9 +156,7 @@ class ResNetConfig(ModelConfig):
 class OptimConfig:
     name: str = key(MISSING, "optimiser", choices=("adagrad", "sgd", "adam", "adamw", "lars"))
     lr: float = key(MISSING, "learning rate", bounds=POSITIVE)
-    lr_per: int | None = key(
-        None, "examples a step that optim.lr is for, more scale it up; null: no scaling", bounds=POSITIVE
-    )
+    lr_per: int | None = key(None, "examples a step that optim.lr is for; more scale it up", bounds=POSITIVE)
     momentum: float = key(0.0, "momentum of sgd and lars", bounds=BELOW_ONE)
     nesterov: bool = key(False, "Nesterov's momentum, of sgd and lars")
     trust: float = key(0.001, "lars: step of a layer as a share of its weights' norm, at lr 1", bounds=POSITIVE)
@@ -172,12 +170,10 @@ class OptimConfig:
     sparse: bool = key(True, "sparse gradients for embedding tables (adagrad and plain sgd, no weight decay)")
     clip_norm: float | None = key(None, "largest gradient norm over all parameters; null: no clipping", bounds=POSITIVE)
     schedule: str = key("constant", "learning rate after the warm-up", choices=("constant", "cosine", "steps"))
-    warmup: int = key(0, "examples of linear warm-up", bounds=NOT_NEGATIVE, in_examples=True)
+    warmup: int = key(0, "examples of linear warm-up", bounds=NOT_NEGATIVE, as_steps=True)
     warmup_share: float = key(0.0, "... or as a share of the run", bounds=SHARE)
     warmup_from: float = key(0.0, "learning rate at which the warm-up begins", bounds=NOT_NEGATIVE)
-    milestones: list[int] = key(
-        [], "examples at which `steps` multiplies by optim.decay", bounds=POSITIVE, in_examples=True
-    )
+    milestones: list[int] = key([], "examples at which `steps` applies optim.decay", bounds=POSITIVE, as_steps=True)
     milestone_shares: list[float] = key([], "... or as shares of the run", bounds=SHARE)
     decay: float = key(0.1, "factor of the learning rate at each milestone of `steps`", bounds=POSITIVE)
     final_fraction: float = key(0.0, "learning rate at the end of `cosine`, as a share of optim.lr", bounds=SHARE)
@@ -207,11 +203,11 @@ class AlgorithmConfig:
     distill_weight: float = key(1.0, "weight of the teacher's loss", bounds=NOT_NEGATIVE)
     distill_loss: str = key("cross_entropy", "loss against the teacher's prediction", choices=DISTILL_LOSSES)
     average: str = key("probabilities", "what is averaged over several teachers", choices=("probabilities", "logits"))
-    burn_in: int = key(0, "examples before the teacher is heard", bounds=NOT_NEGATIVE, in_examples=True)
+    burn_in: int = key(0, "examples before the teacher is heard", bounds=NOT_NEGATIVE, as_steps=True)
     distribution: str = key("uniform", "prediction of the constant teacher", choices=DISTRIBUTIONS)
     teachers: list[str] = key([], "folders of the finished runs that teach, for algorithm=distill")
     delay: int | None = key(None, "delayed: updates between pull and push; null: workers - 1", bounds=NOT_NEGATIVE)
-    average_every: int = key(MISSING, "local_sgd: examples between averages", bounds=POSITIVE, in_examples=True)
+    average_every: int = key(MISSING, "local_sgd: examples between averages", bounds=POSITIVE, as_steps=True)
 
 
 TIMINGS = {"lockstep": "the agreed snapshot, the same bits every time", "freshest": "the newest there is"}
@@ -225,7 +221,7 @@ class ExchangeConfig:
     timeout: float = key(600.0, "lockstep: seconds to wait for a peer before saving and giving up", bounds=POSITIVE)
     poll: float = key(1.0, "freshest: seconds between two looks into the store", bounds=POSITIVE)
     keep: int = key(3, "freshest: own snapshots kept in the store", bounds=POSITIVE)
-    interval: int = key(MISSING, "examples between two reloads of the teacher", bounds=POSITIVE, in_examples=True)
+    interval: int = key(MISSING, "examples between two reloads of the teacher", bounds=POSITIVE, as_steps=True)
     lag: int = key(0, "lockstep: use the peer's snapshot of so many intervals ago", bounds=NOT_NEGATIVE)
     lookahead: int = key(1, "steps whose batches the frozen teacher predicts in one pass", bounds=POSITIVE)
 
@@ -248,22 +244,14 @@ class LaunchConfig:
 class TrainConfig:
     batch: int = key(MISSING, "examples per virtual worker and step", bounds=POSITIVE)
     passes: float = key(1.0, "length of the run: passes over the training rows ...", bounds=POSITIVE)
-    max_examples: int | None = key(
-        None, "... or so many examples per group; null: no limit", bounds=POSITIVE, in_examples=True
-    )
-    evaluate_every: int = key(
-        0, "examples between evaluations; 0: only at the end", bounds=NOT_NEGATIVE, in_examples=True
-    )
+    max_examples: int | None = key(None, "... or examples per group; null: no limit", bounds=POSITIVE, as_steps=True)
+    evaluate_every: int = key(0, "examples between evaluations; 0: only at the end", bounds=NOT_NEGATIVE, as_steps=True)
     evaluate_batch: int = key(4096, "examples of one forward in evaluations", bounds=POSITIVE)
     evaluate_rows: int | None = key(None, "validation rows of evaluations on the way; null: all", bounds=POSITIVE)
     keep_evaluations: bool = key(False, "keep the predictions of every evaluation, for the curve of an ensemble's mean")
-    checkpoint_every: int = key(
-        0, "examples between checkpoints; 0: only at the end", bounds=NOT_NEGATIVE, in_examples=True
-    )
+    checkpoint_every: int = key(0, "examples between checkpoints; 0: at the end", bounds=NOT_NEGATIVE, as_steps=True)
     keep_checkpoints: int = key(1, "newest checkpoints that are kept", bounds=POSITIVE)
-    log_every: int = key(
-        0, "examples between rows of metrics.jsonl; 0: 100 rows", bounds=NOT_NEGATIVE, in_examples=True
-    )
+    log_every: int = key(0, "examples between rows of metrics.jsonl; 0: 100 rows", bounds=NOT_NEGATIVE, as_steps=True)
     prefetch: int = key(2, "steps prepared ahead by threads", bounds=NOT_NEGATIVE)
     # Group k starts from its group k, or all from its group 0 where it has another number of groups. Optimizer state,
     # schedule and steps start afresh.

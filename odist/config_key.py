@@ -49,14 +49,14 @@ class Key:
     choices: the values it may have; with what each means where that is not plain
     parts: kind of odist.registry whose names it may have
     bounds: range of its number, or of each number of its list
-    in_examples: a number of examples per group, which is also shown as steps
+    as_steps: a number of examples per group, which is also shown as steps
     """
 
     meaning: str = ""
     choices: tuple[str | int, ...] | Mapping[str, str] = ()
     parts: str | None = None
     bounds: Bounds | None = None
-    in_examples: bool = False
+    as_steps: bool = False
 
 
 def key(
@@ -66,10 +66,10 @@ def key(
     choices: tuple[str | int, ...] | Mapping[str, str] = (),
     parts: str | None = None,
     bounds: Bounds | None = None,
-    in_examples: bool = False,
+    as_steps: bool = False,
 ) -> Value:
     """A dataclass field with its default and what `Key` says of it; lists and nodes are copied for every object."""
-    described = Key(meaning, choices=choices, parts=parts, bounds=bounds, in_examples=in_examples)
+    described = Key(meaning, choices=choices, parts=parts, bounds=bounds, as_steps=as_steps)
     copied: Any = isinstance(default, list) or dataclasses.is_dataclass(default)
     options: Any = {"default_factory": lambda: copy.deepcopy(default)} if copied else {"default": default}
     field: Any = dataclasses.field(metadata={"key": described}, **options)

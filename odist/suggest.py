@@ -23,6 +23,7 @@ SYNONYMS = {
     **dict.fromkeys(("evalevery", "evalinterval", "evalsteps", "validateevery"), "train.evaluate_every"),
     **dict.fromkeys(("evalbatch", "evalbatchsize"), "train.evaluate_batch"),
     **dict.fromkeys(("saveevery", "savesteps", "saveinterval", "checkpointinterval"), "train.checkpoint_every"),
+    **dict.fromkeys(("checkpoint", "pretrained", "weights", "init", "warmstart"), "train.init_from"),
     "savetotallimit": "train.keep_checkpoints",
     **dict.fromkeys(("loginterval", "loggingsteps", "logsteps"), "train.log_every"),
     **dict.fromkeys(("numworkers", "dataloaderworkers", "dataloadernumworkers"), "train.prefetch"),

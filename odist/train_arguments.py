@@ -26,7 +26,7 @@ FLAGS: dict[str, tuple[str, ...] | None] = {
 INFO = ("--info", "-i")  # with a value or none
 INFO_VALUES = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 GROUPS = ("task", "algorithm", "data", "scale", "model", "optim", "exchange", "launch")  # those a user chooses from
-PLACES = ("run.dir", "data.path", "exchange.url", "algorithm.teachers")
+PLACES = ("run.dir", "data.path", "exchange.url", "algorithm.teachers", "train.init_from")
 ELSEWHERE = {
     "--version": "Type odist --version.",
     "--shell-completion": "Type odist --install-completion.",

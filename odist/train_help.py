@@ -108,7 +108,7 @@ def _examples_per_step(config: Config) -> int | None:
 
 def _meaning(value: Any, key: Key, *, examples: int | None) -> str:
     text = key.meaning
-    if key.in_examples and examples and isinstance(value, int) and value > 0:
+    if key.as_steps and examples and isinstance(value, int) and value > 0:
         text += f" (here {max(1, round(value / examples)):,} steps)"
     if isinstance(key.choices, dict):
         text += ": " + " | ".join(f"{name} ({said})" for name, said in key.choices.items())

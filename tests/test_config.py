@@ -66,6 +66,7 @@ def store(tmp_path: Path) -> Path:
 def finished_run(path: Path, *, digest: str = "d" * 64, state: str = "finished") -> Path:
     run = Run.create(path, to_dict(load(compose("scale=smoke"))), overrides=[], env={"config_hash": digest})
     run.set_status(state=state)
+    run.write_json("results.json", {"metrics": {}, "groups": [], "split": "validation"})
     return path
 
 

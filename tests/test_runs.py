@@ -6,12 +6,12 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from test_cli import SMOKE, command, environment, odist, refused
 
-from odist.cli_runs import table
 from odist.run import Run
 
 
@@ -102,8 +102,6 @@ def test_names_of_runs_are_whole_at_every_width(columns: int, trained: Path) -> 
 
 
 def test_in_a_pipe_a_run_is_one_line(trained: Path) -> None:
-    import subprocess
-
     variables = {name: value for name, value in environment().items() if name != "COLUMNS"}
     done = subprocess.run(command("runs"), cwd=trained, env=variables, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 4
@@ -182,7 +180,7 @@ def test_show_tells_the_differences_of_two_runs(trained: Path) -> None:
 
 
 def test_a_long_cell_is_wrapped_behind_the_others() -> None:
-    from odist.cli_runs import Entry
+    from odist.cli_runs import Entry, table
 
     row = {"path": "runs/a", "name": "a", "task": "criteo", "data": "synthetic", "scale": "smoke", "algorithm": "sync",
            "num_groups": 1, "seed": 0, "overrides": [f"optim.key{n}=1" for n in range(6)], "state": "finished", "step": 1,
