@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from odist import restart
 from odist.config import Config
 from odist.errors import GAVE_UP, CannotWrite, Damaged, Diverged, Interrupted, LostWorkers, OdistError, UserError
 from odist.run import Run
@@ -59,6 +60,7 @@ def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
     """
     (run.path / "logs").mkdir(exist_ok=True)
     watch = Watch(run, config)
+    restart.mend(run, config, say=watch.say)
     groups = [Group(index) for index in range(config.num_groups)]
     run.set_status(state="running", started=time.time())
     try:

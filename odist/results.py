@@ -51,7 +51,7 @@ def finish_group(trainer: Trainer, config: Config) -> None:
         _save_array(root / "targets.npy", prediction.targets)  # every group's the same
         if prediction.bayes is not None:
             _save_array(root / "bayes.npy", prediction.bayes)
-        write_atomically(root / f"group-{group}.json", json.dumps({**own, "length": length}) + "\n")
+        write_atomically(trainer.run.group_results(group), json.dumps({**own, "length": length}) + "\n")
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
@@ -69,14 +69,14 @@ def _group_results(run: Run, group: int) -> dict[str, Any]:
     """What a trained group has left; Damaged if it is not sound."""
     root = run.prediction_root("validation")
     kinds: Kinds = {"seconds": (int, float), "weight_hash": str, "length": dict}
-    own = read_json(root / f"group-{group}.json", cure=CONTINUE, kinds=kinds, required=tuple(kinds))
+    own = read_json(run.group_results(group), cure=CONTINUE, kinds=kinds, required=tuple(kinds))
     read_array(root / f"group-{group}.npy", cure=CONTINUE, rows=own["length"].get("rows"))
     return own
 
 
 def is_done(run: Run, group: int, *, say: Say) -> bool:
     """Whether nothing is left to do for a group; what it has left in a damaged state it makes again."""
-    mark = run.prediction_root("validation") / f"group-{group}.json"
+    mark = run.group_results(group)
     try:
         if mark.exists():
             _group_results(run, group)

@@ -194,8 +194,10 @@ class Run:
         """Groups that were to learn from their peers and never had a teacher; none before the run has results."""
         if not (self.path / "results.json").is_file():
             return []
-        groups = enumerate(self.results["groups"])
-        return [index for index, group in groups if isinstance(group, dict) and group.get("taught") is False]
+        results, missing = self.results, self.missing_groups
+        sound = [group for group in range(len(results["groups"]) + len(missing)) if group not in missing]
+        return [group for group, own in zip(sound, results["groups"], strict=True)
+                if isinstance(own, dict) and own.get("taught") is False]  # fmt: skip
 
     @property
     def finished(self) -> bool:
@@ -290,6 +292,10 @@ class Run:
 
     def prediction_root(self, split: str) -> Path:
         return self.path / "predictions" / split
+
+    def group_results(self, group: int) -> Path:
+        """The file that a group leaves when it is trained and its predictions are there."""
+        return self.prediction_root("validation") / f"group-{group}.json"
 
     def evaluation_root(self, group: int) -> Path:
         """Where `train.keep_evaluations` leaves predictions until the run is finished, one file a step."""

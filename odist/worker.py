@@ -217,17 +217,26 @@ def _train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], boo
             trainer.load(start)
         for done in trainer.fit(start):
             if mesh.is_writer and done % trainer.cadence.log == 0:
-                checkpoint.prune_group(run, group, keep=config.train.keep_checkpoints)
+                _prune(run, config, group)
         if trainer.stopped:
             raise Interrupted(f"group {group} stopped and saved.")
         if mesh.is_writer:
-            checkpoint.prune_group(run, group, keep=config.train.keep_checkpoints)
+            _prune(run, config, group)
             finish_group(trainer, config)
     finally:
         trainer.loader.close()
         for end in parts.exchanges:
             end.close()
         log.close()
+
+
+def _prune(run: Run, config: Config, group: int) -> None:
+    """Delete old checkpoints; groups that wait for each other keep the newest that all have, see restart.py."""
+    keep = config.train.keep_checkpoints
+    if config.algorithm.teacher == "peers" and config.exchange.timing == "lockstep":
+        checkpoint.prune(run, config.num_groups, keep=keep)
+    else:
+        checkpoint.prune_group(run, group, keep=keep)
 
 
 def open_run(run: Run, task: Task, clock: Clock) -> None:
