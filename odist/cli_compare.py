@@ -129,6 +129,8 @@ def _problems(
             found.append(f"group {group['group']} never had a teacher")
         if group["rejected_snapshots"]:
             found.append(f"group {group['group']} rejected {group['rejected_snapshots']} entries of the exchange")
+    if state == "finished":
+        found += run.results.get("remarks", [])
     if env.get("continued_by"):
         found.append("continued by another version of odist's source than began it")
     path = config.get("data", {}).get("path")

@@ -132,16 +132,21 @@ def combine(run: Run, *, missing: Sequence[int] = ()) -> None:
 
 
 def beside_a_constant(task: Task, results: dict[str, Any], targets: np.ndarray) -> dict[str, Any]:
-    """How good it were to predict the training labels' frequencies for every row, and a remark if the run is no better."""
+    """The loss of predicting the same for every row, and a remark if the run is no better.
+
+    The same: the training rows' rate of the positive class, or of several classes each as probable as the others.
+    """
     name = task.main_metric
-    if name not in CROSS_ENTROPIES:
+    if name not in CROSS_ENTROPIES or results.get(name) is None:
         return {}
-    constant = constant_loss(task.prior().numpy(), targets)
+    prior = task.prior().numpy()
+    constant = constant_loss(prior if prior.ndim == 0 else np.full(len(prior), 1 / len(prior)), targets)
     remarks = []
-    if results.get(name) is not None and not results[name] < constant:
+    if not results[name] < constant:
+        same = f"{prior:.4f}, the rate of the training rows" if prior.ndim == 0 else f"1/{len(prior)} for every class"
         remarks.append(
-            f"{name} {results[name]:.5f} is no better than a constant prediction: the frequencies of the training labels, for "
-            f"every row, have {constant:.5f}. The run has learnt nothing; try another optim.lr, or train longer."
+            f"{name} {results[name]:.5f} is no better than a constant prediction: {same}, has {constant:.5f}. "
+            "Try another optim.lr, or train longer."
         )
     return {"constant_prediction": {name: constant}, "remarks": remarks}
 

@@ -265,7 +265,9 @@ def load_teachers(paths: Sequence[str], config: Config, task: Task) -> list[nn.M
         theirs = fitted_fingerprint(run, other)
         if theirs != task.fitted_fingerprint:
             cure = (
-                f"Prepare it with --like {other.data.path}" if other.data.path else "Train a teacher on the same data"
+                f"Prepare this run's data with --like {other.data.path}"
+                if other.data.path
+                else "Train a teacher on the same data"
             )
             raise UserError(
                 f"{path}: for this teacher, ids, numbers or classes mean something else than in this run's data (fitted parts "

@@ -83,7 +83,9 @@ def test_a_run_of_another_day_teaches_though_its_store_is_gone(train, tmp_path: 
     assert taught.env["data_fingerprint"] != teacher.env["data_fingerprint"]
     assert taught.metrics(kind="train")["distill_loss"].iloc[-1] > 0
     other = DAYS[task](tmp_path / "other", first=2, second=2)
-    with pytest.raises(UserError, match=rf"fitted parts \w+ there, \w+ here\)\. Prepare it with --like {yesterday}"):
+    with pytest.raises(
+        UserError, match=rf"fitted parts \w+ there, \w+ here\)\. Prepare this run's data with --like {yesterday}"
+    ):
         train(*on(other, task), *SHORT, *distill, name="refused")
 
 
@@ -260,7 +262,7 @@ def test_first_weights_are_part_of_what_a_run_is_and_their_place_is_not(train, t
     assert digest(Path(shutil.copytree(source.path, tmp_path / "moved"))) == first
 
 
-# ---- a run that has learnt nothing
+# ---- a run whose predictions are worth no more than a constant
 
 
 @pytest.mark.parametrize(("task", "lr"), [("criteo", 1e9), ("lm", 1e4), ("imagenet", 30.0)])
