@@ -51,6 +51,13 @@ SYNONYMS = {
     **dict.fromkeys(("nhead", "nheads", "numheads"), "model.heads"),
     **dict.fromkeys(("dmodel", "nembd", "hiddensize"), "model.width"),
 }
+IN_EXAMPLES = (
+    "train.max_examples",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "train.log_every",
+    "optim.warmup",
+)
 # The same for values.
 VALUES = {
     **dict.fromkeys(("gpu", "gpus", "nvidia", "cuda:0"), "cuda"),
@@ -93,9 +100,11 @@ def key_meant(key: str, keys: Iterable[str]) -> str | None:
 def unknown_key(key: str, keys: Iterable[str]) -> str:
     """The message for a key that the schema has not: the one that was meant, or the nearest by whole and last part."""
     names = list(keys)
-    if meant := key_meant(key, names):
-        return f"There is no key {key}. Did you mean {meant}? All keys: odist train --help"
     last = key.rsplit(".", 1)[-1]
+    if meant := key_meant(key, names):
+        counts = re.search(r"step|iter", last.lower()) and meant in IN_EXAMPLES
+        unit = " It counts examples: steps x train.batch x workers." if counts else ""
+        return f"There is no key {key}. Did you mean {meant}?{unit} All keys: odist train --help"
     near = difflib.get_close_matches(key, names, n=4, cutoff=0.6)
     near += [name for name in names if difflib.SequenceMatcher(None, last, name.rsplit(".", 1)[-1]).ratio() > 0.75]
     closest = list(dict.fromkeys(near))[:5]

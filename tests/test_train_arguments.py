@@ -78,7 +78,7 @@ def test_help_shows_choices_of_a_users_own_folder(tmp_path: Path) -> None:
         (["optim.learning_rate=0.1"], ["no key optim.learning_rate", "Did you mean optim.lr?"]),
         (["batch_size=1"], ["Did you mean train.batch?"]),
         (["epochs=1"], ["Did you mean train.passes?"]),
-        (["steps=1"], ["Did you mean train.max_examples?"]),
+        (["max_steps=1"], ["Did you mean train.max_examples?", "steps x train.batch x workers"]),
         (["gpu=1"], ["Did you mean launch.device?"]),
         (["launch.device=gpu"], ["Did you mean cuda?"]),
         (["--seed", "1"], ["Type seed=1"]),
