@@ -52,9 +52,9 @@ class Arguments:
         )
 
     def value_of(self, key: str) -> str | None:
-        """What was typed behind `key=`; None if nothing was, or `null`."""
+        """What was typed behind `key=`, without quotes; None if nothing was, or `null`."""
         given = [word.partition("=")[2] for word in self.overrides if word.lstrip("+").startswith(f"{key}=")]
-        return given[-1] if given and given[-1] not in ("", "null") else None
+        return re.sub(r"^(['\"])(.*)\1$", r"\2", given[-1]) if given and given[-1] not in ("", "null") else None
 
     def words(self) -> list[str]:
         """The command line for Hydra."""

@@ -145,6 +145,13 @@ def test_flags_may_stand_anywhere_and_keep_their_values() -> None:
     assert read_arguments(["--info", "seed=1"]).words() == ["--info", "--", "seed=1"]
 
 
+def test_a_quoted_folder_of_a_multirun_is_that_folder(tmp_path: Path) -> None:
+    done = odist("train", "-m", *SMOKE, "run.dir='my runs'", "seed=1,2", "train.max_examples=50", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["my runs"]
+    assert len(list((tmp_path / "my runs").iterdir())) == 2
+
+
 def test_every_synonym_names_a_key() -> None:
     from odist.config_read import schema_keys
     from odist.suggest import SYNONYMS
