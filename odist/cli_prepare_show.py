@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -169,13 +170,25 @@ def _print_next(task: str, rows: Mapping[str, int], *, output: Path, like: Path 
         print(f"no labels: usable for `odist eval` only: {evaluate} --output predictions.parquet")
     elif not rows.get("train"):
         print(f"use it: {evaluate}\n  RUN is a run on {like}. --validation-fraction SHARE makes training rows too.")
+    elif not rows.get("validation"):
+        print("no validation rows, by which `odist train` evaluates every run: to train on these rows prepare them with a "
+              "--validation-fraction above 0")  # fmt: skip
     else:
-        train = f"odist train task={task} data=prepared {shlex.quote(f'data.path={output}')}"
+        train = f"odist train task={task} data=prepared {_data_path(output)}"
         print(f"use it: {train}")
         if like is not None:
             print(
                 f"  with a model that was trained on {like} as teacher: {train} algorithm=distill 'algorithm.teachers=[RUN]'"
             )
+
+
+def _data_path(output: Path) -> str:
+    # As a shell and Hydra take it.
+    if re.fullmatch(r"[\w./+~-]+", str(output)):
+        return f"data.path={output}"
+    escaped = str(output).replace("'", "\\'")
+    word = f"data.path='{escaped}'"
+    return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
 
 
 NAMES = {"criteo": "criteo", "lm": "commoncrawl", "imagenet": "imagenet"}

@@ -59,6 +59,9 @@ def make_clock(config: Config, task: Task) -> Clock:
     if rows == 0 and config.data.path is not None:
         raise UserError(f"data.path={config.data.path}: holds no training rows, for it was prepared to evaluate finished runs. "
                         f"Type odist eval RUN --data {config.data.path}")  # fmt: skip
+    if config.data.path is not None and task.num_rows("validation") == 0:
+        raise UserError(f"data.path={config.data.path}: holds no validation rows, by which every run is evaluated. Prepare it "
+                        "again with a --validation-fraction above 0.")  # fmt: skip
     if examples < per_step:
         raise UserError(
             f"the horizon of {examples} examples (train.passes={config.train.passes} of {rows} training rows, "

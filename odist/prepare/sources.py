@@ -136,8 +136,8 @@ def passed_over(text: str) -> str:
     if not files or not skipped:
         return ""
     shown = ", ".join(folder + "/" for folder in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-    many = f"{len(skipped):,} folders match" if len(skipped) > 1 else "a folder matches"
-    return f"{text}: {many} too, and what is in it is not read: {shown}. To read it: --input '{_deeper(text)}'"
+    many, them = (f"{len(skipped):,} folders match", "them") if len(skipped) > 1 else ("a folder matches", "it")
+    return f"{text}: {many} too, and the files in {them} are not read: {shown}. To read them: --input '{_deeper(text)}'"
 
 
 def _deeper(text: str) -> str:
