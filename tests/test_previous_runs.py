@@ -14,11 +14,13 @@ from conftest import StopAfter, compose, make_config, weight_hashes
 from PIL import Image
 from safetensors.torch import load_file
 from test_cli import SMOKE, criteo_rows, odist, refused
+from test_prepare_commoncrawl import story, write_json
 
 from odist.config import config_hash
-from odist.data.tokens import write_token_store
+from odist.data.images import ImageStore
 from odist.errors import Interrupted, UserError
 from odist.launch import content_of, prepare_config
+from odist.prepare.commoncrawl import TextOptions, prepare_commoncrawl
 from odist.prepare.criteo import CriteoOptions, prepare_criteo
 from odist.prepare.imagenet import ImageOptions, prepare_imagenet
 from odist.run import Run
@@ -28,37 +30,31 @@ SHORT = ("train.max_examples=300", "train.batch=20")
 STILL = ("optim=sgd", "optim.lr=1e-300", "train.max_examples=20", "train.batch=20")  # steps that change no weight
 
 
-def day_of_criteo(folder: Path, *, first: int, second: int) -> Path:
-    """A store of 160 training rows drawn with one seed and 40 validation rows with another: equal training rows, and
-    therefore equal fitted parts, for equal first seeds."""
-    rows = (
-        criteo_rows(folder.with_suffix(".a"), rows=160, seed=first),
-        criteo_rows(folder.with_suffix(".b"), rows=40, seed=second),
-    )
-    options = CriteoOptions(buckets=500, validation_fraction=0.2)
-    prepare_criteo([str(path) for path in rows], output=folder, options=options)
+def day_of_criteo(folder: Path, *, seed: int, like: Path | None = None) -> Path:
+    """A store of 160 training rows and 40 validation rows; each seed has its own, with fitted parts of their own unless `like`."""
+    rows = criteo_rows(folder.with_suffix(".txt"), rows=200, seed=seed)
+    options = CriteoOptions(buckets=None if like else 500, validation_fraction=0.2)
+    prepare_criteo([str(rows)], output=folder, like=like, options=options)
     return folder
 
 
-def day_of_text(folder: Path, *, first: int, second: int) -> Path:
-    train, validation = (
-        [np.random.default_rng([seed, number]).integers(0, 60, 300) for number in range(count)]
-        for seed, count in ((first, 40), (second, 8))
-    )
-    write_token_store(folder, documents={"train": train, "validation": validation}, vocabulary=60, special={})
+def day_of_text(folder: Path, *, seed: int, like: Path | None = None) -> Path:
+    texts = write_json(folder.with_suffix(".jsonl.gz"), [story(100 * seed + number) for number in range(16)])
+    options = TextOptions(processes=1, vocabulary=None if like else 120, validation_fraction=0.2)
+    prepare_commoncrawl([str(texts)], output=folder, like=like, options=options)
     return folder
 
 
-def day_of_images(folder: Path, *, first: int, second: int) -> Path:
-    """Twenty images in each of two classes; `first` names the classes."""
-    random = np.random.default_rng([first, second])
-    for name in (f"bird-{first}", f"cat-{first}"):
-        for split, count in (("train", 20), ("val", 5)):
-            (folder.with_suffix(".raw") / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder.with_suffix(".raw") / split / name / f"{number}.png")
-    prepare_imagenet([str(folder.with_suffix(".raw"))], output=folder, options=ImageOptions(decode=32))
+def day_of_images(folder: Path, *, seed: int, like: Path | None = None) -> Path:
+    """Twenty-five images in each of two classes, whose names follow the seed unless `like`."""
+    random, classes = np.random.default_rng(seed), ImageStore.open(like).classes if like else [f"a{seed}", f"b{seed}"]
+    raw = folder.with_suffix(".raw")
+    for name in classes:
+        (raw / name).mkdir(parents=True)
+        for number in range(25):
+            Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(raw / name / f"{number}.png")
+    options = ImageOptions(decode=32, validation_fraction=0.2, processes=1)
+    prepare_imagenet([str(raw)], output=folder, like=like, options=options)
     return folder
 
 
@@ -74,15 +70,15 @@ def on(store: Path, task: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("task", DAYS)
 def test_a_run_of_another_day_teaches_though_its_store_is_gone(train, tmp_path: Path, task: str) -> None:
-    yesterday = DAYS[task](tmp_path / "yesterday", first=1, second=1)
-    today = DAYS[task](tmp_path / "today", first=1, second=2)
+    yesterday = DAYS[task](tmp_path / "yesterday", seed=1)
+    today = DAYS[task](tmp_path / "today", seed=2, like=yesterday)
     teacher = train(*on(yesterday, task), *SHORT, "seed=3", name="teacher")
     shutil.rmtree(yesterday)
     distill = ("algorithm=distill", f"algorithm.teachers=[{teacher.path}]")
     taught = train(*on(today, task), *SHORT, *distill, name="taught")
     assert taught.env["data_fingerprint"] != teacher.env["data_fingerprint"]
     assert taught.metrics(kind="train")["distill_loss"].iloc[-1] > 0
-    other = DAYS[task](tmp_path / "other", first=2, second=2)
+    other = DAYS[task](tmp_path / "other", seed=3)
     with pytest.raises(
         UserError, match=rf"fitted parts \w+ there, \w+ here\)\. Prepare this run's data with --like {yesterday}"
     ):
@@ -90,13 +86,13 @@ def test_a_run_of_another_day_teaches_though_its_store_is_gone(train, tmp_path: 
 
 
 def test_a_run_is_evaluated_on_another_day_though_its_store_is_gone(train, tmp_path: Path) -> None:
-    yesterday = day_of_criteo(tmp_path / "yesterday", first=1, second=1)
-    today = day_of_criteo(tmp_path / "today", first=1, second=2)
+    yesterday = day_of_criteo(tmp_path / "yesterday", seed=1)
+    today = day_of_criteo(tmp_path / "today", seed=2, like=yesterday)
     train(*on(yesterday, "criteo"), *SHORT, name="run")
     shutil.rmtree(yesterday)
     done = odist("eval", "run", "--data", today, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    other = day_of_criteo(tmp_path / "other", first=2, second=2)
+    other = day_of_criteo(tmp_path / "other", seed=3)
     refused(odist("eval", "run", "--data", other, cwd=tmp_path), "other fitted parts", "--like")
 
 
@@ -111,7 +107,7 @@ def test_synthetic_teachers_need_the_same_generator_and_not_the_same_rows(train,
 
 
 def test_a_teacher_that_has_seen_the_evaluated_rows_is_told(train, tmp_path: Path) -> None:
-    store = day_of_criteo(tmp_path / "store", first=1, second=1)
+    store = day_of_criteo(tmp_path / "store", seed=1)
     seen = train(*on(store, "criteo"), *SHORT, name="seen")
     fair = train(*on(store, "criteo"), *SHORT, "data.holdout=tuning", name="fair")
     fingerprint = content_of(make_config(*on(store, "criteo")))["data.path"]
@@ -232,7 +228,7 @@ def test_first_weights_of_another_model_are_refused_by_naming_tensors(train, tmp
 
 def test_first_weights_of_another_number_of_classes_are_refused(train, tmp_path: Path) -> None:
     source = train("task=imagenet", *STILL, name="source")  # ten classes
-    store = day_of_images(tmp_path / "store", first=1, second=1)
+    store = day_of_images(tmp_path / "store", seed=1)
     with pytest.raises(UserError, match=r"fc.weight is \[10, 64\] there, \[2, 64\] here"):
         train(*on(store, "imagenet"), *STILL, f"train.init_from={source.path}", name="run")
 
