@@ -17,7 +17,6 @@ from test_cli import odist, refused
 
 from odist.churn import churn
 from odist.errors import UserError
-from odist.prediction_files import data_fingerprint, listed
 from odist.retrains import compare_retrains
 
 ROWS, CLASSES = 400, 6
@@ -147,7 +146,7 @@ def test_files_of_other_data_are_refused_although_their_rows_have_equal_numbers(
         write(
             tmp_path / f"{name}.csv",
             row=np.arange(ROWS),
-            data_fingerprint=data_fingerprint("validation", name * 16),
+            data_fingerprint=f"validation-{name * 3}",
             p=b,
         )
         for name in ("f00d", "beef")
@@ -211,7 +210,6 @@ def test_no_message_lists_a_thousand_columns(tmp_path: Path) -> None:
         done = odist("churn", "a.parquet", "b.parquet", *options, cwd=tmp_path)
         refused(done, said)
         assert len(done.stderr) < 600
-    assert listed(["a", *(f"x{n}" for n in range(3)), *"bcdefghijk"]) == "a, x0 ... x2, b, c, d, e, f, g and 4 more"
 
 
 def test_wrong_classes_are_refused(tmp_path: Path) -> None:
