@@ -67,16 +67,15 @@ def system_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def system_differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Keys that tell the systems of these configurations apart, each with the value of every configuration.
 
-    A value is None where that system does not read the key. Keys that all read come first: the others mostly follow.
+    A value is None where that system does not read the key. Keys that differ in nothing but that follow from others, and
+    are left out where there are others.
     """
     systems = [system_of(config) for config in configs]
     keys = dict.fromkeys(key for system in systems for key in system)
-    differing = {
-        key: [system.get(key) for system in systems]
-        for key in keys
-        if any(system.get(key) != systems[0].get(key) for system in systems)
-    }
-    return dict(sorted(differing.items(), key=lambda item: not all(item[0] in system for system in systems)))
+    read = {key: [system[key] for system in systems if key in system] for key in keys}
+    chosen = [key for key, values in read.items() if any(value != values[0] for value in values)]
+    chosen = chosen or [key for key, values in read.items() if len(values) < len(systems)]
+    return {key: [system.get(key) for system in systems] for key in chosen}
 
 
 def _within(key: str, prefix: str) -> bool:

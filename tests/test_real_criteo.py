@@ -57,5 +57,5 @@ def test_another_file_is_prepared_with_the_same_fitted_parts(store, tmp_path):
     odist("train", *options, "run.progress=false", cwd=tmp_path)
     odist("eval", "run", "--data", "test", "--output", "predictions.csv", cwd=tmp_path)
     lines = (tmp_path / "predictions.csv").read_text().splitlines()
-    assert lines[0] == "row,prediction"
+    assert lines[0] == "row,data_fingerprint,prediction"
     assert len(lines) == 1 + 12_120

@@ -39,7 +39,7 @@ def test_runs_that_differ_in_nothing_that_is_learnt_are_one_system(first: list[s
     [
         ([], ["optim.lr=0.5"], ["optim.lr"]),
         (["algorithm=codistill", "exchange=store"],
-         ["algorithm=codistill", "exchange=store", "exchange.timing=freshest"], ["exchange.timing", "exchange.name"]),
+         ["algorithm=codistill", "exchange=store", "exchange.timing=freshest"], ["exchange.timing"]),
         (["algorithm=codistill"], ["algorithm=codistill", "exchange.interval=50"], ["exchange.interval"]),
         (["workers=2"], [], ["workers"]),
         (["algorithm=local_sgd"], ["algorithm=local_sgd", "algorithm.average_every=50"], ["algorithm.average_every"]),
@@ -51,11 +51,18 @@ def test_what_tells_two_systems_apart_is_named(first: list[str], second: list[st
     assert list(compared(first, second)) == keys
 
 
-def test_keys_that_every_system_reads_come_first() -> None:
+def test_keys_that_follow_from_others_are_not_named() -> None:
     differing = compared(["algorithm=sync"], ["algorithm=codistill"])
-    assert {"num_groups", "algorithm.name", "algorithm.teacher"} == set(list(differing)[:3])
-    assert differing["num_groups"] == [1, 2]
-    assert differing["exchange.interval"][0] is None
+    assert differing == {
+        "num_groups": [1, 2],
+        "algorithm.name": ["sync", "codistill"],
+        "algorithm.teacher": ["none", "peers"],
+    }
+
+
+def test_a_key_that_some_do_not_read_is_named_where_the_others_differ_in_it() -> None:
+    intervals = [compose("algorithm=codistill", f"exchange.interval={interval}") for interval in (50, 100)]
+    assert system_differences([compose("algorithm=sync"), *intervals])["exchange.interval"] == [None, 50, 100]
 
 
 def test_a_run_of_an_older_version_has_the_defaults_of_keys_that_it_lacks() -> None:
