@@ -2,6 +2,7 @@
 PYTHON ?= python3
 SCALE ?= small
 JOBS ?= 2
+CASES ?= 10000
 OUTPUT ?= out
 CRITEO ?= ../shared/data/criteo/train.txt.gz
 NOVELS ?= ../shared/data/text/100_english_novels.tar.gz
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet golden compare clean
+.PHONY: demo test test-all fuzz check format reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet golden compare clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -31,8 +32,16 @@ demo: $(READY)
 	$(BIN)/odist reproduce demo --jobs $(JOBS) --output $(OUTPUT)
 	@sed -n '1,40p' $(OUTPUT)/demo/demo.md
 
+## All tests but those marked slow, on two cores; test-all has every test, as continuous integration
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not slow'
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+## Hostile input at random: damaged snapshots and checkpoints, hostile rows, text and images; a table of counts
+fuzz: $(READY)
+	cd tests && PYTHONPATH=.. ../$(BIN)/python -m fuzz --cases $(CASES) --jobs $(JOBS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,34 @@ def criteo_file() -> Path:
     if not path.is_file():
         pytest.skip(f"real data not present: {path.relative_to(SHARED.parent.parent)}")
     return path
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What a typed command gave."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def odist(*arguments: str | Path, cwd: Path) -> Typed:
+    """Type a command of odist, without the seconds of a new process; what is no OdistError comes out as itself."""
+    from odist.cli import main
+
+    code = 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["odist", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return Typed(code, out.getvalue(), errors.getvalue())
 
 
 def weight_hashes(run: Run) -> list[str]:

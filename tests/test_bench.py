@@ -125,6 +125,7 @@ def test_goals(goal, at_least, met):
     assert Row("n", "t", [1.2, 1.05, 0.9], goal, at_least).met is met
 
 
+@pytest.mark.slow
 def test_quick_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeypatch):
     from odist.benchmarks.quick import Size, measure
 
@@ -152,7 +153,7 @@ def lm_size(**changes: Any) -> Any:
     return Size(**{**sizes, "records": 40, "encoded": 60, "pieces": 300, **changes})
 
 
-@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("installed", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_lm_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeypatch, installed):
     from odist.benchmarks import lm
 
@@ -246,7 +247,7 @@ def images_size() -> Any:
     return Size(photographs=3, height=90, width=120, crop=32, rows=64, batch=4, interval=3)
 
 
-@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("installed", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_images_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeypatch, installed):
     from odist.benchmarks.images import measure
 

@@ -5,23 +5,18 @@ Every case damages a copy of one run that was killed near its end, or of one tha
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import weight_hashes
+from conftest import Typed, odist, weight_hashes
 from safetensors.torch import load_file, save_file
 
-from odist.cli import main
 from odist.errors import Damaged, Interrupted, UserError
 from odist.run import Run
 
@@ -29,23 +24,6 @@ COMMAND = ["train", "scale=smoke", "run.progress=false", "model.hidden=[16]", "m
            "train.max_examples=1600", "algorithm.burn_in=200", "exchange.interval=200", "train.checkpoint_every=300",
            "train.keep_checkpoints=3"]  # fmt: skip
 NEWEST, OLDER = "step-0000000030", "step-0000000024"
-
-
-def odist(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command inside this process; what is no OdistError comes out as itself."""
-    given, code = ["odist", *map(str, arguments)], 0
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(io.StringIO()) as out,
-        contextlib.redirect_stderr(io.StringIO()) as errors,
-    ):
-        patch.chdir(cwd)
-        patch.setattr(sys, "argv", given)
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    return subprocess.CompletedProcess(given, code, out.getvalue(), errors.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +55,11 @@ def killed(whole: Path) -> Path:
     return whole
 
 
-def again(path: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def again(path: Path, *more: str) -> Typed:
     return odist(*COMMAND, *more, f"run.dir={path}", cwd=path.parent)
 
 
-def refused(done: subprocess.CompletedProcess[str], *said: str, code: int = 2) -> None:
+def refused(done: Typed, *said: str, code: int = 2) -> None:
     """One short message that holds all of `said` and no advice to unpickle."""
     assert done.returncode == code, done.stdout + done.stderr
     for words in said:

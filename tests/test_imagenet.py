@@ -479,7 +479,7 @@ def test_stopped_and_continued_is_unbroken(train, name: str) -> None:
 @pytest.mark.parametrize(
     ("counts", "options"),
     [
-        ((1, 2, 4), ["algorithm=codistill", "exchange=store"]),
+        pytest.param((1, 2, 4), ["algorithm=codistill", "exchange=store"], marks=pytest.mark.slow),
         ((2,), ["optim=lars", "optim.clip_norm=0.5", "model.channels_last=true", "model.bf16=true"]),
     ],
     ids=["codistill", "lars-bf16"],

@@ -406,6 +406,7 @@ def test_stopped_and_continued_is_unbroken(train, name):
         assert whole.metrics(kind="train")["distill_loss"].notna().any()
 
 
+@pytest.mark.slow
 def test_the_same_bits_in_one_process_and_in_several(train):
     overrides = [
         *QUICK,

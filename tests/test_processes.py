@@ -123,7 +123,9 @@ SPREAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SPREAD)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "3-groups" in name else []) for name in SPREAD]
+)
 def test_the_bits_do_not_depend_on_the_processes(create: Callable[..., Run], name: str) -> None:
     overrides, number = SPREAD[name]
     alone = create(*overrides)
@@ -143,6 +145,7 @@ def test_the_bits_do_not_depend_on_the_processes(create: Callable[..., Run], nam
     )
 
 
+@pytest.mark.slow
 def test_stopped_killed_and_orphaned_a_run_ends_in_the_same_bits(create: Callable[..., Run], tmp_path: Path) -> None:
     """SIGTERM, then kill -9 of a worker, then kill -9 of the command, then to the end, by one command (of other processes)."""
     shared = ["scale=smoke", "run.progress=false", *LOCKSTEP, "train.passes=6", "train.checkpoint_every=2500"]

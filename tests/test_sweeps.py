@@ -33,7 +33,7 @@ PLUGINS = {
 }
 
 
-@pytest.fixture(params=PLUGINS)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] if name != "basic" else []) for name in PLUGINS])
 def plugin(request: pytest.FixtureRequest) -> list[str]:
     return PLUGINS[request.param]
 

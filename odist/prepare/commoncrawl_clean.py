@@ -23,7 +23,7 @@ LANGUAGE_CHARS = 8192
 LANGUAGE_CUTOFF = 1200  # rank above which resiliparse calls its answer usually wrong
 MIN_WORDS = 5
 BAD_CHARACTERS = 0.01  # share of characters that no text has; above it the record is binary
-MAX_WORD = 1 << 20  # characters without a space, which a tokenizer would have to take at once
+MAX_WORD = 1 << 17  # characters without a space, which a tokenizer would have to take at once
 MAX_SENTENCE = 2000  # characters; longer ones are cut at a space, as lists without punctuation are
 BOILERPLATE = ("javascript", "lorem ipsum", "{", "terms of use", "privacy policy", "cookie policy", "uses cookies",
                "use of cookies", "use cookies")  # fmt: skip
