@@ -90,6 +90,8 @@ def prepare_config(content: dict[str, Any]) -> Config:
         config.run.dir = str(local_folder(config.run.dir, key="run.dir"))
     if config.data.path is not None:
         config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
+    if config.exchange.url is not None and "://" not in config.exchange.url:
+        config.exchange.url = os.path.abspath(os.path.expanduser(config.exchange.url))
     config.algorithm.teachers = [os.path.abspath(os.path.expanduser(path)) for path in config.algorithm.teachers]
     if config.train.init_from is not None:
         config.train.init_from = os.path.abspath(os.path.expanduser(config.train.init_from))

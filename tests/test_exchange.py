@@ -16,11 +16,15 @@ from typing import Any
 import fsspec
 import pytest
 import torch
+from conftest import compose
 from torch import Tensor
 
+from odist.errors import UserError
 from odist.exchange.base import Snapshot, fingerprint
 from odist.exchange.memory import MemoryExchange
 from odist.exchange.store import StoreExchange
+from odist.launch import prepare_config
+from odist.validate import remarks
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = "this-run"
@@ -412,3 +416,18 @@ def test_a_reader_under_load_never_sees_a_torn_snapshot(tmp_path: Path, make: Ca
     assert len(seen) > 20
     assert receiver.log() == {}
     assert len(files(str(url), 0)) == 2  # what the killed writer left is gone too
+
+
+def test_a_folder_is_found_again_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = compose("algorithm=codistill", "launch=local", "exchange.url=some/folder")
+    assert prepare_config(given).exchange.url == str(tmp_path / "some" / "folder")
+    given = compose("algorithm=codistill", "launch=local", "exchange.url=memory://some/folder")
+    assert prepare_config(given).exchange.url == "memory://some/folder"
+
+
+def test_a_url_that_no_file_system_knows_is_refused() -> None:
+    with pytest.raises(UserError, match=r"exchange.url=sss://bucket: sss is no kind of store"):
+        prepare_config(compose("algorithm=codistill", "launch=local", "exchange.url=sss://bucket"))
+    unused = prepare_config(compose("algorithm=codistill", "exchange.url=/some/folder"))
+    assert any("exchange.url=/some/folder is not used" in remark for remark in remarks(unused))

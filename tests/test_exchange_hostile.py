@@ -318,6 +318,44 @@ def test_the_message_of_a_wait_says_what_was_rejected(teacher: Callable[..., Pee
         waiting.refresh(4, waiting.student)
 
 
+def test_a_store_that_takes_nothing_ends_lock_step_with_the_state_saved(
+    teacher: Callable[..., Peers], tmp_path: Path
+) -> None:
+    """Exit code 4, which starts no group again in vain; the checkpoint holds what peers cannot read yet."""
+    url = tmp_path / "exchange"
+    full = teacher(f"exchange.url={url}", "exchange.timeout=0.3", "exchange.lag=1")
+    os.rename(url, tmp_path / "away")
+    url.write_text("not a folder any more")
+    full.publish(4, full.student)
+    with pytest.raises(LostWorkers, match=rf"group 0 cannot be written for its peers.*{url}") as caught:
+        full.refresh(full.num_steps, full.student)
+    assert caught.value.exit_code == 4
+    full.refresh(6, full.student)
+    state = full.state_dict()
+    assert [saved["step"] for saved in state["published"]] == [4]
+    url.unlink()
+    again = teacher(f"exchange.url={url}", "exchange.timeout=20", "exchange.lag=1")
+    again.load_state_dict({name: value for name, value in state.items() if name not in ("heard", "num_swaps")})
+    again.refresh(again.num_steps, again.student)
+    peer = StoreExchange(1, peers=[0], url=str(url), run="this-run", history=8)
+    found = peer.fetch(0, step=4)
+    peer.close()
+    assert found is not None
+    assert all(torch.equal(found.weights[name], tensor) for name, tensor in full.student.state_dict().items())
+
+
+def test_a_run_that_was_taught_says_so(teacher: Callable[..., Peers], tmp_path: Path) -> None:
+    listening = teacher(f"exchange.url={tmp_path / 'exchange'}", "exchange.timing=freshest", "exchange.poll=0.01")
+    assert listening.summary() == {"teacher_swaps": 0, "taught": False}
+    (tmp_path / "exchange" / "group-1" / "step-0000000000-x.json").mkdir(parents=True)
+    eventually(lambda: "step-0000000000-x.json: not a regular file" in listening.summary().get("exchange_reason", ""))
+    row = MetricsLog(Run(tmp_path / "run-0"), progress=make_progress(show=False, num_groups=2, num_steps=0))
+    row.write("train", group=0, step=4, swaps=[(4, 1, float("nan"))], **listening.log())
+    row.close()
+    for line in (tmp_path / "run-0" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
 def test_lock_step_takes_a_diverged_peer_as_it_was_agreed(make: Callable[..., StoreExchange]) -> None:
     broken = weights(4)
     broken["w"][0, 0] = float("inf")

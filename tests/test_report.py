@@ -155,6 +155,17 @@ def test_the_numbers_of_the_report_are_those_of_the_runs(folder: Path, tmp_path:
     assert manifest["sources_differ"] is False
 
 
+def test_runs_that_never_had_a_teacher_are_said(folder: Path) -> None:
+    build_report(folder, name="two")
+    assert "never had a teacher" not in (folder / "two.md").read_text()
+    path = folder / "runs" / "steady-s4.json"
+    record = json.loads(path.read_text())
+    record["results"]["groups"] = [{"taught": True}, {"taught": False, "teacher_swaps": 0}]
+    path.write_text(json.dumps(record))
+    build_report(folder, name="two")
+    assert "never had a teacher, though they were to codistil: steady-s4." in (folder / "two.md").read_text()
+
+
 def test_missing_runs_and_unlike_sources_are_said(folder: Path) -> None:
     (folder / "runs" / "steady-s4.json").unlink()
     record = folder / "runs" / "plain-s1.json"
