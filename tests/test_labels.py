@@ -75,7 +75,7 @@ def test_a_token_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "store" / "train.bin").read_bytes())
     content[1000:1002] = (60_000).to_bytes(2, "little")
     (tmp_path / "store" / "train.bin").write_bytes(content)
-    done = odist("train", "task=lm", *SMOKE, *PREPARED, "train.batch=4", cwd=tmp_path)
+    done = odist("train", "task=lm", *SMOKE, *PREPARED, cwd=tmp_path)
     refused(done, "train.bin: damaged: a token 60000 in a vocabulary of 60")
     assert not (tmp_path / "run").exists()
 
