@@ -85,7 +85,7 @@ def reached(run: Run, group: int, step: int) -> bool:
     return not frame.empty and bool(((frame["group"] == group) & (frame["step"] >= step)).any())
 
 
-def eventually(question: Callable[[], object], *, seconds: float = 60.0) -> None:
+def eventually(question: Callable[[], object], *, seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not question():
         assert time.monotonic() < deadline, "waited in vain"
