@@ -156,7 +156,7 @@ def test_bytes_do_not_depend_on_processes_or_interruptions(tmp_path: Path, stori
             messages.append(str(error))
             assert not (tmp_path / "resumed").exists()
     assert all("the same command continues" in message for message in messages)
-    assert {message.split()[3] for message in messages} >= {"read;", "tokenizer;", "encode;"}
+    assert {message.split()[2] for message in messages} >= {"read;", "tokenizer;", "encode;"}
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert names == ["store.json", "tokenizer.model", "train.bin", "train.index.npy", "unigram.npy", "validation.bin",
                      "validation.index.npy"]  # fmt: skip

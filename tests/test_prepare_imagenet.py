@@ -480,7 +480,7 @@ def test_bytes_do_not_depend_on_processes_or_interruptions(
         except Interrupted as error:
             messages.append(str(error))
             assert not (tmp_path / "resumed").exists()
-    kept = [int(message.split()[1]) for message in messages]
+    kept = [int(message.split()[0]) for message in messages]
     assert kept == sorted(kept)
     assert len(set(kept)) > 5
     assert whole.fingerprint == spread.fingerprint == resumed.fingerprint

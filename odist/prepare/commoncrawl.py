@@ -153,7 +153,7 @@ class _Preparation:
         except Interrupted:
             kept = sum(job.path("read.json").is_file() for job in self.jobs)
             raise Interrupted(
-                f"stopped in step {name}; {kept} of {len(self.jobs)} sources are read and kept in {self.folder.path}; "
+                f"in step {name}; {kept} of {len(self.jobs)} sources are read and kept in {self.folder.path}; "
                 "the same command continues."
             ) from None
 

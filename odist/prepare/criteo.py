@@ -138,9 +138,7 @@ class _Preparation:
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
-        return Interrupted(
-            f"stopped after {self.state.rows:,} rows, kept in {self.partial.path}; the same command continues."
-        )
+        return Interrupted(f"after {self.state.rows:,} rows, kept in {self.partial.path}; the same command continues.")
 
     def _save(self) -> None:
         self.state.seconds = time.monotonic() - self.began

@@ -143,7 +143,7 @@ class _Preparation:
                 self._read(jobs)
         except Interrupted:
             kept = self.state["parts"] + sum(job.path("json").is_file() for job in jobs[self.state["parts"] :])
-            raise Interrupted(f"stopped; {kept} of {len(jobs)} parts of the images are kept in {self.folder.path}; "
+            raise Interrupted(f"{kept} of {len(jobs)} parts of the images are kept in {self.folder.path}; "
                               "the same command continues.") from None  # fmt: skip
         return self._commit(plan, jobs)
 
@@ -160,7 +160,7 @@ class _Preparation:
 
         def tell(done: int, total: int) -> None:
             if self.stop():
-                raise Interrupted(f"stopped while an archive was unpacked, into {self.folder.path}; the same command continues.")  # fmt: skip
+                raise Interrupted(f"while an archive was unpacked, into {self.folder.path}; the same command continues.")  # fmt: skip
             self.progress("unpack", done, total, 0)
 
         return plan_files(self.sources, files=files, labels=labels, known=known)
