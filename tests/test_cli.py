@@ -288,6 +288,8 @@ def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "same command continues" in errors
+    assert errors.splitlines()[-1].startswith("stopped: ")  # it was asked for, and is no error
+    assert "error" not in errors
     assert "Traceback" not in errors
     return errors
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import weight_hashes
-from test_damaged_runs import COMMAND, odist
+from conftest import odist, weight_hashes
+from test_damaged_runs import COMMAND
 
 from odist.run import Run
 

@@ -14,13 +14,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from odist.config import config_hash
 from odist.config_read import load
 from odist.run import Run
-from odist.watch import Pulse
+
+if TYPE_CHECKING:
+    from odist.watch import Pulse
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = ["train", "scale=smoke", "run.progress=false", "model.hidden=[16]", "model.embedding_dim=4", "algorithm=codistill",
@@ -169,6 +172,8 @@ def feel(pulse: Pulse, process: subprocess.Popen[bytes], *, seconds: float) -> l
 def test_a_process_that_beats_or_computes_is_alive(
     process: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
+    from odist.watch import Pulse
+
     beat = tmp_path / "beat"
     beats = process(f"import pathlib, time\nwhile True: pathlib.Path({str(beat)!r}).touch(); time.sleep(0.1)")
     pulse = Pulse(beat, patience=0.8)
@@ -188,6 +193,8 @@ def test_a_process_that_beats_or_computes_is_alive(
 def test_a_stopped_process_is_told_of_and_one_that_goes_on_too(
     process: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
+    from odist.watch import Pulse
+
     computes = process("while True: pass")
     pulse = Pulse(tmp_path / "none", patience=60.0)
     assert feel(pulse, computes, seconds=1.5) == []

@@ -189,7 +189,7 @@ def test_stopped_killed_and_orphaned_a_run_ends_in_the_same_bits(create: Callabl
     parent = begin(1)  # at once: the orphans may still be saving
     said = parent.communicate(timeout=120)[1]
     assert parent.returncode == 0, said
-    assert not set(orphans) & set(workers_of(broken))
+    eventually(lambda: not set(orphans) & set(workers_of(broken)))  # on a busy machine one may still be leaving
     assert broken.status["state"] == "finished"
     assert weight_hashes(broken) == weight_hashes(whole)
     assert not list(broken.path.rglob(".*.tmp"))
