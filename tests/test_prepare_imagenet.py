@@ -577,3 +577,15 @@ def test_real_tiny_imagenet(tmp_path: Path) -> None:
         if "/val/" in path
     )
     assert Counter(image.tobytes() for image in store.pixels("validation", np.arange(66))) == originals
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    tar = tmp_path / "images.tar"
+    content = {f"train/n0{i % 2}/{i}\udcff.JPEG": encode(pixels(i)) for i in range(20)}
+    tar.write_bytes(tar_bytes({**content, "train/n00/bad\udcff.JPEG": b"x"}))
+    report = prepare(tmp_path / "store", tar, bad="skip")
+    assert (report.kept, report.dropped) == (20, {"not an image": 1})
+    assert r"bad\udcff.JPEG" in (tmp_path / "store" / "dropped.jsonl").read_text().replace("\\\\", "\\")
+    tar.write_bytes(tar_bytes({**content, "train/n\udcff/a.JPEG": encode(pixels(99))}))
+    with pytest.raises(UserError, match="no UTF-8"):
+        prepare(tmp_path / "other", tar)

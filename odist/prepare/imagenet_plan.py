@@ -170,6 +170,10 @@ def plan_files(
             if labels is not None and (split == "validation" or (split is None and len(parts) == 1)):
                 flat[file.path] = (place, file)
             elif len(parts) > 1:
+                if parts[0] != _readable(parts[0]):
+                    raise UserError(
+                        f"{place}: its folder names the class, and that name is no UTF-8. Rename the folder."
+                    )
                 found.append((place, file, split, parts[0]))
                 sorted_parts.add(split)
             else:
@@ -204,6 +208,11 @@ def _parts(present: set[str | None], known: Known | None) -> Callable[[str | Non
     return lambda split: None if drawn else split or "train"
 
 
+def _readable(path: str) -> str:
+    # Names in an archive or on a disk may be any bytes; those that are no UTF-8 are shown by their numbers.
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
 def _placed(
     source: ImageSource, files: list[ImageFile], dropped: list[Dropped]
 ) -> list[tuple[str, ImageFile, str | None, list[str]]]:
@@ -212,7 +221,7 @@ def _placed(
     for file in files:
         parts = [part for part in file.path.split("/") if part not in ("", ".")]
         if any(part.startswith(".") for part in parts):
-            dropped.append(Dropped(f"{shown}/{file.path}", HIDDEN))
+            dropped.append(Dropped(_readable(f"{shown}/{file.path}"), HIDDEN))
         else:
             kept.append((file, parts))
     names = (*TRAIN, *VALIDATION)
@@ -226,11 +235,11 @@ def _placed(
         kept = [(file, parts[1:]) for file, parts in kept if len(parts) > 1]
     tops = {parts[0] for _, parts in kept if len(parts) > 1}
     if not tops & set(names):
-        return [(f"{shown}/{file.path}", file, None, parts) for file, parts in kept]
+        return [(_readable(f"{shown}/{file.path}"), file, None, parts) for file, parts in kept]
     used = next((name for name in VALIDATION if name in tops), None)
     placed: list[tuple[str, ImageFile, str | None, list[str]]] = []
     for file, parts in kept:
-        place, top = f"{shown}/{file.path}", parts[0]
+        place, top = _readable(f"{shown}/{file.path}"), parts[0]
         if len(parts) > 1 and top in TRAIN:
             placed.append((place, file, "train", parts[1:]))
         elif len(parts) > 1 and top == used:
