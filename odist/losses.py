@@ -18,7 +18,7 @@ from torch import Tensor
 from odist.errors import UserError
 
 if TYPE_CHECKING:
-    from odist.config import AlgorithmConfig
+    from odist.config.schema import AlgorithmConfig
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odist.config import OptimConfig
+from odist.config.schema import OptimConfig
 from odist.errors import UserError
 
 OPTIMISERS = ("adagrad", "sgd", "adam", "adamw", "lars")

@@ -16,7 +16,7 @@ KINDS = {
     "strategies": ("odist.strategies", "STRATEGIES"),
     "teachers": ("odist.teachers", "TEACHERS"),
     "exchange": ("odist.exchange", "EXCHANGES"),
-    "sinks": ("odist.sinks", "SINKS"),
+    "sinks": ("odist.run.sinks", "SINKS"),
 }
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def weight_hashes(source: Path, *, folder: Path, name: str) -> list[str] | str:
     """Train one golden run with the package in `source`; return a hash for each group, or the error's last line."""
-    command = [sys.executable, "-c", "from odist.cli import main; main()", "train", *COMMON, *ALGORITHMS[name]]
+    command = [sys.executable, "-c", "from odist.cli.main import main; main()", "train", *COMMON, *ALGORITHMS[name]]
     command += ["scale=smoke", "run.progress=false", f"run.dir={folder / name}"]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(source)}, cwd=folder, capture_output=True, text=True, check=False

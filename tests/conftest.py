@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from odist.config import Config
-from odist.config_read import load, register
+from odist.config.read import load, register
+from odist.config.schema import Config
 from odist.errors import Interrupted
-from odist.run import Run
+from odist.run.folder import Run
 
 CONF = Path(__file__).parent.parent / "conf"
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -56,7 +56,7 @@ def offline() -> Iterator[None]:
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., Run]:
     """Train or continue a run in a folder of its own: `train("algorithm=codistill", name="a", stop=...)`."""
-    from odist import processes, results, worker
+    from odist.launch import processes, results, worker
 
     def start(*overrides: str, name: str = "run", stop: Callable[[], bool] = lambda: False) -> Run:
         folder = tmp_path / name
@@ -92,7 +92,7 @@ class Typed:
 
 def odist(*arguments: str | Path, cwd: Path) -> Typed:
     """Type a command of odist, without the seconds of a new process; what is no OdistError comes out as itself."""
-    from odist.cli import main
+    from odist.cli.main import main
 
     code = 0
     with (
@@ -139,7 +139,7 @@ def train_whole_and_broken(train: Callable[..., Run], *overrides: str, stops: Se
 
 def kill_and_continue(*arguments: str, folder: Path, once: Path) -> str:
     """Type a command of odist in `folder`, kill it once a file is there, type it again; what it prints."""
-    command = [sys.executable, "-c", "from odist.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from odist.cli.main import main; main()", *arguments]
     environment = {"PYTHONPATH": str(CONF.parent), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     while process.poll() is None and not once.exists():

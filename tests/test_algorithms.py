@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import make_config, weight_hashes
 
-from odist.checkpoint import common_step, load_weights
+from odist.engine.checkpoint import common_step, load_weights
+from odist.engine.wiring import build_model
 from odist.tasks.criteo import CriteoTask
-from odist.wiring import build_model
 
 SMALL = ("train.max_examples=1200", "algorithm.burn_in=200", "exchange.interval=100")
 SGD = ("optim=sgd", "optim.lr=0.5")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from odist import bench
-from odist.benchmarks.rounds import Arm, Row, Timing, compare, interleave
+from odist.bench import suite as bench
+from odist.bench.rounds import Arm, Row, Timing, compare, interleave
 from odist.errors import OdistError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from odist.benchmarks.criteo import write_store
+    from odist.bench.criteo import write_store
 
     path = tmp_path_factory.mktemp("bench") / "store"
     write_store(path, rows=3_000, buckets=2_600)
@@ -44,8 +44,8 @@ def assert_trained_alike(hand: Any, engine: Any, *, steps: int, rtol: float, ato
 
 
 def test_store_is_one_that_training_reads(store):
-    from odist.benchmarks.criteo import make_config
-    from odist.wiring import build_task
+    from odist.bench.criteo import make_config
+    from odist.engine.wiring import build_task
 
     task = build_task(make_config(store, batch=50))
     batch = task.batch(np.arange(3_000), "train", 0)
@@ -59,9 +59,9 @@ def test_store_is_one_that_training_reads(store):
 @pytest.mark.parametrize("sparse", [True, False])
 def test_hand_written_loop_does_the_work_of_the_engine(store, tmp_path, sparse):
     """Equal weights after the same steps, with either optimiser, so the ratio is one of equal work."""
-    from odist.benchmarks.criteo import HandLoop, make_config
-    from odist.benchmarks.engine import Engine, batches_of
-    from odist.wiring import build_task, set_up_torch
+    from odist.bench.criteo import HandLoop, make_config
+    from odist.bench.engine import Engine, batches_of
+    from odist.engine.wiring import build_task, set_up_torch
 
     config = make_config(store, batch=50, hidden=(8, 4))
     set_up_torch(config)
@@ -75,9 +75,9 @@ def test_hand_written_loop_does_the_work_of_the_engine(store, tmp_path, sparse):
 
 @pytest.mark.parametrize("lookahead", [1, 8])
 def test_codistilling_engine_hears_its_teacher_in_every_timed_step(store, tmp_path, lookahead):
-    from odist.benchmarks.criteo import make_config
-    from odist.benchmarks.engine import Engine
-    from odist.wiring import set_up_torch
+    from odist.bench.criteo import make_config
+    from odist.bench.engine import Engine
+    from odist.engine.wiring import set_up_torch
 
     config = make_config(store, batch=50, hidden=(8, 4), num_groups=2, peers=True, interval=8, lookahead=lookahead)
     set_up_torch(config)
@@ -127,7 +127,7 @@ def test_goals(goal, at_least, met):
 
 @pytest.mark.slow
 def test_quick_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeypatch):
-    from odist.benchmarks.quick import Size, measure
+    from odist.bench.quick import Size, measure
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     size = Size(rows=3_000, buckets=2_600, hidden=(8,), large=200, interval=8, dense_steps=1)
@@ -146,7 +146,7 @@ def test_quick_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monk
 
 
 def lm_size(**changes: Any) -> Any:
-    from odist.benchmarks.lm import Model, Size
+    from odist.bench.language import Model, Size
 
     small = Model(60, 8, (16,), batch=2, steps=2)
     sizes = {"small": small, "paper": Model(90, 8, (12, 12), batch=2, steps=1), "unroll": 6, "batch": 3}
@@ -155,7 +155,7 @@ def lm_size(**changes: Any) -> Any:
 
 @pytest.mark.parametrize("installed", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_lm_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeypatch, installed):
-    from odist.benchmarks import lm
+    from odist.bench import language as lm
 
     if not installed:
         monkeypatch.setattr(lm, "find_spec", lambda name: None)
@@ -190,9 +190,9 @@ def test_lm_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeyp
 def test_synthetic_wet_holds_the_same_text_for_every_reader(tmp_path):
     from warcio import archiveiterator as archive
 
-    from odist.benchmarks.lm import write_wet
-    from odist.prepare.commoncrawl_input import Reading, read_source
-    from odist.prepare.commoncrawl_sources import find_text_sources
+    from odist.bench.language import write_wet
+    from odist.prepare.text.records import Reading, read_source
+    from odist.prepare.text.sources import find_text_sources
 
     path = write_wet(tmp_path / "a.wet.gz", records=30)
     faults: list[str] = []
@@ -211,7 +211,7 @@ def test_synthetic_wet_holds_the_same_text_for_every_reader(tmp_path):
 def test_training_step_with_soft_targets_adds_their_cross_entropy():
     import torch.nn.functional as F
 
-    from odist.benchmarks.lm import Training
+    from odist.bench.language import Training
 
     training = Training(lm_size().small, unroll=6)
     before = [parameter.detach().clone() for parameter in training.model.parameters()]
@@ -229,7 +229,7 @@ def test_training_step_with_soft_targets_adds_their_cross_entropy():
 
 
 def test_bare_sentencepiece_encodes_what_the_stage_encodes(tmp_path):
-    from odist.benchmarks.lm import Encoding, write_wet
+    from odist.bench.language import Encoding, write_wet
 
     encoding = Encoding(tmp_path, write_wet(tmp_path / "a.wet.gz", records=60), pieces=300)
     for _ in range(2):
@@ -242,14 +242,14 @@ def test_bare_sentencepiece_encodes_what_the_stage_encodes(tmp_path):
 
 
 def images_size() -> Any:
-    from odist.benchmarks.images import Size
+    from odist.bench.images import Size
 
     return Size(photographs=3, height=90, width=120, crop=32, rows=64, batch=4, interval=3)
 
 
 @pytest.mark.parametrize("installed", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_images_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeypatch, installed):
-    from odist.benchmarks.images import measure
+    from odist.bench.images import measure
 
     if not installed:
         monkeypatch.setitem(sys.modules, "simplejpeg", None)
@@ -271,7 +271,7 @@ def test_images_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, mon
 def test_photographs_are_the_same_images_in_every_kind(tmp_path):
     from PIL import Image, JpegImagePlugin
 
-    from odist.benchmarks.images import Size, write_photographs
+    from odist.bench.images import Size, write_photographs
 
     write_photographs(tmp_path, Size(photographs=2))
     for number in range(2):
@@ -285,9 +285,9 @@ def test_photographs_are_the_same_images_in_every_kind(tmp_path):
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_hand_written_loop_of_images_does_the_work_of_the_engine(tmp_path, channels_last):
-    from odist.benchmarks.engine import Engine, batches_of
-    from odist.benchmarks.images import HandLoop, make_config, write_store
-    from odist.wiring import build_task, set_up_torch
+    from odist.bench.engine import Engine, batches_of
+    from odist.bench.images import HandLoop, make_config, write_store
+    from odist.engine.wiring import build_task, set_up_torch
 
     write_store(tmp_path / "store", rows=40)
     config = make_config(tmp_path / "store", batch=8, interval=4, channels_last=channels_last)
@@ -300,9 +300,9 @@ def test_hand_written_loop_of_images_does_the_work_of_the_engine(tmp_path, chann
 
 
 def test_codistilling_engine_of_images_hears_its_teacher_in_every_timed_step(tmp_path):
-    from odist.benchmarks.engine import Engine
-    from odist.benchmarks.images import make_config, write_store
-    from odist.wiring import set_up_torch
+    from odist.bench.engine import Engine
+    from odist.bench.images import make_config, write_store
+    from odist.engine.wiring import set_up_torch
 
     write_store(tmp_path / "store", rows=40)
     config = make_config(tmp_path / "store", batch=8, interval=2, peers=True)
@@ -320,8 +320,8 @@ def test_codistilling_engine_of_images_hears_its_teacher_in_every_timed_step(tmp
 
 
 def test_a_process_that_ends_is_an_error_with_its_last_words(store, tmp_path):
-    from odist.benchmarks.criteo import make_config
-    from odist.benchmarks.replica import Replicas
+    from odist.bench.criteo import make_config
+    from odist.bench.replica import Replicas
 
     config = make_config(store.parent / "nothing", batch=50, num_groups=2)
     replicas = Replicas(tmp_path, config)
@@ -385,7 +385,7 @@ def test_output_must_be_a_folder(tmp_path):
 
 @pytest.mark.parametrize("arguments", [["nope"], ["quick", "--rounds", "0"], []])
 def test_wrong_words_end_with_2(arguments, tmp_path):
-    command = [sys.executable, "-m", "odist.cli", "bench", *arguments]
+    command = [sys.executable, "-m", "odist.cli.main", "bench", *arguments]
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -16,10 +16,10 @@ from scipy import stats
 from sklearn.metrics import log_loss
 from test_cli import odist
 
-from odist.churn import churn
 from odist.errors import UserError
-from odist.retrains import compare_retrains, load_predictions
-from odist.run import Run
+from odist.measure.churn import churn
+from odist.measure.predictions import compare_retrains, load_predictions
+from odist.run.folder import Run
 
 ROWS = 500
 

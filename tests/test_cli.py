@@ -28,12 +28,12 @@ import pytest
 import yaml
 
 from odist import __version__
-from odist.cli import main
-from odist.completion import candidates, complete_overrides
-from odist.config import to_dict
-from odist.config_read import load
-from odist.log import Pace, describe_briefly, duration
-from odist.run import Run
+from odist.cli.completion import candidates, complete_overrides
+from odist.cli.main import main
+from odist.config.read import load
+from odist.config.schema import to_dict
+from odist.run.folder import Run
+from odist.run.log import Pace, describe_briefly, duration
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ["scale=smoke", "run.progress=false"]
@@ -45,7 +45,7 @@ def environment() -> dict[str, str]:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "odist.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "odist.cli.main", *map(str, arguments)]
 
 
 def spawn(*arguments: str | Path, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -105,7 +105,7 @@ def runs_of(folder: Path) -> list[Path]:
 
 def test_help_names_every_verb_and_loads_nothing_heavy(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom odist.cli import main\nsys.argv = ['odist', '--help']\n"
+        "import sys\nfrom odist.cli.main import main\nsys.argv = ['odist', '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "heavy = {'torch', 'hydra', 'omegaconf', 'numpy', 'pandas', 'matplotlib', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -125,7 +125,7 @@ def test_the_entry_point_is_the_module() -> None:
     import tomllib
 
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts == {"odist": "odist.cli:main"}
+    assert scripts == {"odist": "odist.cli.main:main"}
 
 
 def test_unknown_verb_and_missing_argument(tmp_path: Path) -> None:
@@ -505,7 +505,7 @@ def test_completion_gives_other_shells_whole_words(monkeypatch: pytest.MonkeyPat
 def test_every_candidate_is_accepted_by_hydra() -> None:
     from hydra import compose, initialize_config_dir
 
-    from odist.config_read import register
+    from odist.config.read import register
 
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from odist.config import FREE_KEYS, YOUNGER_KEYS, Config, config_hash, differences, flatten, to_dict
-from odist.config_read import SchemaKey, known_keys, load, presets, register, schema_keys
+from odist.config.read import SchemaKey, known_keys, load, presets, register, schema_keys
+from odist.config.schema import FREE_KEYS, YOUNGER_KEYS, Config, config_hash, differences, flatten, to_dict
 from odist.errors import UserError
-from odist.launch import content_of, prepare_config
-from odist.run import Run
-from odist.validate import MODELS_OF_TASKS, remarks, validate
+from odist.launch.check import MODELS_OF_TASKS, remarks, validate
+from odist.launch.launch import content_of, prepare_config
+from odist.run.folder import Run
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ALGORITHMS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))

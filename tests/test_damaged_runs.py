@@ -18,7 +18,7 @@ from conftest import Typed, odist, weight_hashes
 from safetensors.torch import load_file, save_file
 
 from odist.errors import Interrupted, UserError
-from odist.run import Run
+from odist.run.folder import Run
 
 COMMAND = ["train", "scale=smoke", "run.progress=false", "model.hidden=[16]", "model.embedding_dim=4", "algorithm=codistill",
            "train.max_examples=1600", "algorithm.burn_in=200", "exchange.interval=200", "train.checkpoint_every=300",
@@ -168,7 +168,7 @@ def test_checkpoints_of_an_older_odist_are_continued(killed: Path, finished: Pat
 
 
 def test_every_flipped_bit_of_a_checkpoint_is_noticed(whole: Path) -> None:
-    from odist import checkpoint
+    from odist.engine import checkpoint
 
     root = Run(whole).checkpoint_root(0) / "step-0000000032"
     chance = random.Random(0)

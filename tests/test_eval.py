@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from test_cli import odist, refused
 
-from odist.retrains import compare_retrains
+from odist.measure.predictions import compare_retrains
 
 QUICK = {
     "criteo": ("task=criteo", "task.synthetic.rows=400", "task.synthetic.validation_rows=300", "model.hidden=[8]"),
@@ -122,7 +122,7 @@ def test_folders_of_an_output_are_made(clicks: Path, tmp_path: Path, suffix: str
 def test_an_output_that_cannot_be_written_is_refused_before_the_evaluation(
     clicks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("odist.evaluation.load_models", lambda *_: pytest.fail("evaluated first"))
+    monkeypatch.setattr("odist.engine.evaluation.load_models", lambda *_: pytest.fail("evaluated first"))
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "folder.csv").mkdir()
     for output, said in (

@@ -22,15 +22,15 @@ from safetensors.torch import load, save
 from test_exchange import edited, equal, eventually, files, publish, replace, weights
 from torch import Tensor
 
-from odist import wiring
-from odist.config_read import load as load_config
+from odist.config.read import load as load_config
+from odist.engine import wiring
 from odist.errors import Interrupted, LostWorkers
 from odist.exchange import store
 from odist.exchange.base import Snapshot, fingerprint
 from odist.exchange.store import StoreExchange
-from odist.log import MetricsLog, make_progress
 from odist.mesh import Axis, Mesh
-from odist.run import Run
+from odist.run.folder import Run
+from odist.run.log import MetricsLog, make_progress
 from odist.teachers.peers import Peers
 
 

@@ -18,11 +18,11 @@ from conftest import compose, weight_hashes
 from s3fs import S3FileSystem
 from test_exchange import equal, eventually, publish, weights
 
-from odist import processes, worker
-from odist.config_read import load
+from odist.config.read import load
 from odist.errors import LostWorkers
 from odist.exchange.store import StoreExchange
-from odist.run import Run
+from odist.launch import processes, worker
+from odist.run.folder import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("algorithm=codistill", "exchange=store", "model.hidden=[16]", "model.embedding_dim=4", "train.evaluate_every=0",
@@ -192,7 +192,7 @@ def test_freshest_begins_without_its_server_and_says_so(
 ) -> None:
     line.cut()
     small = [word for word in SMALL if not word.startswith("exchange=")]
-    command = [sys.executable, "-m", "odist.cli", "train", "scale=smoke", *small, "exchange=store", "launch=inline",
+    command = [sys.executable, "-m", "odist.cli.main", "train", "scale=smoke", *small, "exchange=store", "launch=inline",
                "exchange.timing=freshest", f"exchange.url={line.url}", f"run.dir={tmp_path / 'run'}"]  # fmt: skip
     done = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
@@ -205,13 +205,13 @@ def test_freshest_begins_without_its_server_and_says_so(
     run = Run.open(tmp_path / "run")
     assert run.untaught_groups == [0, 1]
     assert [group["teacher_swaps"] for group in run.results["groups"]] == [0, 0]
-    listed = subprocess.run([sys.executable, "-m", "odist.cli", "runs", str(tmp_path)], cwd=tmp_path, text=True,
+    listed = subprocess.run([sys.executable, "-m", "odist.cli.main", "runs", str(tmp_path)], cwd=tmp_path, text=True,
                             env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)  # fmt: skip
     assert "finished, untaught" in listed.stdout
 
 
 def test_a_missing_package_is_named_before_the_start(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['s3fs'] = None\nfrom odist.cli import main; sys.argv[1:1] = ['train']; main()"
+    code = "import sys; sys.modules['s3fs'] = None\nfrom odist.cli.main import main; sys.argv[1:1] = ['train']; main()"
     command = [
         sys.executable,
         "-c",

@@ -15,7 +15,7 @@ import pytest
 from conftest import odist, weight_hashes
 from test_damaged_runs import COMMAND
 
-from odist.run import Run
+from odist.run.folder import Run
 
 OFTEN = ["train.log_every=50", "train.evaluate_every=100"]
 SELDOM = ["train.log_every=800", "train.evaluate_every=0"]

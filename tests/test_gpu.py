@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from odist import checkpoint
-from odist.evaluation import evaluate
-from odist.run import Run
+from odist.engine import checkpoint
+from odist.engine.evaluation import evaluate
+from odist.run.folder import Run
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,8 +17,8 @@ import pytest
 import test_prepare_imagenet as images
 
 from odist.errors import Interrupted, UserError
-from odist.prepare import imagenet_sources
-from odist.prepare.imagenet import ImageOptions, prepare_imagenet
+from odist.prepare.images import files as imagenet_sources
+from odist.prepare.images.prepare import ImageOptions, prepare_imagenet
 
 MB = 1 << 20
 

@@ -16,8 +16,8 @@ from test_prepare_commoncrawl import story, write_json
 
 from odist.data.tokens import TokenStore
 from odist.errors import Interrupted, UserError
-from odist.prepare.commoncrawl import TextOptions, TextReport, prepare_commoncrawl
-from odist.prepare.warc import read_response
+from odist.prepare.text.prepare import TextOptions, TextReport, prepare_commoncrawl
+from odist.prepare.text.warc import read_response
 
 MB = 1 << 20
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from odist.config import config_hash
-from odist.config_read import load
-from odist.run import Run
+from odist.config.read import load
+from odist.config.schema import config_hash
+from odist.run.folder import Run
 
 if TYPE_CHECKING:
-    from odist.watch import Pulse
+    from odist.launch.watch import Pulse
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = ["train", "scale=smoke", "run.progress=false", "model.hidden=[16]", "model.embedding_dim=4", "algorithm=codistill",
@@ -33,7 +33,7 @@ FRESHEST = ["exchange.timing=freshest", "exchange.poll=0.05", "num_groups=3", "l
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "odist.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "odist.cli.main", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
@@ -65,7 +65,10 @@ def worker_of(run: Run, group: int) -> int:
             words = (folder / "cmdline").read_bytes().decode().split("\0") if folder.name.isdigit() else []
         except OSError:
             continue
-        if "odist.worker" in words and words[words.index("odist.worker") + 1 :][:2] == [str(run.path), str(group)]:
+        if "odist.launch.worker" in words and words[words.index("odist.launch.worker") + 1 :][:2] == [
+            str(run.path),
+            str(group),
+        ]:
             return int(folder.name)
     raise AssertionError(f"group {group} has no process")
 
@@ -172,7 +175,7 @@ def feel(pulse: Pulse, process: subprocess.Popen[bytes], *, seconds: float) -> l
 def test_a_process_that_beats_or_computes_is_alive(
     process: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    from odist.watch import Pulse
+    from odist.launch.watch import Pulse
 
     beat = tmp_path / "beat"
     beats = process(f"import pathlib, time\nwhile True: pathlib.Path({str(beat)!r}).touch(); time.sleep(0.1)")
@@ -193,7 +196,7 @@ def test_a_process_that_beats_or_computes_is_alive(
 def test_a_stopped_process_is_told_of_and_one_that_goes_on_too(
     process: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    from odist.watch import Pulse
+    from odist.launch.watch import Pulse
 
     computes = process("while True: pass")
     pulse = Pulse(tmp_path / "none", patience=60.0)

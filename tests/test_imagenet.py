@@ -18,21 +18,21 @@ from PIL import Image
 from sklearn import metrics as oracle
 from torch import nn
 
-from odist.checkpoint import common_step, load_weights
-from odist.churn import churn
-from odist.config import OptimConfig, SyntheticImagesConfig
+from odist.config.schema import OptimConfig, SyntheticImagesConfig
 from odist.data.augment import evaluation_batch, train_batch
 from odist.data.images import ImageStore
+from odist.engine.checkpoint import common_step, load_weights
+from odist.engine.evaluation import evaluate
 from odist.errors import UserError
-from odist.evaluation import evaluate
+from odist.launch.check import remarks, validate
 from odist.losses import LossOptions, Soft, multiclass
+from odist.measure.churn import churn
+from odist.measure.images import ImageMetrics, image_results
 from odist.optim import Clock, Optimizer, absolute, learning_rate, weight_decay
-from odist.prepare.imagenet import ImageOptions, prepare_imagenet
+from odist.prepare.images.prepare import ImageOptions, prepare_imagenet
 from odist.rng import derive
-from odist.tasks.image_metrics import ImageMetrics, image_results
 from odist.tasks.imagenet import ImageNetTask
 from odist.tasks.synthetic_images import CLASSES, SyntheticImages
-from odist.validate import remarks, validate
 
 IMAGES = SyntheticImagesConfig()
 

@@ -15,7 +15,7 @@ from odist.data.augment import MEAN, STD, evaluation_batch, train_batch
 from odist.data.images import ImageStore
 from odist.data.jpeg import Box, find_decoder
 from odist.errors import UserError
-from odist.prepare.imagenet import ImageOptions, prepare_imagenet
+from odist.prepare.images.prepare import ImageOptions, prepare_imagenet
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 

@@ -16,7 +16,7 @@ from odist.data.rows import HEADER_BYTES
 from odist.data.tokens import write_token_store
 from odist.errors import UserError
 from odist.losses import LossOptions, Sums, binary, multiclass
-from odist.run import Run
+from odist.run.folder import Run
 from odist.tasks.criteo import CriteoTask
 
 PREPARED = ["data=prepared", "data.path=store", "train.batch=20", "run.dir=run"]

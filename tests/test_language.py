@@ -14,20 +14,20 @@ from conftest import make_config, train_whole_and_broken, weight_hashes
 from scipy import stats
 
 from odist import losses
-from odist.checkpoint import common_step, load_weights
-from odist.churn import churn
-from odist.config import SyntheticTextConfig
-from odist.config_read import load
+from odist.config.read import load
+from odist.config.schema import SyntheticTextConfig
 from odist.data.lanes import Documents, EvaluationLanes, TrainingLanes, union
 from odist.data.order import order_seed
 from odist.data.tokens import write_token_store
+from odist.engine.checkpoint import common_step, load_weights
+from odist.engine.evaluation import evaluate
 from odist.errors import UserError
-from odist.evaluation import evaluate
+from odist.launch.check import validate
 from odist.losses import LossOptions, Soft, multiclass
+from odist.measure.churn import churn
 from odist.rng import derive
-from odist.tasks.language import LanguageTask
+from odist.tasks.lm import LMTask
 from odist.tasks.synthetic_text import END, SyntheticText
-from odist.validate import validate
 
 LENGTHS = np.array([7, 1, 40, 13, 90, 25, 2, 61])
 DOCUMENTS = Documents(1000 * np.arange(8), LENGTHS)  # 239 tokens; addresses tell the documents apart
@@ -215,7 +215,7 @@ def test_the_written_gradient_is_autograds(monkeypatch, chunk, kind, shape):
 
 def test_order_and_batch_are_pure_and_targets_are_the_next_tokens():
     config = make_config("task=lm")
-    task, again = LanguageTask(config), LanguageTask(config)
+    task, again = LMTask(config), LMTask(config)
     order = task.order(group=0, num_groups=1, examples_per_step=8, seed=1)
     for step in (7, 0, 3):
         batch = task.batch(order.ids(step), "train", 0)
@@ -228,9 +228,7 @@ def test_order_and_batch_are_pure_and_targets_are_the_next_tokens():
 
 
 def test_groups_that_share_documents_order_them_differently_and_parts_are_disjoint():
-    same, apart = (
-        LanguageTask(make_config("task=lm", "num_groups=2", f"data.partition={p}")) for p in ("same", "disjoint")
-    )
+    same, apart = (LMTask(make_config("task=lm", "num_groups=2", f"data.partition={p}")) for p in ("same", "disjoint"))
     for task, together in ((same, 320), (apart, 640)):
         orders = [task.order(group=g, num_groups=2, examples_per_step=8, seed=g) for g in range(2)]
         first, second = ({int(i) for step in range(40) for i in order.ids(step)[:, :-1].ravel()} for order in orders)
@@ -253,10 +251,8 @@ def store(tmp_path):
     )
 
 
-def prepared(store, *overrides: str) -> LanguageTask:
-    return LanguageTask(
-        make_config("task=lm", "data=prepared", f"data.path='{store.path}'", "task.unroll=8", *overrides)
-    )
+def prepared(store, *overrides: str) -> LMTask:
+    return LMTask(make_config("task=lm", "data=prepared", f"data.path='{store.path}'", "task.unroll=8", *overrides))
 
 
 def addresses(documents: Documents) -> set[int]:
@@ -346,7 +342,7 @@ def test_codistillation_with_carry_equals_a_plain_loop(train):
     torch.set_num_threads(1)
     overrides = (*QUICK, "algorithm=codistill", "num_groups=3", "data.partition=disjoint", "seed=5")
     run, config = train(*overrides), make_config(*overrides)
-    task = LanguageTask(config)
+    task = LMTask(config)
     models, orders, optimizers = [], [], []
     for group in range(3):
         torch.manual_seed(derive(5, "init", group=group))
@@ -439,7 +435,7 @@ def test_the_model_learns_what_lies_before_its_unroll(train):
     """The carried state is worth something: started anew at every batch, the trained model predicts worse."""
     run = train(*QUICK[:2], "train.max_examples=null", "task.synthetic.rows=6400", "train.batch=16", "train.evaluate_every=0",
                 "task.synthetic.vocabulary=60", "model.hidden=[64]", "model.embedding_dim=32")  # fmt: skip
-    task = LanguageTask(load(run.config))
+    task = LMTask(load(run.config))
     model = task.build_model().eval()
     load_weights(run, 0, step=common_step(run, 1), model=model)
     order = task.evaluation_order("validation", rows=None, batch_size=8)
@@ -500,7 +496,7 @@ def test_groups_read_identical_sequences_on_request_and_are_counted_once(store):
     for data in ([], ["data=prepared", f"data.path={store.path}"]):
         batches, distinct = {}, {}
         for partition in ("identical", "same"):
-            task = LanguageTask(make_config("task=lm", "num_groups=2", f"data.partition={partition}", *data))
+            task = LMTask(make_config("task=lm", "num_groups=2", f"data.partition={partition}", *data))
             seeds = [order_seed(0, group=group, partition=partition) for group in range(2)]
             orders = [task.order(group=g, num_groups=2, examples_per_step=4, seed=seeds[g]) for g in range(2)]
             batches[partition] = [order.ids(3) for order in orders]

@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odist.config import OptimConfig
+from odist.config.schema import OptimConfig
 from odist.mesh import Axis, Mesh, TreeSum
 from odist.optim import Clock, Optimizer
 from odist.strategies.allreduce import AllReduce

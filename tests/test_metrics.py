@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from odist import intervals
-from odist.metrics import (
+from odist.measure import intervals
+from odist.measure.metrics import (
     BinaryMetrics,
     MulticlassMetrics,
     auc_delong,
@@ -270,7 +270,7 @@ def test_the_jackknife_of_a_mean_is_the_t_interval_and_covers_a_churn_of_known_s
 
 
 def test_importing_the_metrics_loads_no_heavy_package() -> None:
-    code = "import sys, odist.metrics; print([m for m in ('torch', 'pandas', 'scipy', 'sklearn') if m in sys.modules])"
+    code = "import sys, odist.measure.metrics; print([m for m in ('torch', 'pandas', 'scipy', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from odist.config import OptimConfig
+from odist.config.schema import OptimConfig
 from odist.models.mlp import EmbeddingMLP
 from odist.optim import Clock, Optimizer, learning_rate
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import make_config
 
-from odist.checkpoint import common_step, load_weights
+from odist.engine.checkpoint import common_step, load_weights
 from odist.models.mlp import EmbeddingMLP
 from odist.rng import derive
 from odist.tasks.criteo import CriteoTask

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from conftest import compose
 
+from odist.claims import style
+from odist.claims.plot import plot_runs
 from odist.errors import UserError
-from odist.report import style
-from odist.report.plot import plot_runs
-from odist.run import Run
+from odist.run.folder import Run
 
 
 def make_run(path: Path, config: dict[str, Any], *, rows: str, seed: int = 1, steps: int = 3, **changes: Any) -> Run:

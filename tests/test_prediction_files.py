@@ -15,9 +15,9 @@ from sklearn.metrics import log_loss
 from test_churn import make_run
 from test_cli import odist, refused
 
-from odist.churn import churn
 from odist.errors import UserError
-from odist.retrains import compare_retrains
+from odist.measure.churn import churn
+from odist.measure.predictions import compare_retrains
 
 ROWS, CLASSES = 400, 6
 

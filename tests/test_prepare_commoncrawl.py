@@ -21,9 +21,9 @@ from conftest import kill_and_continue
 
 from odist.data.tokens import TokenStore
 from odist.errors import Interrupted, UserError
-from odist.prepare.commoncrawl import TextOptions, TextReport, prepare_commoncrawl
-from odist.prepare.commoncrawl_clean import sentences
-from odist.prepare.tokenizer import WordPiece, train_sentencepiece
+from odist.prepare.text.clean import sentences
+from odist.prepare.text.prepare import TextOptions, TextReport, prepare_commoncrawl
+from odist.prepare.text.tokenizer import WordPiece, train_sentencepiece
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data"
 TEXT = """the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which

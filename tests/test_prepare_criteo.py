@@ -20,7 +20,7 @@ import pytest
 
 from odist.data.rows import RowStore
 from odist.errors import Interrupted, UserError
-from odist.prepare.criteo import CriteoOptions, PrepareReport, prepare_criteo
+from odist.prepare.criteo.prepare import CriteoOptions, PrepareReport, prepare_criteo
 from odist.prepare.partial import Partial
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "criteo"
@@ -112,7 +112,7 @@ def file(tmp_path: Path, rows: list[Row]) -> Path:
 
 
 def test_hash_vectors() -> None:
-    from odist.prepare import criteo_kernels as kernels
+    from odist.prepare.criteo import kernels as kernels
 
     assert kernels.HASH == "odist-hash-1"
     # First outputs of splitmix64 for two seeds, as published with its reference implementation.
@@ -729,7 +729,7 @@ def test_the_command_runs(tmp_path: Path, file: Path) -> None:
     code = [
         sys.executable,
         "-m",
-        "odist.cli",
+        "odist.cli.main",
         "prepare",
         "criteo",
         "--input",

@@ -16,8 +16,8 @@ from PIL import ExifTags, Image
 
 from odist.data.images import ImageStore
 from odist.errors import Interrupted, UserError
-from odist.prepare import imagenet
-from odist.prepare.imagenet import ImageOptions, ImageReport, prepare_imagenet
+from odist.prepare.images import prepare as imagenet
+from odist.prepare.images.prepare import ImageOptions, ImageReport, prepare_imagenet
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -518,7 +518,7 @@ def test_done_is_reused_and_another_request_refused(tmp_path: Path) -> None:
 def test_command_line_refuses_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from odist.cli_prepare import prepare_app
+    from odist.cli.prepare import prepare_app
 
     result = CliRunner().invoke(prepare_app, ["imagenet", "--output", str(tmp_path / "s")])
     assert isinstance(result.exception, UserError)

@@ -17,7 +17,7 @@ import test_prepare_criteo as criteo
 import test_prepare_imagenet as images
 from test_cli import odist
 
-from odist.cli import main
+from odist.cli.main import main
 
 Typed = Callable[..., tuple[str, str]]
 

@@ -18,9 +18,9 @@ from odist.data.images import ImageStore
 from odist.data.rows import RowStore
 from odist.data.tokens import TokenStore
 from odist.errors import Interrupted, UserError
-from odist.prepare.commoncrawl import TextOptions, prepare_commoncrawl
-from odist.prepare.commoncrawl_clean import document_key, draw
-from odist.prepare.imagenet import ImageOptions, prepare_imagenet
+from odist.prepare.images.prepare import ImageOptions, prepare_imagenet
+from odist.prepare.text.clean import document_key, draw
+from odist.prepare.text.prepare import TextOptions, prepare_commoncrawl
 
 # Rows
 
@@ -165,7 +165,7 @@ def test_one_image_is_not_divided(tmp_path: Path) -> None:
 
 
 def test_a_moved_image_survives_interruptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from odist.prepare import imagenet
+    from odist.prepare.images import prepare as imagenet
 
     monkeypatch.setattr(imagenet, "PART_IMAGES", 4)
     root = images.write_folder(

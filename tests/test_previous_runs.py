@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 from test_cli import SMOKE, criteo_rows, odist, refused
 from test_prepare_commoncrawl import story, write_json
 
-from odist.config import config_hash
+from odist.config.schema import config_hash
 from odist.data.images import ImageStore
 from odist.errors import Interrupted, UserError
-from odist.launch import content_of, prepare_config
-from odist.prepare.commoncrawl import TextOptions, prepare_commoncrawl
-from odist.prepare.criteo import CriteoOptions, prepare_criteo
-from odist.prepare.imagenet import ImageOptions, prepare_imagenet
-from odist.run import Run
-from odist.validate import remarks
+from odist.launch.check import remarks
+from odist.launch.launch import content_of, prepare_config
+from odist.prepare.criteo.prepare import CriteoOptions, prepare_criteo
+from odist.prepare.images.prepare import ImageOptions, prepare_imagenet
+from odist.prepare.text.prepare import TextOptions, prepare_commoncrawl
+from odist.run.folder import Run
 
 SHORT = ("train.max_examples=300", "train.batch=20")
 STILL = ("optim=sgd", "optim.lr=1e-300", "train.max_examples=20", "train.batch=20")  # steps that change no weight

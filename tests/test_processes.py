@@ -21,10 +21,10 @@ import yaml
 from conftest import compose, weight_hashes
 from safetensors.torch import load_file, save_file
 
-from odist import processes, results, worker
-from odist.config_read import load
+from odist.config.read import load
 from odist.errors import Diverged, Interrupted, LostWorkers, UserError
-from odist.run import Run, step_name
+from odist.launch import processes, results, worker
+from odist.run.folder import Run, step_name
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("model.hidden=[16]", "model.embedding_dim=4", "train.evaluate_every=0", "train.log_every=50")
@@ -68,7 +68,7 @@ def workers_of(run: Run, group: int | None = None) -> list[int]:
             dead = bool(command) and (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except OSError:
             continue
-        if "odist.worker" not in command or str(run.path) not in command or dead:
+        if "odist.launch.worker" not in command or str(run.path) not in command or dead:
             continue
         if group is None or command[command.index(str(run.path)) + 1] == str(group):
             found.append(int(folder.name))
@@ -152,7 +152,7 @@ def test_stopped_killed_and_orphaned_a_run_ends_in_the_same_bits(create: Callabl
     whole = create(*shared[2:])
     worker.main(whole)
     broken = Run(tmp_path / "broken")
-    command = [sys.executable, "-m", "odist.cli", "train", *shared, "launch=local"]
+    command = [sys.executable, "-m", "odist.cli.main", "train", *shared, "launch=local"]
     command += [f"run.dir={broken.path}"]
 
     def begin(number: int) -> subprocess.Popen[str]:

@@ -22,7 +22,7 @@ from test_prepare_commoncrawl import story, write_wet
 from test_prepare_criteo import make_rows, text_of
 from test_prepare_imagenet import encode, pixels, tar_bytes, write_folder
 
-from odist.run import Run
+from odist.run.folder import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -11,7 +11,7 @@ import pytest
 
 
 def odist(*arguments: object, cwd: Path) -> str:
-    command = [sys.executable, "-m", "odist.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "odist.cli.main", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout

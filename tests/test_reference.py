@@ -11,10 +11,7 @@ from scipy import sparse, stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
-from odist.config import Config, DataConfig
-from odist.data.rows import FORMAT, RowWriter
-from odist.errors import UserError
-from odist.reference import (
+from odist.claims.logistic import (
     LogisticGrid,
     LogisticOptions,
     fit_passes,
@@ -23,6 +20,9 @@ from odist.reference import (
     predict,
     read_rows,
 )
+from odist.config.schema import Config, DataConfig
+from odist.data.rows import FORMAT, RowWriter
+from odist.errors import UserError
 from odist.tasks.criteo import PreparedSource
 
 ROWS, BUCKETS = 4000, 300
@@ -86,7 +86,7 @@ def test_many_passes_reach_the_optimum_of_scikit_learn(store: Path, l2: float) -
 def test_the_penalty_of_a_weight_that_is_never_used_again_is_applied_in_full(store: Path) -> None:
     source = source_of(store)
     dense, ids, labels = read_rows(source, np.arange(100), split="train")
-    from odist.reference import HashedLogistic
+    from odist.claims.logistic import HashedLogistic
 
     options = LogisticOptions(lr=0.1, l2=0.01)
     model = HashedLogistic(26, BUCKETS, options=options)
@@ -152,7 +152,7 @@ def test_generated_rows_are_refused() -> None:
 
 
 def test_on_real_rows_it_predicts_as_well_as_such_a_model_can(criteo_file: Path, tmp_path: Path) -> None:
-    from odist.prepare.criteo import CriteoOptions, prepare_criteo
+    from odist.prepare.criteo.prepare import CriteoOptions, prepare_criteo
 
     prepare_criteo([str(criteo_file)], output=tmp_path / "criteo", options=CriteoOptions())
     source = source_of(tmp_path / "criteo")

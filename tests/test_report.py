@@ -15,16 +15,16 @@ import pytest
 from scipy import stats
 
 import odist
+from odist.claims.page import build_report
+from odist.claims.recipe import Claim, PlannedRun, load_recipe
+from odist.claims.recipe_file import parse_recipe
+from odist.claims.record import write_records
+from odist.claims.references import write_reference
+from odist.claims.summary import Retrains, judge, judge_ratios, summarise, verdict_of
+from odist.claims.table import csv_table, estimate, markdown_table
 from odist.errors import UserError
-from odist.metrics import binary_results
-from odist.report.page import build_report
-from odist.report.recipe import Claim, PlannedRun, load_recipe
-from odist.report.recipe_file import parse_recipe
-from odist.report.record import write_records
-from odist.report.references import write_reference
-from odist.report.summary import Retrains, judge, judge_ratios, summarise, verdict_of
-from odist.report.table import csv_table, estimate, markdown_table
-from odist.run import Run, write_atomically
+from odist.measure.metrics import binary_results
+from odist.run.folder import Run, write_atomically
 
 PROJECT = Path(odist.__file__).parent.parent
 ROWS = 400

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import odist
+from odist.claims.recipe import load_recipe
+from odist.claims.reproduce import ReproduceResult, reproduce
 from odist.errors import OdistError, UserError
-from odist.report.recipe import load_recipe
-from odist.reproduce import ReproduceResult, reproduce
-from odist.run import Run
+from odist.run.folder import Run
 
 PROJECT = Path(__file__).resolve().parent.parent
 RECIPE = """
@@ -165,7 +165,7 @@ def test_an_interruption_saves_the_runs_and_leaves_no_process(tmp_path: Path) ->
     (tmp_path / "long.yaml").write_text(long)
     code = (
         "import sys; from pathlib import Path\n"
-        "from odist.errors import OdistError; from odist.reproduce import reproduce\n"
+        "from odist.errors import OdistError; from odist.claims.reproduce import reproduce\n"
         "try: reproduce('long.yaml', output=Path('reports'), runs_dir=Path('runs'))\n"
         "except OdistError as error: print(error); sys.exit(error.exit_code)"
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import compose, weight_hashes
 
-from odist import processes, worker
-from odist.config_read import load
+from odist.config.read import load
 from odist.errors import Interrupted, UserError
-from odist.run import Run, step_name
+from odist.launch import processes, worker
+from odist.run.folder import Run, step_name
 
 SMALL = ("algorithm=codistill", "exchange=store", "model.hidden=[16]", "model.embedding_dim=4", "train.evaluate_every=0",
          "train.max_examples=4000", "task.synthetic.rows=4000", "task.synthetic.validation_rows=500", "train.batch=50",

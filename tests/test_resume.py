@@ -7,7 +7,7 @@ import shutil
 import pytest
 from conftest import StopAfter, train_whole_and_broken, weight_hashes
 
-from odist.checkpoint import common_step
+from odist.engine.checkpoint import common_step
 from odist.errors import Interrupted
 
 COMMON = ("train.max_examples=1600", "algorithm.burn_in=200", "exchange.interval=200", "train.checkpoint_every=300")
@@ -55,7 +55,7 @@ def test_killed_between_the_checkpoints_of_two_groups(train, tmp_path):
     broken = tmp_path / "broken" / "checkpoints"
     steps = sorted(folder.name for folder in (broken / "group-1").iterdir())
     shutil.rmtree(broken / "group-1" / steps[-1])
-    from odist.run import Run
+    from odist.run.folder import Run
 
     assert common_step(Run(tmp_path / "broken"), 2) == int(steps[-2].removeprefix("step-"))
     assert weight_hashes(train(*overrides, name="broken")) == weight_hashes(whole)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_cli import SMOKE, command, environment, odist, refused
 
-from odist.run import Run
+from odist.run.folder import Run
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_show_tells_the_differences_of_two_runs(trained: Path) -> None:
 
 
 def test_a_long_cell_is_wrapped_behind_the_others() -> None:
-    from odist.cli_runs import Entry, table
+    from odist.cli.runs import Entry, table
 
     row = {"path": "runs/a", "name": "a", "task": "criteo", "data": "synthetic", "scale": "smoke", "algorithm": "sync",
            "num_groups": 1, "seed": 0, "overrides": [f"optim.key{n}=1" for n in range(6)], "state": "finished", "step": 1,

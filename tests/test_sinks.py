@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from conftest import compose, make_config, weight_hashes
 
-from odist import launch, sinks
 from odist.errors import UserError
-from odist.run import Run
+from odist.launch import launch
+from odist.run import sinks
+from odist.run.folder import Run
 
 THEIRS = """
 import json, os, threading
@@ -55,7 +56,7 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "their_sinks.py").write_text(THEIRS)
     (root / "their_sinks-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: x\nVersion: 1.0\n")
     points = "".join(f"{name.lower()} = their_sinks:{name}\n" for name in ("Lines", "Raising", "Hanging", "Absent"))
-    (root / "their_sinks-1.0.dist-info" / "entry_points.txt").write_text(f"[odist.sinks]\n{points}")
+    (root / "their_sinks-1.0.dist-info" / "entry_points.txt").write_text(f"[odist.run.sinks]\n{points}")
     monkeypatch.syspath_prepend(str(root))
     monkeypatch.delitem(sys.modules, "their_sinks", raising=False)
 
@@ -237,6 +238,6 @@ def test_a_missing_package_names_the_extra(name: str) -> None:
 
 
 def test_sinks_are_no_part_of_the_hash() -> None:
-    from odist.config import config_hash
+    from odist.config.schema import config_hash
 
     assert config_hash(make_config("run.sinks=[tensorboard]")) == config_hash(make_config())

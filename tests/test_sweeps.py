@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from odist.run import Run
+from odist.run.folder import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = {
@@ -40,7 +40,7 @@ def plugin(request: pytest.FixtureRequest) -> list[str]:
 
 def start(folder: Path, *arguments: str, mark: str) -> subprocess.Popen[str]:
     """`odist train -m` as the leader of a process group, as in a terminal; its processes carry `mark`."""
-    command = [sys.executable, "-m", "odist.cli", "train", "-m", "run.dir=many", "run.progress=false", *arguments]
+    command = [sys.executable, "-m", "odist.cli.main", "train", "-m", "run.dir=many", "run.progress=false", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ODIST_TEST": mark, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_config
 
-from odist.config import SyntheticConfig
+from odist.config.schema import SyntheticConfig
 from odist.tasks.criteo import CriteoTask
 from odist.tasks.synthetic_criteo import BASE_RATE, SyntheticCriteo
 

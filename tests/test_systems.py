@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from conftest import compose
 
-from odist.config import FREE_KEYS, config_hash
-from odist.config_read import load
-from odist.systems import system_differences, system_of
+from odist.config.read import load
+from odist.config.schema import FREE_KEYS, config_hash
+from odist.config.systems import system_differences, system_of
 
 
 def compared(first: list[str], second: list[str]) -> dict[str, list[Any]]:

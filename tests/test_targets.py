@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from odist.churn import row_differences
+from odist.claims.figure import paper_points
+from odist.claims.page import build_report
+from odist.claims.recipe import Claim, Recipe, load_recipe, paper_figure
+from odist.claims.recipe_file import parse_recipe
+from odist.claims.record import write_records
+from odist.claims.reproduce import reproduce
+from odist.claims.summary import Retrains, judge, judge_ratios
+from odist.claims.targets import curve_of, first_reach, target_parts, targets_of, with_targets
+from odist.claims.tune import tune
 from odist.errors import UserError
-from odist.report.figure import paper_points
-from odist.report.page import build_report
-from odist.report.recipe import Claim, Recipe, load_recipe, paper_figure
-from odist.report.recipe_file import parse_recipe
-from odist.report.record import write_records
-from odist.report.summary import Retrains, judge, judge_ratios
-from odist.report.targets import curve_of, first_reach, target_parts, targets_of, with_targets
-from odist.reproduce import reproduce
-from odist.run import Run
-from odist.tune import tune
+from odist.measure.churn import row_differences
+from odist.run.folder import Run
 
 RECIPE = """
 title: T

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from odist.prepare.commoncrawl_clean import is_boilerplate, normalise, sentences
-from odist.prepare.commoncrawl_duplicates import load_keep, mark_duplicates, save_hashes
-from odist.prepare.commoncrawl_lines import decode_lines, paragraphs, passages
-from odist.prepare.tokenizer import WordPiece, with_ends
+from odist.prepare.text.clean import is_boilerplate, normalise, sentences
+from odist.prepare.text.duplicates import load_keep, mark_duplicates, save_hashes
+from odist.prepare.text.paragraphs import decode_lines, paragraphs, passages
+from odist.prepare.text.tokenizer import WordPiece, with_ends
 
 WORDS = ["the", "of", "a", "paragraph", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "sleeps"]
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from test_cli import SMOKE, criteo_rows, odist, refused
 
-from odist.config import Config, flatten
-from odist.config_read import load
+from odist.config.read import load
+from odist.config.schema import Config, flatten
+from odist.config.suggest import choose, unknown_key
 from odist.errors import UserError
-from odist.suggest import choose, unknown_key
 
 GROUPS = ("task", "algorithm", "data", "scale", "model", "optim", "exchange", "launch")
 
@@ -30,7 +30,7 @@ def page(*words: str, columns: int, cwd: Path) -> str:
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_help_prints_every_key_of_the_task_with_its_value_and_meaning(columns: int, tmp_path: Path) -> None:
-    from odist.config_read import schema_keys
+    from odist.config.read import schema_keys
 
     shown = page("task=lm", "seed=7", columns=columns, cwd=tmp_path)
     words = " ".join(shown.split())
@@ -129,14 +129,14 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "home" / "mine" / "results.json").is_file()
     assert not (tmp_path / "~").exists()
     refused(odist("train", "data=prepared", "data.path=~/none", cwd=tmp_path), f"{tmp_path}/home/none: no such folder")
-    from odist.places import local_folder
+    from odist.run.places import local_folder
 
     with pytest.raises(UserError, match="home folder"):
         local_folder("~nobody-of-this-name/x", key="run.dir")
 
 
 def test_flags_may_stand_anywhere_and_keep_their_values() -> None:
-    from odist.train_arguments import read_arguments
+    from odist.cli.train_arguments import read_arguments
 
     found = read_arguments(["seed=1,2", "-m", "--config-dir=mine", "scale=smoke", "--cfg", "job", "--info"])
     assert found.is_multirun
@@ -153,8 +153,8 @@ def test_a_quoted_folder_of_a_multirun_is_that_folder(tmp_path: Path) -> None:
 
 
 def test_every_synonym_names_a_key() -> None:
-    from odist.config_read import schema_keys
-    from odist.suggest import SYNONYMS
+    from odist.config.read import schema_keys
+    from odist.config.suggest import SYNONYMS
 
     names = {*(found.name for found in schema_keys()), *GROUPS}
     assert set(SYNONYMS.values()) <= names

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from odist.config import flatten
+from odist.claims.recipe_file import parse_recipe
+from odist.claims.reproduce import reproduce
+from odist.claims.tune import TuneResult, tune
+from odist.claims.tuning import choose, read_tuning
+from odist.config.schema import flatten
 from odist.errors import UserError
-from odist.report.recipe_file import parse_recipe
-from odist.report.tuning import choose, read_tuning
-from odist.reproduce import reproduce
-from odist.run import Run
-from odist.tune import TuneResult, tune
+from odist.run.folder import Run
 
 RECIPE = """
 title: Tiny

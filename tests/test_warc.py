@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from odist.prepare.text.warc import Record, read_records, read_response
 from odist.prepare.unpack import unpack
-from odist.prepare.warc import Record, read_records, read_response
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "commoncrawl"
 TEXTS = [f"Page {i}\n" + f"line {i} of some text\n" * (3 + 7 * i) for i in range(12)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from odist import __version__
-from odist.run import Run
+from odist.run.folder import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,9 +59,7 @@ def python(code: str, *, installed: Path, cwd: Path) -> subprocess.CompletedProc
 
 
 def run_module(*arguments: str) -> str:
-    return (
-        f"sys.argv = ['odist', *{list(arguments)!r}]; import runpy; runpy.run_module('odist.cli', run_name='__main__')"
-    )
+    return f"sys.argv = ['odist', *{list(arguments)!r}]; import runpy; runpy.run_module('odist.cli.main', run_name='__main__')"
 
 
 def files_below(folder: Path) -> set[str]:
@@ -72,7 +70,7 @@ def test_the_wheel_holds_package_configuration_and_recipes(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         [entry_points] = [name for name in names if name.endswith("/entry_points.txt")]
-        assert "odist = odist.cli:main" in archive.read(entry_points).decode()
+        assert "odist = odist.cli.main:main" in archive.read(entry_points).decode()
     for folder in ("conf", "recipes"):
         shipped = {name.removeprefix("odist/") for name in names if name.startswith(f"odist/{folder}/")}
         assert shipped == {f"{folder}/{name}" for name in files_below(ROOT / folder)}

@@ -17,8 +17,8 @@ from typing import Any
 
 from odist.data.store import read_record
 from odist.errors import UserError
-from odist.places import local_folder
-from odist.run import write_atomically
+from odist.run.folder import write_atomically
+from odist.run.places import local_folder
 
 JOURNAL = "journal.json"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

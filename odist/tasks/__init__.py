@@ -2,6 +2,6 @@
 
 TASKS = {
     "criteo": "odist.tasks.criteo:CriteoTask",
-    "lm": "odist.tasks.language:LanguageTask",
+    "lm": "odist.tasks.lm:LMTask",
     "imagenet": "odist.tasks.imagenet:ImageNetTask",
 }

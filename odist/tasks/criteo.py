@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from odist import registry
-from odist.config import Config, CriteoConfig
+from odist.config.schema import Config, CriteoConfig
 from odist.data.order import Order, SequentialOrder, Shares
 from odist.data.rows import RowStore
 from odist.errors import UserError
 from odist.losses import LossOptions, Soft, Sums, binary
-from odist.metrics import BinaryMetrics, binary_results
+from odist.measure.metrics import BinaryMetrics, binary_results
 from odist.tasks.base import Batch, Carry
 from odist.tasks.synthetic_criteo import NUM_CATEGORICAL, NUM_NUMERIC, SyntheticCriteo
 

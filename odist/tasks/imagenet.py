@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from odist import registry
-from odist.config import JPEG_SIZE, Config, ImageNetConfig
+from odist.config.schema import JPEG_SIZE, Config, ImageNetConfig
 from odist.data.order import SequentialOrder, Shares, ShuffledOrder
 from odist.errors import UserError
 from odist.losses import LossOptions, Soft, Sums, multiclass
+from odist.measure.images import ImageMetrics, image_results
 from odist.rng import derive
 from odist.tasks.base import Batch, Carry
-from odist.tasks.image_metrics import ImageMetrics, image_results
 from odist.tasks.synthetic_images import CLASSES, SyntheticImages
 
 TUNING_SHARE = 8  # data.holdout=tuning: at most the last 1/8 of the training images is evaluated and not trained on

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from odist.config import SyntheticConfig
+from odist.config.schema import SyntheticConfig
 from odist.rng import derive, mix, uniform
 
 NUM_NUMERIC, NUM_CATEGORICAL = 13, 26

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from odist.config import SyntheticImagesConfig
+from odist.config.schema import SyntheticImagesConfig
 from odist.rng import derive, uniform
 
 SHAPES = ("disc", "square", "triangle", "ring", "cross")

@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from odist.config import SyntheticTextConfig
+from odist.config.schema import SyntheticTextConfig
 from odist.errors import UserError
 from odist.rng import derive, mix, uniform
 

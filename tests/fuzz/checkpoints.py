@@ -18,9 +18,9 @@ from conftest import Typed, odist, weight_hashes
 
 from fuzz.campaign import WrongUse
 from fuzz.snapshot_damage import Bomb
-from odist.checkpoint import STATE, WEIGHTS
-from odist.digest import FILE as DIGEST
-from odist.run import Run
+from odist.engine.checkpoint import STATE, WEIGHTS
+from odist.run.digest import FILE as DIGEST
+from odist.run.folder import Run
 
 COMMAND = ["train", "scale=smoke", "run.progress=false", "model.hidden=[8]", "algorithm=codistill", "train.max_examples=1200",
            "task.synthetic.vocabulary=20", "task.synthetic.validation_rows=100", "algorithm.burn_in=200",

@@ -17,7 +17,7 @@ from PIL import Image
 from fuzz.campaign import WrongUse
 from fuzz.rows import bomb
 from odist.errors import UserError
-from odist.prepare.imagenet import ImageOptions, prepare_imagenet
+from odist.prepare.images.prepare import ImageOptions, prepare_imagenet
 
 GOOD = 6
 BOMB = 300 << 20

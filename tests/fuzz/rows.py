@@ -14,7 +14,7 @@ import numpy as np
 from fuzz.campaign import WrongUse
 from odist.data.rows import RowStore
 from odist.errors import UserError
-from odist.prepare.criteo import CriteoOptions, prepare_criteo
+from odist.prepare.criteo.prepare import CriteoOptions, prepare_criteo
 
 GOOD = 40
 BOMB = 300 << 20  # bytes that a small file unpacks to

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from fuzz.campaign import WrongUse, strict_json
 from fuzz.snapshot_damage import DAMAGES, Damaged
-from odist import wiring
-from odist.config_read import load
+from odist.config.read import load
+from odist.engine import wiring
+from odist.engine.trainer import Trainer
 from odist.errors import LostWorkers
-from odist.log import MetricsLog, make_progress
 from odist.mesh import Axis, Mesh
-from odist.run import Run
-from odist.trainer import Trainer
+from odist.run.folder import Run
+from odist.run.log import MetricsLog, make_progress
 
 KINDS = [f"{kind}, {timing}" for kind in DAMAGES for timing in ("freshest", "lockstep")]
 OLD, BAD, NEW = 4, 8, 12  # steps of the good, the damaged and the newer good snapshot

@@ -11,7 +11,7 @@ from pathlib import Path
 from fuzz.campaign import WrongUse
 from fuzz.rows import bomb
 from odist.errors import UserError
-from odist.prepare.commoncrawl import TextOptions, prepare_commoncrawl
+from odist.prepare.text.prepare import TextOptions, prepare_commoncrawl
 
 GOOD = 24
 BOMB = 60 << 20

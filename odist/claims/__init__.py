@@ -1,0 +1,1 @@
+"""From recipes to runs, tables, figures and verdicts."""

@@ -1,0 +1,182 @@
+"""Planned runs of a recipe, each trained by an `odist train` process of its own, some at a time.
+
+A crash costs one run, a finished run is reused and an interrupted one continued. Which runs, and what
+becomes of them, is left to reproduce and tune.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from odist.claims.recipe import PlannedRun
+from odist.errors import Diverged, Interrupted, OdistError
+from odist.run.folder import Run
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Echo = Callable[[str], None]
+SECONDS_TO_SAVE = 120.0  # how long an interrupted run may take to save before it is killed
+
+
+def train_command(run: PlannedRun, path: Path) -> list[str]:
+    """The `odist train` command line of a planned run in folder `path`; one thread unless its overrides say more."""
+    threads = [] if any(line.startswith("launch.threads=") for line in run.overrides) else ["launch.threads=1"]
+    last = [f"seed={run.seed}", *threads, "run.progress=false", f"run.dir={path}"]
+    return [sys.executable, "-m", "odist.cli.main", "train", *run.overrides, *last]
+
+
+@dataclass
+class _Job:
+    """A running `odist train`."""
+
+    run: PlannedRun
+    path: Path
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+def train_all(
+    plan: Sequence[PlannedRun],
+    *,
+    paths: Sequence[Path],
+    jobs: int,
+    echo: Echo,
+    may_diverge: bool = False,
+    ended: Callable[[Path], None] | None = None,
+) -> None:
+    """Train every planned run in its folder, `jobs` at a time.
+
+    may_diverge: a run that diverged (its status says so) is no failure
+    ended: called with the folder of every run that ended as it may
+    OdistError naming the runs that failed, when all have ended; Interrupted when stopped by a signal.
+    """
+    queue = [(run, path, train_command(run, path)) for run, path in zip(plan, paths, strict=True)]
+    queue.sort(key=lambda item: not _known_finished(item[1]))  # stable: reused ones first, the rest in the plan's order
+    running: list[_Job] = []
+    failed: list[str] = []
+    # `odist train` checks that a finished run has these settings, and returns at once
+    with _stopping(running), _progress(len(queue), echo) as report:
+        while queue or running:
+            while queue and len(running) < jobs:
+                run, path, command = queue.pop(0)
+                running.append(_start(run, path, command))
+                report.started(running[-1])
+            time.sleep(0.1)
+            report.steps(running)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                if job.process.returncode not in ((0, Diverged.exit_code) if may_diverge else (0,)):
+                    failed.append(_failure(job))
+                elif ended is not None:
+                    ended(job.path)
+                report.ended(job)
+    if failed:
+        raise OdistError(f"{len(failed)} of {len(plan)} runs failed; the same command tries them again.\n"
+                         + "\n".join(failed))  # fmt: skip
+
+
+def _known_finished(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and Run(path).finished
+
+
+def _log_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.log")
+
+
+def _start(run: PlannedRun, path: Path, command: list[str]) -> _Job:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(_log_path(path), "wb") as log:
+        # a session of its own: Ctrl-C reaches this process alone, which then stops each run once
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    return _Job(run, path, process, time.monotonic())
+
+
+def _failure(job: _Job) -> str:
+    lines = _log_path(job.path).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+    last = "".join(f"\n    {line}" for line in lines)
+    return f"  {job.run.name}: exit code {job.process.returncode}, {_log_path(job.path)} ends with{last}"
+
+
+@contextmanager
+def _stopping(running: list[_Job]) -> Iterator[None]:
+    """On Ctrl-C or SIGTERM stop every run, let each save, and raise Interrupted."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    except KeyboardInterrupt:
+        for job in running:
+            job.process.terminate()
+        deadline = time.monotonic() + SECONDS_TO_SAVE
+        for job in running:
+            try:
+                job.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                job.process.kill()
+        raise Interrupted("interrupted; the runs are saved and the same command continues them.") from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _progress(total: int, echo: Echo) -> Iterator[_Report]:
+    """Bars on a terminal, lines elsewhere."""
+    if not sys.stderr.isatty():
+        yield _Report(total, echo, None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        yield _Report(total, echo, bars)
+
+
+class _Report:
+    """Tells the user how far the runs are."""
+
+    def __init__(self, total: int, echo: Echo, bars: Progress | None) -> None:
+        self.total, self.echo, self.bars = total, echo, bars
+        self.done = 0
+        self.tasks: dict[str, Any] = {}
+        if bars is not None:
+            self.tasks[""] = bars.add_task("runs", total=total)
+
+    def started(self, job: _Job) -> None:
+        if self.bars is not None:
+            self.tasks[job.run.name] = self.bars.add_task(job.run.name, total=None)
+
+    def steps(self, running: Sequence[_Job]) -> None:
+        for job in running if self.bars is not None else ():
+            status = Run(job.path).status
+            if self.bars is not None and status.get("num_steps"):
+                task = self.tasks[job.run.name]
+                self.bars.update(task, completed=status.get("step", 0), total=status["num_steps"])
+
+    def ended(self, job: _Job) -> None:
+        self.done += 1
+        code = job.process.returncode
+        how = {0: "finished", Diverged.exit_code: "diverged"}.get(code, f"failed with exit code {code}")
+        if self.bars is not None:
+            self.bars.remove_task(self.tasks.pop(job.run.name))
+            self.bars.advance(self.tasks[""])
+            if code != 0:
+                self.bars.console.print(f"{job.run.name} {how}")
+        else:
+            seconds = time.monotonic() - job.started
+            self.echo(f"[{self.done}/{self.total}] {job.run.name} {how} ({seconds:.0f} s)")

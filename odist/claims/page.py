@@ -1,0 +1,234 @@
+"""A recipe's report: page, table, figure and manifest, made from its folder alone.
+
+    reports/NAME/recipe.yaml           the recipe as it was
+                 runs/*.json           one record a run
+                 references/*.json     other methods on the same rows
+                 tuning.json           how the settings were chosen
+                 NAME.md NAME.csv NAME.png NAME.svg manifest.json   made from those
+
+The same folder gives the same bytes, wherever it lies and whenever it is built. A variant's section is left to section,
+the figure to figure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from odist.claims.figure import draw_report, paper_points
+from odist.claims.labels import with_sizes
+from odist.claims.quantities import loss_or_accuracy
+from odist.claims.recipe import Claim, Recipe
+from odist.claims.recipe_file import parse_recipe
+from odist.claims.record import read_records
+from odist.claims.references import read_reference
+from odist.claims.section import variant_parts
+from odist.claims.summary import SystemSummary, Verdict, judge_all, retrains_by_system, summarise
+from odist.claims.table import csv_table
+from odist.claims.targets import with_targets
+from odist.claims.tuning import FILE as TUNING_FILE
+from odist.claims.tuning import read_tuning, tuning_parts
+from odist.errors import UserError
+from odist.measure.churn import PAIR_METRICS
+from odist.run.folder import write_atomically
+
+PAPER_FILE = "paper.csv"
+_HOW_TARGETS = (
+    " Steps to {target} are those of the first crossing, straight lines between evaluations; the time of evaluations is not "
+    "counted. A run that never gets there counts with its horizon, marked > in a mean and in a ratio whose other side it "
+    "is; it leaves a claim open that it could overturn. An ensemble's curve is that of its mean prediction."
+)
+
+
+def build_report(folder: Path, *, name: str) -> list[Path]:
+    """Write page, table, figure and manifest of the records in `folder`; the paths written.
+
+    name: the recipe's, and the base name of the files
+    UserError when the folder holds no recipe or no record.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder}: no report of a recipe (it has no recipe.yaml). `odist reproduce {name}` makes it.")
+    recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), name=name)
+    home = home_of(recipe, folder)
+    records = {key: record for key, record in read_records(home / "runs").items()
+               if not recipe.runs_of or record["system"] in recipe.systems}  # fmt: skip
+    if not records:
+        raise UserError(f"{home / 'runs'}: no records of finished runs. `odist reproduce {name}` trains them.")
+    records = dict(zip(records, with_targets(recipe, list(records.values())), strict=True))
+    recipe = with_sizes(recipe, list(records.values()))
+    summaries = summarise(list(records.values()), recipe)
+    retrains = retrains_by_system(list(records.values()), recipe)
+    verdicts = {
+        variant: judge_all(_claims_of(recipe, variant), retrains, variant=variant) for variant in recipe.variants
+    }
+    tuning = read_tuning(home / TUNING_FILE)
+    references = {
+        (variant, name): read_reference(folder, variant=variant, name=name)
+        for variant, layer in recipe.variants.items()
+        for name in layer.references
+    }
+    paper = None
+    if recipe.paper_figure and recipe.targets:
+        paper = paper_points(folder / PAPER_FILE, metric=recipe.targets.metric)
+    written = draw_report(
+        folder / name, recipe=recipe, summaries=summaries, records=list(records.values()), paper=paper
+    )
+    texts = {
+        f"{name}.md": _page(
+            recipe, summaries=summaries, verdicts=verdicts, records=records, references=references, tuning=tuning
+        ),
+        f"{name}.csv": csv_table([_csv_row(recipe, summary) for summary in summaries]),
+    }
+    for file, text in texts.items():
+        write_atomically(folder / file, text)
+        written.append(folder / file)
+    manifest = _manifest(recipe, records=records, files=sorted(written), verdicts=verdicts)
+    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    return [*written, folder / "manifest.json"]
+
+
+def home_of(recipe: Recipe, folder: Path) -> Path:
+    """The folder of the records: the report's own, or that of the recipe whose runs it reads, beside it."""
+    return folder.with_name(folder.name.replace(recipe.name, recipe.home, 1))
+
+
+def _claims_of(recipe: Recipe, variant: str) -> list[Claim]:
+    """The claims whose systems all are in the variant."""
+    known = recipe.systems_in(variant)
+    return [claim for claim in recipe.claims
+            if all(name in known for name in (claim.left, claim.right, *(claim.versus or ())))]  # fmt: skip
+
+
+def command_of(recipe: Recipe, records: Mapping[str, Mapping[str, Any]]) -> str:
+    """What to type to make the report again."""
+    scale = next(iter(records.values()))["scale"]
+    needed = {
+        layer.needs for key, layer in recipe.variants.items() if any(r["variant"] == key for r in records.values())
+    }
+    options = "".join(f" --{need.replace('_', '-')} DIR" for need in sorted(need for need in needed if need))
+    return f"odist reproduce {recipe.name} --scale {scale}{options}"
+
+
+def _page(
+    recipe: Recipe,
+    *,
+    summaries: Sequence[SystemSummary],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    records: Mapping[str, Mapping[str, Any]],
+    references: Mapping[tuple[str, str], Mapping[str, Any] | None],
+    tuning: Mapping[str, Any] | None,
+) -> str:
+    parts = [f"# {recipe.title}\n", *([recipe.description + "\n"] if recipe.description else [])]
+    scale = next(iter(records.values()))["scale"]
+    runs = f"../{recipe.home}{'' if scale == recipe.scale else f'-{scale}'}/runs" if recipe.runs_of else "runs"
+    first = loss_or_accuracy(recipe.metrics[0])
+    shown = f"{first[0].upper()}{first[1:]} against churn, and learning curves"
+    if recipe.targets:
+        shown = "Learning curves here, and the paper's"
+    parts.append(f"Made from the records in `{runs}/` by\n\n    {command_of(recipe, records)}\n")
+    parts.append(f"![{shown}]({recipe.name}.svg)\n")
+    for variant, layer in recipe.variants.items():
+        own = [summary for summary in summaries if summary.variant == variant]
+        if not own and layer.scales is not None and next(iter(records.values()))["scale"] not in layer.scales:
+            continue
+        if variant:
+            parts.append(f"## {layer.label or variant}\n")
+        if not own:
+            needed = f" It needs `--{layer.needs.replace('_', '-')}`." if layer.needs else ""
+            parts.append(f"Not run.{needed}\n")
+            continue
+        parts += variant_parts(
+            recipe,
+            variant=variant,
+            summaries=own,
+            verdicts=verdicts[variant],
+            records=[record for record in records.values() if record["variant"] == variant],
+            references={name: references[variant, name] for name in layer.references},
+            tuning=tuning,
+        )
+    parts += ["## How to read it\n", _how_to_read(recipe, records)]
+    parts += tuning_parts(recipe, tuning, scale=next(iter(records.values()))["scale"])
+    parts.append("## Where it ran\n")
+    parts += [f"- {line}" for line in _surroundings(records)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _how_to_read(recipe: Recipe, records: Mapping[str, Mapping[str, Any]]) -> str:
+    classes = any(name in PAIR_METRICS for name in recipe.metrics) and any(
+        "top1" in record["results"]["metrics"] for record in records.values()
+    )
+    measure = "|p1 - p2| over validation rows and all pairs of retrains"
+    if classes:
+        measure = "half the sum over the classes of |p1 - p2|, over validation rows and all pairs of retrains"
+    text = (
+        f"Metrics are means over seeds with Student's 95 % interval. Churn is the mean of {measure}, with the "
+        "delete-one-run jackknife 95 % interval; no interval below three retrains. "
+        "A claim holds, or does not, when the interval of the difference over common seeds lies wholly on one side; "
+        "otherwise it is not resolved."
+    )
+    if any(claim.requires for claim in recipe.claims):
+        text += " A claim that requires another is not tested where that one does not hold."
+    if any(isinstance(value, list) for system in recipe.systems.values() for value in system.paper.values()):
+        text += " The paper gives the mean of five repeats and half their range."
+    if recipe.targets is None:
+        return text + "\n"
+    target = "a loss" if loss_or_accuracy(recipe.targets.metric) == "loss" else "a target"
+    return text + _HOW_TARGETS.format(target=target) + "\n"
+
+
+def _surroundings(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    machines: dict[str, int] = {}
+    for record in records.values():
+        hardware = record["env"].get("hardware") or {}
+        text = ", ".join(str(part) for part in (
+            hardware.get("cpu"), f"{hardware.get('cores')} cores", f"{hardware.get('memory_gb')} GB",
+            hardware.get("gpu") or "no GPU") if part)  # fmt: skip
+        machines[text] = machines.get(text, 0) + 1
+    lines = [f"{text}: {number} runs" for text, number in sorted(machines.items())]
+    versions = {
+        f"{key} {value}" for record in records.values() for key, value in (record["env"].get("versions") or {}).items()
+    }
+    commits = sorted({str(record["env"].get("commit")) for record in records.values()})
+    return [*lines, f"versions: {', '.join(sorted(versions)) or 'unknown'}", f"commit: {', '.join(commits)}"]
+
+
+def _csv_row(recipe: Recipe, summary: SystemSummary) -> dict[str, Any]:
+    row: dict[str, Any] = {"variant": summary.variant} if any(recipe.variants) else {}
+    row |= {"system": summary.system, "retrains": len(summary.seeds)}
+    for name, (value, interval) in {**summary.metrics, **summary.churn, "churn_ratio": summary.ratio}.items():
+        low, high = interval or (None, None)
+        row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    for name, paper in recipe.systems[summary.system].paper.items():
+        value, spread = paper if isinstance(paper, list) else (paper, None)
+        row |= {f"{name}_paper": value, f"{name}_paper_half_range": spread}
+    return row | summary.costs
+
+
+def _manifest(
+    recipe: Recipe,
+    *,
+    records: Mapping[str, Mapping[str, Any]],
+    files: Sequence[Path],
+    verdicts: Mapping[str, Sequence[Verdict]],
+) -> dict[str, Any]:
+    sources = sorted({str(record["env"].get("source_hash")) for record in records.values()})
+    kept = ("config_hash", "data_fingerprint", "source_hash", "commit", "hardware", "versions")
+    return {
+        "command": command_of(recipe, records),
+        "recipe": {"name": recipe.name, "sha256": hashlib.sha256(recipe.text.encode()).hexdigest()},
+        "scale": next(iter(records.values()))["scale"],
+        "sources": sources,
+        "sources_differ": len(sources) > 1,
+        "runs": {
+            name: {"record_sha256": record["sha256"], **{key: record["env"].get(key) for key in kept}}
+            for name, record in records.items()
+        },
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "claims": {
+            variant or "all": {verdict.claim.id: verdict.verdict for verdict in its}
+            for variant, its in verdicts.items()
+        },
+    }

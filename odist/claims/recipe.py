@@ -1,0 +1,320 @@
+"""Recipes: which systems are trained with which seeds, and which claims of the paper they decide.
+
+A recipe is a YAML file, checked key by key in recipe_file. Starting its runs is left to reproduce and
+tune, reading what came out to summary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from odist.config.suggest import choose
+from odist.errors import UserError
+
+HOLDS, FAILS, OPEN, UNTESTED = "holds", "does not hold", "not resolved", "not tested"  # verdicts on a claim
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of a table: a name, what it is called in the paper, overrides of `odist train`, the paper's numbers.
+
+    paper_curve: name of its curve in the paper's figure, if it has one
+    teachers: system whose finished run of the same seed teaches this one (two-phase distillation)
+    tuned_with: system whose tuned setting this one uses
+    paper_label: what the paper ran in its place; shade: which of its algorithm's shades it has in figures, by default the next
+    """
+
+    name: str
+    label: str
+    overrides: tuple[str, ...] = ()
+    paper: dict[str, Any] = field(default_factory=dict)  # metric: value, or [value, plus or minus]
+    paper_curve: str | None = None
+    teachers: str | None = None
+    tuned_with: str | None = None
+    paper_label: str | None = None
+    shade: int | None = None
+
+    @property
+    def full_label(self) -> str:
+        """For tables and legends: what was run here, and what the paper ran."""
+        return self.label if self.paper_label is None else f"{self.label} (paper: {self.paper_label})"
+
+    @property
+    def algorithm(self) -> str:
+        """Name of the algorithm that its overrides choose, `sync` where they choose none."""
+        return next(
+            (line.split("=", 1)[1] for line in reversed(self.overrides) if line.startswith("algorithm=")), "sync"
+        )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper and a comparison of two systems that decides it.
+
+    left < factor * right - margin, left > factor * right + margin, or |left - factor * right| <= margin (`within`);
+    with `versus`, two ratios are compared instead: left / right with versus[0] / versus[1]
+    requires: id of the claim that has to hold for this one to be tested
+    """
+
+    id: str
+    text: str
+    metric: str
+    left: str
+    right: str
+    relation: str
+    factor: float = 1.0
+    margin: float = 0.0
+    versus: tuple[str, str] | None = None
+    requires: str | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Another method, fitted on the rows of one system and held against it.
+
+    kind: which method; only `logistic` (odist.claims.logistic)
+    margin: every single run of `system` has to stay within it of the reference
+    """
+
+    name: str
+    kind: str
+    label: str
+    system: str
+    metric: str = "log_loss"
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How one setting of every system is chosen, on rows and seeds that are not reported.
+
+    key: the override that is tuned; grid: its values, each twice the one before
+    extensions: how many values may be added at either end while the best one of some system lies there
+    overrides: of every trial, such as data.holdout=tuning
+    """
+
+    key: str
+    grid: tuple[float, ...]
+    seeds: tuple[int, ...]
+    metric: str
+    overrides: tuple[str, ...]
+    extensions: int = 3
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The sentence that a report opens with, by the verdict on one claim."""
+
+    claim: str
+    text: dict[str, str]  # verdict: text
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The baseline whose loss or accuracy the other systems are timed against (odist.claims.targets)."""
+
+    system: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a scale or a variant adds: overrides for all systems and for some, seeds, variables.
+
+    without: systems that a variant leaves out; scales: those that a variant is run at, None for all
+    """
+
+    label: str = ""
+    overrides: tuple[str, ...] = ()
+    systems: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    seeds: tuple[int, ...] | None = None
+    variables: dict[str, str] = field(default_factory=dict)
+    needs: str | None = None  # a variable that the caller must give
+    without: tuple[str, ...] = ()
+    scales: tuple[str, ...] | None = None
+    references: dict[str, Reference] = field(default_factory=dict)
+    tuning_seeds: tuple[int, ...] | None = None  # of the trials on this variant; None: as for all
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training run of a recipe; `name` is unique in it. setting: of a trial, such as `lr0.02`."""
+
+    variant: str
+    system: str
+    seed: int
+    overrides: tuple[str, ...]
+    setting: str = ""
+
+    @property
+    def name(self) -> str:
+        return "-".join(part for part in (self.variant, self.system, self.setting, f"s{self.seed}") if part)
+
+    def override(self, lines: Sequence[str]) -> tuple[str, ...]:
+        """The run's overrides with `lines` added; of two overrides of one key the later wins."""
+        return last_of_each_key([*self.overrides, *lines])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; `text` is the file itself."""
+
+    name: str
+    text: str
+    title: str
+    description: str
+    overrides: tuple[str, ...]
+    systems: dict[str, System]
+    reference: str
+    seeds: tuple[int, ...]
+    metrics: tuple[str, ...]
+    claims: tuple[Claim, ...]
+    scale: str
+    scales: dict[str, Layer]
+    variants: dict[str, Layer]
+    tuning: Tuning | None = None
+    decision: Decision | None = None
+    targets: Targets | None = None
+    paper_figure: str | None = None  # CSV in recipes/paper: system, step, the targets' metric with its unit
+    runs_of: str | None = None  # the recipe whose runs and tuning this one reads
+
+    @property
+    def home(self) -> str:
+        """Name of the recipe that owns the runs and the tuning."""
+        return self.runs_of or self.name
+
+    @property
+    def without_wording(self) -> Recipe:
+        """The recipe without what only readers see: two with equal ones train, tune and judge the same."""
+
+        def unlabelled(layers: Mapping[str, Layer]) -> dict[str, Layer]:
+            return {
+                key: replace(layer, label="", references={k: replace(r, label="") for k, r in layer.references.items()})
+                for key, layer in layers.items()
+            }
+
+        systems = {
+            name: replace(system, label="", paper_label=None, shade=None) for name, system in self.systems.items()
+        }
+        claims = tuple(replace(claim, text="") for claim in self.claims)
+        decision = self.decision and replace(self.decision, text={})
+        return replace(self, text="", title="", description="", systems=systems, claims=claims, decision=decision,
+                       scales=unlabelled(self.scales), variants=unlabelled(self.variants))  # fmt: skip
+
+    def systems_in(self, variant: str) -> list[str]:
+        """Names of the systems that a variant trains."""
+        return [name for name in self.systems if name not in self.variants[variant].without]
+
+    def seeds_at(self, scale: str) -> tuple[int, ...]:
+        return self.layer(scale).seeds or self.seeds
+
+    def layer(self, scale: str) -> Layer:
+        """The scale's additions; UserError for a scale that the recipe does not list."""
+        if scale not in self.scales:
+            raise UserError(f"recipe {self.name} has no scale {scale!r}. Choose among: {', '.join(self.scales)}.")
+        return self.scales[scale]
+
+    def variants_at(self, scale: str) -> list[str]:
+        """Names of the variants that are run at a scale; one empty name for a recipe without variants."""
+        return [name for name, layer in self.variants.items() if layer.scales is None or scale in layer.scales]
+
+    def plan(
+        self, scale: str, *, variables: Mapping[str, str], only: Sequence[str] = ()
+    ) -> tuple[list[PlannedRun], dict[str, str]]:
+        """All runs of the scale, and the variants left out with the variable each of them needs.
+
+        only: names of variants, all others are passed over; empty for all. UserError for one that the scale lacks.
+        Of two overrides of one key the later wins: recipe, scale, variant, then the system's own in that order.
+        """
+        of_scale = self.layer(scale)
+        runs, left_out = [], {}
+        known = self.variants_at(scale)
+        for name in only:
+            if not name or name not in known:
+                choices = (
+                    f"Choose among: {', '.join(known)}." if any(known) else "It has no variants: leave --variant out."
+                )
+                raise UserError(f"recipe {self.name} has no variant {name!r} at scale {scale}. {choices}")
+        for variant in known:
+            if only and variant not in only:
+                continue
+            layer = self.variants[variant]
+            if layer.needs and not variables.get(layer.needs):
+                left_out[variant] = layer.needs
+                continue
+            values = {**of_scale.variables, **layer.variables, **variables}
+            for name in self.systems_in(variant):
+                system = self.systems[name]
+                own = (system.overrides, of_scale.systems.get(name, ()), layer.systems.get(name, ()))
+                lines = [f"scale={scale}", *self.overrides, *of_scale.overrides, *layer.overrides, *sum(own, ())]
+                overrides = tuple(self._substitute(line, values) for line in last_of_each_key(lines))
+                runs += [PlannedRun(variant, name, seed, overrides) for seed in self.seeds_at(scale)]
+        return runs, left_out
+
+    def _substitute(self, line: str, values: Mapping[str, str]) -> str:
+        try:
+            return Template(line).substitute(values)
+        except (KeyError, ValueError) as error:
+            raise UserError(f"recipe {self.name}: the override {line!r} uses an unknown variable ({error}). "
+                            f"Known: {', '.join(values) or 'none'}.") from error  # fmt: skip
+
+
+def recipe_folders() -> list[Path]:
+    """Where recipes are looked for: inside an installed package, beside the package, and ./recipes."""
+    package = Path(__file__).resolve().parent.parent
+    return [package / "recipes", package.parent / "recipes", Path("recipes")]
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read and check a recipe by name (a file of the project's recipes) or by path.
+
+    UserError with the nearest names or keys where something is unknown or missing.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        found = [folder / f"{name_or_path}.yaml" for folder in recipe_folders()]
+        present = [candidate for candidate in found if candidate.is_file()]
+        if not present:
+            known = sorted({file.stem for folder in recipe_folders() for file in folder.glob("*.yaml")})
+            raise UserError(f"no recipe {str(name_or_path)!r}. {choose(str(name_or_path), known)} Or give the path of "
+                            "a .yaml file.")  # fmt: skip
+        path = present[0]
+    if not path.is_file():
+        raise UserError(f"{path}: no such recipe.")
+    from odist.claims.recipe_file import parse_recipe, with_shared
+
+    return parse_recipe(with_shared(path), name=path.stem)
+
+
+def tell_left_out(
+    recipe: Recipe,
+    plan: Sequence[PlannedRun],
+    left_out: Mapping[str, str],
+    *,
+    echo: Callable[[str], None],
+) -> None:
+    """Say which variants are left out for want of a variable; UserError where nothing is left to run."""
+    options = {variant: f"--{variable.replace('_', '-')}" for variant, variable in left_out.items()}
+    if not plan:
+        variants = ", ".join(variant for variant in left_out if variant)
+        raise UserError(f"recipe {recipe.name} runs {variants or 'everything'} on prepared data only at this scale. "
+                        f"Add {', '.join(sorted(set(options.values())))} DIR.")  # fmt: skip
+    for variant, option in options.items():
+        echo(f"skipped {f'variant {variant}' if variant else 'the runs on prepared data'}: give {option} DIR")
+
+
+def paper_figure(name: str) -> str:
+    """The text of a CSV of the paper's points, `paper/NAME` beside the recipes; UserError where there is none."""
+    for folder in recipe_folders():
+        if (folder / "paper" / name).is_file():
+            return (folder / "paper" / name).read_text(encoding="utf-8")
+    raise UserError(f"paper_figure: no file paper/{name} beside the recipes.")
+
+
+def last_of_each_key(lines: Sequence[str]) -> tuple[str, ...]:
+    """Overrides with the last one of every key, at the place of the first."""
+    return tuple({line.split("=", 1)[0]: line for line in lines}.values())

@@ -1,0 +1,140 @@
+"""References of a recipe: records of other methods on the same rows, and their part of the report page.
+
+    references/VARIANT-NAME.json   the reference's settings, metrics and what it was compared with
+
+Fitting a reference is left to odist.claims.logistic.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odist.claims.recipe import FAILS, HOLDS, OPEN, Recipe, Reference
+from odist.claims.table import ABSENT, estimate
+from odist.errors import UserError
+from odist.measure.intervals import mean_interval
+from odist.measure.metrics import within_range
+from odist.run.folder import write_atomically
+
+FORMAT = "odist-reference-1"
+FOLDER = "references"
+ENVIRONMENT = ("commit", "source_hash", "versions", "hardware")
+
+
+def file_name(variant: str, reference: str) -> str:
+    return f"{variant}-{reference}.json" if variant else f"{reference}.json"
+
+
+def write_reference(
+    recipe: Recipe,
+    reference: Reference,
+    *,
+    variant: str,
+    fitted: Mapping[str, Any],
+    against: Mapping[str, Any],
+    env: Mapping[str, Any],
+    folder: Path,
+) -> Path:
+    """Record a fitted reference in a report's folder.
+
+    fitted: options, trials, at_edge, metrics, data_fingerprint of the reference
+    against: by_seed and mean, the difference of the system's runs from it over the same rows
+    env: as of a run
+    """
+    content = {
+        "format": FORMAT,
+        "recipe": recipe.name,
+        "variant": variant,
+        "name": reference.name,
+        **fitted,
+        "against": {"system": reference.system, **against},
+        "env": {key: env.get(key) for key in ENVIRONMENT},
+    }
+    path = folder / FOLDER / file_name(variant, reference.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    return path
+
+
+def read_reference(folder: Path, *, variant: str, name: str) -> dict[str, Any] | None:
+    """The record of a reference, None where there is none; UserError for a file that is not one."""
+    path = folder / FOLDER / file_name(variant, name)
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path}: not a reference of this version ({FORMAT}). Delete it and start the recipe again.")
+    return content
+
+
+def reference_row(recipe: Recipe, reference: Reference, record: Mapping[str, Any]) -> dict[str, str]:
+    """The reference's row of the main table: metrics with intervals over rows."""
+    row = {"label": f"{reference.label} (interval over rows)", "seeds": ABSENT}
+    for name in recipe.metrics:
+        if record["metrics"].get(name) is not None:
+            interval = within_range(name, record["metrics"].get(f"{name}_interval"))
+            row[name] = estimate(record["metrics"][name], interval)
+    return row
+
+
+def check_reference(
+    reference: Reference, record: Mapping[str, Any], *, values: Mapping[int, float]
+) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Whether the system's mean is at or below the reference, and every single run within the margin.
+
+    values: seed -> the metric of each retrain of the system
+    returns: (verdict, numbers) of both; the first needs the interval over retrains wholly on one side
+    """
+    of_reference = float(record["metrics"][reference.metric])
+    differences = [value - of_reference for value in values.values()]
+    mean, interval = float(np.mean(differences)), mean_interval(differences)
+    if interval is None:
+        verdict = OPEN
+    else:
+        verdict = HOLDS if interval[1] <= 0 else FAILS if interval[0] > 0 else OPEN
+    rows = record["against"]["mean"]
+    numbers = (
+        f"mean of {len(differences)} retrains {'at or below' if mean <= 0 else 'above'} it: "
+        f"difference {estimate(mean, interval, sign=True)} over retrains, "
+        f"{estimate(rows['difference'], rows['interval'], sign=True)} over rows"
+    )
+    largest = max(differences)
+    return (verdict, numbers), (HOLDS if largest <= reference.margin else FAILS, f"largest difference {largest:+.5f}")
+
+
+def reference_parts(
+    recipe: Recipe,
+    reference: Reference,
+    record: Mapping[str, Any] | None,
+    *,
+    values: Mapping[int, float],
+    metric_name: str,
+) -> list[str]:
+    """Lines of the page that hold a system against a reference."""
+    if record is None:
+        return [f"Reference {reference.label}: not fitted.\n"]
+    label, options = recipe.systems[reference.system].label, record["options"]
+    lines = [
+        f"Reference: {reference.label}, the same rows and columns, `lr` {options['lr']:g}, `l2` {options['l2']:g} and "
+        f"{options['passes']} passes chosen on the tuning split ({len(record['trials'])} settings"
+        + (f"; at the edge of what was tried: {', '.join(record['at_edge'])}" if record["at_edge"] else "")
+        + ")."
+    ]
+    if values:
+        mean, single = check_reference(reference, record, values=values)
+        lines.append(f"- **{mean[0]}**: The mean {metric_name} of {label} is at or below the reference's ({mean[1]}).")
+        lines.append(
+            f"- **{single[0]}**: Every retrain of {label} is within {reference.margin:g} of it or below ({single[1]})."
+        )
+    return ["\n".join([lines[0], "", *lines[1:]]) + "\n"]
+
+
+def values_of(records: Sequence[Mapping[str, Any]], reference: Reference) -> dict[int, float]:
+    """The metric of each retrain of the reference's system, by seed."""
+    own = sorted((record for record in records if record["system"] == reference.system), key=lambda r: r["seed"])
+    return {record["seed"]: float(record["results"]["metrics"][reference.metric]) for record in own}

@@ -1,0 +1,219 @@
+"""Reproduce a recipe: train the runs it lacks, record the finished ones, write the report.
+
+Every run is an `odist train` process of its own (odist.claims.jobs), at the settings that `odist tune` chose for its system.
+What the numbers mean is left to odist.report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from odist.claims.jobs import Echo, train_all, train_command
+from odist.claims.page import PAPER_FILE, build_report, home_of
+from odist.claims.recipe import PlannedRun, Recipe, Reference, load_recipe, paper_figure, tell_left_out
+from odist.claims.recipe_file import parse_recipe
+from odist.claims.tuning import FILE as TUNING_FILE
+from odist.claims.tuning import chosen_values, found_at, read_tuning
+from odist.errors import UserError
+from odist.run.folder import Run, write_atomically
+
+
+@dataclass(frozen=True)
+class ReproduceResult:
+    """What `reproduce` did.
+
+    folder: of the report; files: those written
+    commands: `odist train` command lines of all runs of the recipe
+    left_out: variants not run, each with the variable it needs
+    """
+
+    folder: Path
+    files: list[Path] = field(default_factory=list)
+    commands: list[list[str]] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def reproduce(
+    name_or_path: str | Path,
+    *,
+    scale: str | None = None,
+    output: Path = Path("reports"),
+    runs_dir: Path = Path("runs"),
+    jobs: int | None = None,
+    data_path: Path | None = None,
+    variants: Sequence[str] = (),
+    dry_run: bool = False,
+    only_report: bool = False,
+    echo: Echo = print,
+) -> ReproduceResult:
+    """Train what a recipe lacks and write its report to `output`/NAME.
+
+    name_or_path: a recipe's name or file
+    scale: one that the recipe lists, by default the recipe's own; another scale than that writes to
+        `output`/NAME-SCALE, so that a quick trial never replaces the report
+    runs_dir: run folders go to `runs_dir`/NAME/SCALE/
+    jobs: runs trained at a time, by default one a core
+    data_path: prepared data for the variants that need it; without it they are left out
+    variants: those to train, empty for all; records and tuning of the others stay as they are
+    dry_run: print the commands and do nothing
+    only_report: make the report from the records that exist, train nothing; a recipe that differs in nothing but its wording
+        from the one that they were made with lends the report its words
+    Systems are trained at the settings in `output`/NAME/tuning.json, or else in the one that comes with the project;
+    without any, at the preset's, which the report says.
+    UserError for an unknown recipe, scale or variant, OdistError naming the runs that failed, Interrupted.
+    """
+    recipe = load_recipe(name_or_path)
+    scale = recipe.scale if scale is None else scale
+    if data_path is not None and not data_path.is_dir():
+        raise UserError(f"{data_path}: no such folder of prepared data. `odist prepare` makes one.")
+    variables = {} if data_path is None else {"data_path": str(data_path.resolve())}
+    plan, left_out = recipe.plan(scale, variables=variables, only=variants)
+    folder = output / (recipe.name if scale == recipe.scale else f"{recipe.name}-{scale}")
+    home = home_of(recipe, folder)
+    tuning = find_tuning(recipe, output=output)
+    chosen = chosen_values(recipe, tuning, scale=scale)
+    plan = [use_tuned(run, chosen.get((run.variant, run.system))) for run in plan]
+    paths = [runs_dir / recipe.home / scale / _folder_name(run, chosen.get((run.variant, run.system))) for run in plan]
+    plan = _with_teachers(recipe, plan, paths=paths)
+    commands = [train_command(run, path) for run, path in zip(plan, paths, strict=True)]
+    if not only_report:
+        tell_left_out(recipe, plan, left_out, echo=echo)
+    for variant in dict.fromkeys(run.variant for run in plan):
+        if recipe.tuning is not None and found_at(tuning, scale=scale, variant=variant) is None:
+            echo(f"untuned: {variant or recipe.name} at scale {scale} uses the preset's {recipe.tuning.key} for every "
+                 f"system; `odist tune {recipe.home} --scale {scale}` tunes it")  # fmt: skip
+    if dry_run:
+        for command in commands:
+            echo("odist " + " ".join(command[3:]))
+        return ReproduceResult(folder, commands=commands, left_out=left_out)
+    if only_report:
+        _reword(recipe, folder, echo=echo)
+    else:
+        for phase in _phases(recipe, plan):
+            own = [(run, path) for run, path in zip(plan, paths, strict=True) if run.system in phase]
+            train_all(
+                [run for run, _ in own], paths=[path for _, path in own], jobs=jobs or os.cpu_count() or 1, echo=echo
+            )
+        _record(recipe, plan, paths=paths, folder=folder, home=home)
+        _record_references(recipe, plan, paths=paths, folder=folder, echo=echo)
+        if tuning is not None:
+            write_atomically(home / TUNING_FILE, json.dumps(tuning, indent=1, allow_nan=False) + "\n")
+    files = build_report(folder, name=recipe.name)
+    echo(f"report: {folder / recipe.name}.md")
+    return ReproduceResult(folder, files=files, commands=commands, left_out=left_out)
+
+
+def _reword(recipe: Recipe, folder: Path, *, echo: Echo) -> None:
+    """Write the recipe into a report's folder if it differs from the one there in its wording alone, else say that it stays."""
+    path = folder / "recipe.yaml"
+    if not path.is_file() or path.read_text(encoding="utf-8") == recipe.text:
+        return
+    recorded = parse_recipe(path.read_text(encoding="utf-8"), name=recipe.name)
+    if recorded.without_wording == recipe.without_wording:
+        write_atomically(path, recipe.text)
+    else:
+        echo(
+            f"the recipe has changed since the records were made, in more than its wording; the report is made by {path}"
+        )
+
+
+def find_tuning(recipe: Recipe, *, output: Path) -> dict[str, Any] | None:
+    """The newest of what was tuned: in `output`, else in ./reports, else beside the package; None if nowhere."""
+    if recipe.tuning is None:
+        return None
+    for folder in (output, Path("reports"), Path(__file__).resolve().parent.parent / "reports"):
+        found = read_tuning(folder / recipe.home / TUNING_FILE)
+        if found is not None:
+            return found
+    return None
+
+
+def _with_teachers(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path]) -> list[PlannedRun]:
+    """The plan with each student's finished teachers, of the same seed, as an override."""
+    where = {(run.variant, run.system, run.seed): path for run, path in zip(plan, paths, strict=True)}
+    taught = []
+    for run in plan:
+        teachers = recipe.systems[run.system].teachers
+        lines = [f"algorithm.teachers=[{where[run.variant, teachers, run.seed]}]"] if teachers else []
+        taught.append(replace(run, overrides=run.override(lines)) if lines else run)
+    return taught
+
+
+def _phases(recipe: Recipe, plan: Sequence[PlannedRun]) -> list[set[str]]:
+    """Systems in the order in which they can be trained: those without teachers first."""
+    names = {run.system for run in plan}
+    students = {name for name in names if recipe.systems[name].teachers}
+    return [phase for phase in (names - students, students) if phase]
+
+
+def use_tuned(run: PlannedRun, chosen: tuple[str, float] | None) -> PlannedRun:
+    """The run with its system's tuned key and value as its last override; unchanged if nothing was tuned."""
+    return run if chosen is None else replace(run, overrides=run.override([f"{chosen[0]}={chosen[1]:g}"]))
+
+
+def _folder_name(run: PlannedRun, chosen: tuple[str, float] | None) -> str:
+    """A folder of its own for every tuned value, so that runs made before tuning stay and get in nobody's way."""
+    return run.name if chosen is None else f"{run.name}-{chosen[0].rsplit('.', 1)[-1]}{chosen[1]:g}"
+
+
+def _record(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path], folder: Path, home: Path) -> None:
+    """Write the recipe into the report's folder and its records into `home`; records of no planned run are removed.
+
+    Records of variants left out this time stay: they were made where their data lay.
+    """
+    from odist.claims.record import write_records
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = write_records(recipe.home, plan, runs=[Run.open(path) for path in paths], folder=home / "runs")
+    variants = {run.variant for run in plan}
+    for path in (home / "runs").glob("*.json"):
+        if recipe.runs_of and json.loads(path.read_text(encoding="utf-8"))["system"] not in recipe.systems:
+            continue  # another recipe's
+        variant = next((key for key in recipe.variants if key and path.stem.startswith(f"{key}-")), "")
+        if path not in written and variant in variants:
+            path.unlink()
+    write_atomically(folder / "recipe.yaml", recipe.text)
+    if recipe.paper_figure:
+        write_atomically(folder / PAPER_FILE, paper_figure(recipe.paper_figure))
+
+
+def _record_references(
+    recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path], folder: Path, echo: Echo
+) -> None:
+    """Fit and record every reference of the variants that were run."""
+    for variant in dict.fromkeys(run.variant for run in plan):
+        for reference in recipe.variants[variant].references.values():
+            own = {run.seed: Run.open(path) for run, path in zip(plan, paths, strict=True)
+                   if (run.variant, run.system) == (variant, reference.system)}  # fmt: skip
+            echo(f"fitting the reference: {reference.label}")
+            _record_reference(recipe, reference, variant=variant, runs=own, folder=folder)
+
+
+def _record_reference(
+    recipe: Recipe, reference: Reference, *, variant: str, runs: Mapping[int, Run], folder: Path
+) -> None:
+    import numpy as np
+
+    from odist.claims.logistic import logistic_reference, paired_differences
+    from odist.claims.references import write_reference
+    from odist.config.read import load
+    from odist.run import provenance
+
+    result = logistic_reference(load(next(iter(runs.values())).config).data)
+    predictions = [run.predictions() for run in runs.values()]
+    if any(not np.array_equal(p.targets, result.targets) for p in predictions):
+        raise UserError(f"the runs of {reference.system} and the reference {reference.name} were evaluated on different "
+                        "rows. Delete the older runs and start the recipe again.")  # fmt: skip
+    by_run, of_mean = paired_differences(
+        [p.probabilities for p in predictions], result.probabilities, targets=result.targets
+    )
+    against = {"by_seed": {str(seed): own for seed, own in zip(runs, by_run, strict=True)}, "mean": of_mean}
+    env = provenance.environment(config_hash="", data_fingerprint=result.fingerprint)
+    write_reference(
+        recipe, reference, variant=variant, fitted=result.to_dict(), against=against, env=env, folder=folder
+    )

@@ -1,0 +1,185 @@
+"""One variant's section of a report page: tables, claims, references, and what to know before believing them.
+
+Gathering the parts of a page is left to page, the numbers to summary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from odist.claims.quantities import name_of
+from odist.claims.recipe import FAILS, UNTESTED, Recipe
+from odist.claims.references import reference_parts, reference_row, values_of
+from odist.claims.summary import COSTS, SystemSummary, Verdict
+from odist.claims.table import ABSENT, count, estimate, markdown_table
+from odist.claims.targets import target_parts
+from odist.claims.tuning import tuning_notes
+from odist.measure.churn import PAIR_METRICS
+
+COST_NAMES = {
+    "examples_per_model": "examples per model",
+    "total_examples": "examples in all",
+    "distinct_examples": "distinct examples",
+    "flops": "FLOPs",
+    "seconds": "seconds",
+}
+PAPER_METRICS = ("log_loss", "mean_abs_difference")
+
+
+def variant_parts(
+    recipe: Recipe,
+    *,
+    variant: str,
+    summaries: Sequence[SystemSummary],
+    verdicts: Sequence[Verdict],
+    records: Sequence[Mapping[str, Any]],
+    references: Mapping[str, Mapping[str, Any] | None],
+    tuning: Mapping[str, Any] | None,
+) -> list[str]:
+    """Paragraphs and tables of one variant.
+
+    summaries, verdicts, records: of this variant, at least one record
+    references: name -> record, None where it was not fitted; tuning: content of tuning.json
+    """
+    scale = records[0]["scale"]
+    notes = tuning_notes(recipe, tuning, scale=scale, variant=variant, records=records)
+    parts = [f"{note}\n" if note.startswith("**") else f"Note: {note}\n" for note in notes]
+    parts += _decision_parts(recipe, verdicts)
+    parts += _tables(recipe, variant=variant, summaries=summaries, references=references)
+    parts += target_parts(recipe, records)
+    if verdicts:
+        parts.append("Claims:\n")
+        parts += [_verdict_line(recipe, verdict) for verdict in verdicts]
+        parts.append("")
+    for name, reference in recipe.variants[variant].references.items():
+        metric = name_of(reference.metric)
+        parts += reference_parts(
+            recipe, reference, references[name], values=values_of(records, reference), metric_name=metric
+        )
+    planned = recipe.seeds_at(scale) if scale in recipe.scales else recipe.seeds
+    missing = [f"{name}-s{seed}" for name in recipe.systems_in(variant) for seed in planned
+               if not any(s.system == name and seed in s.seeds for s in summaries)]  # fmt: skip
+    if missing:
+        parts.append(f"Missing runs: {', '.join(missing)}.\n")
+    return parts + [f"Note: {note}\n" for note in _notes(recipe, records)]
+
+
+def _decision_parts(recipe: Recipe, verdicts: Sequence[Verdict]) -> list[str]:
+    """The sentence that the recipe gives for the verdict on its deciding claim, with the numbers behind it."""
+    decision = recipe.decision
+    decided = [verdict for verdict in verdicts if decision is not None and verdict.claim.id == decision.claim]
+    if decision is None or not decided:
+        return []
+    return [f"**Verdict.** {decision.text[decided[0].verdict]} ({_numbers(recipe, decided[0])}.)\n"]
+
+
+def _tables(
+    recipe: Recipe,
+    *,
+    variant: str,
+    summaries: Sequence[SystemSummary],
+    references: Mapping[str, Mapping[str, Any] | None],
+) -> list[str]:
+    metrics = [name for name in recipe.metrics if any(name in s.metrics or name in s.churn for s in summaries)]
+    columns = {"label": "system", "seeds": "retrains"}
+    columns |= {name: _name(recipe, name) for name in metrics}
+    if any(name in PAIR_METRICS for name in recipe.metrics):
+        columns["ratio"] = f"churn / {recipe.systems[recipe.reference].label}"
+    rows = []
+    for summary in summaries:
+        row = {"label": recipe.systems[summary.system].full_label, "seeds": str(len(summary.seeds))}
+        row |= {name: estimate(*(summary.metrics | summary.churn).get(name, (None, None))) for name in metrics}
+        row["ratio"] = "1" if summary.system == recipe.reference else estimate(*summary.ratio)
+        rows.append(row)
+    for name, reference in recipe.variants[variant].references.items():
+        record = references[name]
+        if record is not None:
+            rows.append(reference_row(recipe, reference, record))
+    parts = [markdown_table(columns, rows)]
+    if any(recipe.systems[summary.system].paper for summary in summaries):
+        parts.append("Beside the paper's:\n")
+        parts.append(_paper_table(recipe, summaries))
+    parts.append("Cost of one run (mean over retrains):\n")
+    costs = [{"label": recipe.systems[s.system].full_label} | {name: count(s.costs[name]) for name in COSTS}
+             for s in summaries]  # fmt: skip
+    parts.append(markdown_table({"label": "system"} | COST_NAMES, costs))
+    return parts
+
+
+def _paper_table(recipe: Recipe, summaries: Sequence[SystemSummary]) -> str:
+    names = [name for name in (*recipe.metrics, *PAIR_METRICS) if any(name in s.paper for s in recipe.systems.values())]
+    columns, rows = {"label": "system"}, []
+    for name in dict.fromkeys(names):
+        columns |= {name: f"{_name(recipe, name)}, here", f"{name}_paper": f"{_name(recipe, name)}, paper"}
+    for summary in summaries:
+        system, ours = recipe.systems[summary.system], summary.metrics | summary.churn
+        row = {"label": system.full_label}
+        for name in dict.fromkeys(names):
+            row[name] = estimate(*ours.get(name, (None, None)))
+            row[f"{name}_paper"] = _paper_text(system.paper.get(name))
+        rows.append(row)
+    return markdown_table(columns, rows)
+
+
+def _paper_text(value: Any) -> str:
+    if value is None:
+        return ABSENT
+    return f"{value[0]} ± {value[1]}" if isinstance(value, list) else str(value)
+
+
+def _name(recipe: Recipe, metric: str) -> str:
+    return name_of(metric, targets=recipe.targets.metric if recipe.targets else None)
+
+
+def _verdict_line(recipe: Recipe, verdict: Verdict) -> str:
+    return f"- **{verdict.verdict}**: {verdict.claim.text} ({_numbers(recipe, verdict)}.)"
+
+
+def _why_untested(verdict: Verdict) -> str:
+    """Which claim had to hold first, and what came of it; nothing for a claim that was tested."""
+    if verdict.verdict != UNTESTED:
+        return ""
+    outcome = {None: "is not part of this variant", FAILS: FAILS}.get(verdict.required, f"is {verdict.required}")
+    return f"It requires the claim `{verdict.claim.requires}`, which {outcome}. "
+
+
+def _numbers(recipe: Recipe, verdict: Verdict) -> str:
+    """Why it was not tested, if so; what was compared, and the numbers that decide it."""
+    claim = verdict.claim
+    left, right, *versus = (recipe.systems[name].label for name in (claim.left, claim.right, *(claim.versus or ())))
+    factor = "" if claim.factor == 1 else f"{claim.factor:g} × "
+    relation = f"within {claim.margin:g} of" if claim.relation == "within" else claim.relation
+    name = _name(recipe, claim.metric)
+    first, second = left, right
+    if versus:
+        first, second = f"{left} / {right}", f"{versus[0]} / {versus[1]}"
+    if verdict.ratios is not None:
+        first, second = (f"{text} = {estimate(*ratio)}" for text, ratio in
+                         zip((first, second), verdict.ratios, strict=True))  # fmt: skip
+    if verdict.difference is None:
+        why = "a run or the metric is missing"
+    else:
+        why = (
+            f"difference {estimate(verdict.difference, verdict.interval, sign=True)}, {verdict.num_seeds} common seeds"
+        )
+    by = f" by more than {claim.margin:g}" if claim.margin and claim.relation != "within" else ""
+    return f"{_why_untested(verdict)}{name} of {first} {relation} {factor}{second}{by}: {why}"
+
+
+def _notes(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    notes = []
+    if len({record["predicted_rows"] for record in records}) > 1:
+        notes.append("the systems were not evaluated on the same rows, so their losses are not comparable.")
+    if len({record["env"].get("source_hash") for record in records}) > 1:
+        notes.append("the runs were made by different versions of the source (see manifest.json).")
+    untaught = [f"{record['system']}-s{record['seed']}" for record in records if _untaught(record)]
+    if untaught:
+        notes.append(f"groups that never had a teacher, though they were to codistil: {', '.join(untaught)}.")
+    return notes
+
+
+def _untaught(record: Mapping[str, Any]) -> bool:
+    """Whether a group of the run was to learn from its peers and never heard one."""
+    groups = record["results"].get("groups", [])
+    return any(isinstance(group, Mapping) and group.get("taught") is False for group in groups)

@@ -1,0 +1,174 @@
+"""What a tuning found: `tuning.json` of a recipe, the values chosen in it, and its part of the report page.
+
+    tuning.json   scale -> variant -> grid and, for every system, its mean metric at each value and the choice
+
+Running the trials is left to odist.claims.tune.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from odist.claims.quantities import better, name_of
+from odist.claims.recipe import Recipe, Tuning
+from odist.claims.table import estimate, markdown_table
+from odist.config.schema import FREE_KEYS, flatten
+from odist.errors import UserError
+
+FORMAT = "odist-tuning-1"
+FILE = "tuning.json"
+ONE_VARIANT = "all"  # the key of a recipe without variants
+
+
+def read_tuning(path: Path) -> dict[str, Any] | None:
+    """The content of a tuning.json, None where there is none; UserError for a file that is not one."""
+    if not path.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: no JSON ({error}). Delete it and start `odist tune` again.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path}: not a tuning of this version ({FORMAT}). Delete it and start `odist tune` again.")
+    return content
+
+
+def found_at(tuning: Mapping[str, Any] | None, *, scale: str, variant: str) -> dict[str, Any] | None:
+    """What was tuned for a variant at a scale, None if nothing was."""
+    if tuning is None:
+        return None
+    return tuning["scales"].get(scale, {}).get(variant or ONE_VARIANT)
+
+
+def chosen_values(
+    recipe: Recipe, tuning: Mapping[str, Any] | None, *, scale: str
+) -> dict[tuple[str, str], tuple[str, float]]:
+    """(variant, system) -> (key, chosen value), for those that were tuned."""
+    chosen = {}
+    for variant in recipe.variants:
+        found = found_at(tuning, scale=scale, variant=variant)
+        for name, system in recipe.systems.items():
+            entry = found["systems"].get(system.tuned_with or name) if found is not None else None
+            if found is not None and entry is not None and entry["chosen"] is not None:
+                chosen[variant, name] = (found["key"], entry["chosen"])
+    return chosen
+
+
+def settings(config: Mapping[str, Any], tuning: Tuning) -> dict[str, Any]:
+    """What a trial and a reported run of one system have to share, by dotted key.
+
+    Left out are the tuned key, what tuning overrides, the seed, places, and what decides nothing.
+    """
+    left_out = {tuning.key, "seed", "data.path", "algorithm.teachers"}
+    left_out |= {line.split("=", 1)[0].lstrip("+") for line in tuning.overrides}
+    kept = {}
+    for key, value in flatten(config):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE_KEYS)
+        if key not in left_out and not free:
+            kept[key] = value
+    return kept
+
+
+def choose(values: Mapping[float, float | None], *, metric: str) -> tuple[float | None, str | None]:
+    """The value with the best mean metric (the smaller of equals), and the edge of the grid that it lies at.
+
+    values: setting -> mean metric, None where a trial diverged
+    returns: (None, None) when every setting diverged; edge is `low`, `high` or None inside the grid
+    """
+    best = None
+    for value in sorted(values):
+        loss = values[value]
+        if loss is not None and math.isfinite(loss) and (best is None or better(metric, loss, values[best] or 0.0)):
+            best = value
+    if best is None:
+        return None, None
+    edge = "low" if best == min(values) else "high" if best == max(values) else None
+    return best, edge
+
+
+def tuning_notes(
+    recipe: Recipe, tuning: Mapping[str, Any] | None, *, scale: str, variant: str, records: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """What a reader has to know before believing a comparison: untuned, tuned otherwise, at an edge."""
+    if recipe.tuning is None:
+        return []
+    found = found_at(tuning, scale=scale, variant=variant)
+    if found is None:
+        return [f"**Untuned: every system used the preset's `{recipe.tuning.key}`.** `odist tune {recipe.home} --scale "
+                f"{scale}` tunes it for each system."]  # fmt: skip
+    notes, chosen = [], chosen_values(recipe, tuning, scale=scale)
+    lent: dict[str, list[str]] = {}
+    for name, system in recipe.systems.items():
+        own = [record for record in records if record["system"] == name]
+        if not own:
+            continue
+        if (variant, name) not in chosen:
+            notes.append(f"**Untuned: {system.label}** used the preset's `{recipe.tuning.key}`.")
+            continue
+        key, value = chosen[variant, name]
+        used = sorted({float(dict(flatten(record["config"])).get(key, math.nan)) for record in own})
+        if used != [value]:
+            notes.append(
+                f"{system.label} ran with `{key}` {', '.join(f'{u:g}' for u in used)}, tuning chose {value:g}."
+            )
+        if system.tuned_with:
+            owner = recipe.systems.get(system.tuned_with)
+            lent.setdefault(owner.label if owner else system.tuned_with, []).append(system.label)
+            continue
+        entry = found["systems"][name]
+        changed = sorted(
+            {key for record in own for key in _differing(settings(record["config"], recipe.tuning), entry)}
+        )
+        if changed:
+            notes.append(f"{system.label} was tuned with other settings than it ran with: {', '.join(changed)}.")
+        if entry["at_edge"]:
+            notes.append(f"the `{key}` of {system.label} lies at the {entry['at_edge']} edge of the grid, which was "
+                         f"extended {recipe.tuning.extensions} times at most.")  # fmt: skip
+    return notes + [
+        f"without trials of their own, and run with the `{recipe.tuning.key}` of {owner}: {'; '.join(labels)}."
+        for owner, labels in lent.items()
+    ]
+
+
+def _differing(own: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
+    """Keys of the trials that the run has otherwise; a key that is newer than the trials says nothing."""
+    return [key for key, value in entry.get("settings", {}).items() if own.get(key) != value]
+
+
+def tuning_parts(recipe: Recipe, tuning: Mapping[str, Any] | None, *, scale: str) -> list[str]:
+    """The page's appendix: for every variant the whole grid, the chosen value marked."""
+    if recipe.tuning is None or tuning is None or scale not in tuning["scales"]:
+        return []
+    parts = ["## How the settings were tuned\n"]
+    for variant, layer in recipe.variants.items():
+        found = found_at(tuning, scale=scale, variant=variant)
+        if found is None:
+            continue
+        metric, seeds = name_of(found["metric"]), ", ".join(map(str, found["seeds"]))
+        rows_of = ", ".join(f"`{line}`" for line in found["overrides"] if line.startswith("data."))
+        needed = {system.tuned_with or name for name, system in recipe.systems.items()}
+        tuned = [name for name in found["systems"] if name in needed]
+        whose = "every system by itself"
+        if len(tuned) == 1 and len(recipe.systems) > 1:
+            whose = f"{recipe.systems[tuned[0]].label if tuned[0] in recipe.systems else tuned[0]}, which all systems ran with"
+        parts.append(
+            f"{layer.label + ': ' if layer.label else ''}`{found['key']}` of {whose}, by the mean {metric} "
+            f"on rows ({rows_of}) and seeds ({seeds}) that are not reported"
+            f"{', the same number of trials for all' if len(tuned) > 1 else ''}. Chosen values are bold, `diverged` where a trial did.\n"
+        )
+        columns = {"label": "system", "batch": "batch"} | {f"{v:g}": f"{v:g}" for v in found["grid"]}
+        rows = []
+        for name in tuned:
+            entry = found["systems"][name]
+            label = recipe.systems[name].full_label if name in recipe.systems else name
+            row = {"label": label, "batch": str(entry["batch"])}
+            for value in entry["values"]:
+                text = "diverged" if value["mean"] is None else estimate(value["mean"])
+                row[f"{value['value']:g}"] = f"**{text}**" if value["value"] == entry["chosen"] else text
+            rows.append(row)
+        parts.append(markdown_table(columns, rows))
+    return parts

@@ -1,0 +1,382 @@
+"""The command line: `odist train|eval|churn|plot|prepare|reproduce|bench|runs|show ...`.
+
+Parses words and prints; everything else is imported by the verb that needs it, so that `odist --help` and tab
+completion load neither torch nor Hydra.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from odist import __version__
+from odist.cli.prepare import prepare_app
+from odist.errors import Damaged, Interrupted, OdistError, UserError
+
+app = typer.Typer(
+    name="odist",
+    help="Online distillation (codistillation) and its baselines: train, evaluate, compare, reproduce.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(prepare_app, name="prepare")
+
+NO_PLACE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)  # of names that only a user can have typed
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+class Split(StrEnum):
+    """Parts of the data."""
+
+    validation = "validation"
+    train = "train"
+
+
+class Device(StrEnum):
+    """Where an evaluation computes."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Axis(StrEnum):
+    """Horizontal axes of learning curves."""
+
+    examples = "examples"
+    steps = "steps"
+    seconds = "seconds"
+
+
+class Sort(StrEnum):
+    """Orders of `odist runs`."""
+
+    path = "path"
+    age = "age"
+    metric = "metric"
+    state = "state"
+    algorithm = "algorithm"
+
+
+class Scale(StrEnum):
+    """Sizes of an experiment, see conf/scale."""
+
+    smoke = "smoke"
+    small = "small"
+    medium = "medium"
+    paper = "paper"
+
+
+ScaleOption = Annotated[Scale | None, typer.Option(help="Size of the experiment; without it the recipe's own.")]
+JobsOption = Annotated[int | None, typer.Option(min=1, help="Runs at a time; without it one per core.")]
+DataPathOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared folder for real data.")]
+VariantOption = Annotated[
+    list[str] | None,
+    typer.Option("--variant", metavar="VARIANT", help="Train only this variant of the recipe; repeat for several."),
+]
+ReportsOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the reports are.")]
+RunsDirOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the runs go.")]
+
+
+class Suite(StrEnum):
+    """Measurements of `odist bench`."""
+
+    quick = "quick"
+    lm = "lm"
+    images = "images"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"odist {__version__}")
+        raise typer.Exit
+
+
+def _overrides(incomplete: str) -> list[str]:
+    from odist.cli.completion import complete_overrides
+
+    return complete_overrides(incomplete)
+
+
+def _recipes(incomplete: str) -> list[str]:
+    from odist.claims.recipe import recipe_folders
+
+    found = {path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")}
+    return sorted(name for name in found if name.startswith(incomplete))
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    options_metavar="",
+)
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE ...", help="See odist train --help.", autocompletion=_overrides),
+    ] = None,
+) -> None:
+    """Train, or continue, one run: odist train algorithm=codistill seed=1. With -m every combination of a,b,c."""
+    from odist.cli.train import train
+
+    train(list(overrides or []))
+
+
+@app.command("eval")
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Run folders.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Evaluate on another prepared folder, made with --like.")
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Part of the data.")] = Split.validation,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE_OR_DIR",
+            help="Write the predictions to this .csv or .parquet file, or to RUN.parquet in this folder.",
+        ),
+    ] = None,
+    device: Annotated[
+        Device | None, typer.Option(help="Where to compute; without it where the run was trained, or else the CPU.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Evaluate the newest checkpoint of each run, with confidence intervals."""
+    from odist.cli.eval import evaluate
+
+    wanted = None if device is None else device.value
+    evaluate(runs, split=split.value, data=data, output=output, device=wanted, json=json)
+
+
+@app.command()
+def churn(
+    retrains: Annotated[list[Path], typer.Argument(metavar="RUN_OR_FILE ...", help="Run folders, CSV or Parquet.")],
+    split: Annotated[Split, typer.Option(help="Part of the data, for run folders.")] = Split.validation,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability above which a row counts as positive, for flips.")
+    ] = 0.5,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Files: column of probabilities. Of several classes: what their numbered columns begin with, "
+            "or repeat it for every class in order."
+        ),
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Files: column of labels.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Files: column that identifies each row; without it `row`, where all have it.")
+    ] = None,
+    no_key: Annotated[
+        bool, typer.Option("--no-key", help="Files: match rows by their order, whatever their columns say.")
+    ] = False,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slice", help="Churn within each value of: decile, label, position, or a column of the first file."
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure prediction churn: how much predictions change when the same system is simply retrained."""
+    from odist.cli.show import as_json, print_churn
+    from odist.measure.predictions import compare_retrains
+
+    result = compare_retrains(
+        retrains,
+        split=split.value,
+        column=column or (),
+        target=target,
+        key=key,
+        by_order=no_key,
+        slices=slices or (),
+        threshold=threshold,
+    )
+    if json:
+        print(as_json(result.to_dict()))
+    else:
+        print_churn(result)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN ...", help="Run folders, or folders of them.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the figures go.")] = Path("plots"),
+    metric: Annotated[list[str] | None, typer.Option(help="Metric to draw; repeat for several.")] = None,
+    x: Annotated[Axis, typer.Option(help="Horizontal axis.")] = Axis.examples,
+) -> None:
+    """Draw learning curves of runs, and loss against churn where there are retrains."""
+    from odist.claims.plot import plot_runs
+    from odist.run.folder import Run
+
+    found: list[Run] = []
+    for path in runs:
+        inside = list(Run.find(path))
+        found += inside or [Run.open(path)]
+    sound = []
+    for run in found:
+        try:
+            run.check()
+            sound.append(run)
+        except Damaged as error:
+            print(f"note: left out: {error}", file=sys.stderr)
+    if found and not sound:
+        raise UserError("all of these runs are damaged, see above; nothing to plot.")
+    for figure in plot_runs(sound, output=output, metrics=metric or None, x=x.value):
+        print(figure)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe, or its file.", autocompletion=_recipes)],
+    scale: ScaleOption = None,
+    jobs: JobsOption = None,
+    data_path: DataPathOption = None,
+    variant: VariantOption = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Rebuild the report from existing records; train nothing.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and do nothing.")] = False,
+    output: ReportsOption = Path("reports"),
+    runs_dir: RunsDirOption = Path("runs"),
+) -> None:
+    """Train every run of a recipe that is missing, then write its table and figure."""
+    from odist.claims.reproduce import reproduce
+
+    reproduce(
+        name,
+        scale=None if scale is None else scale.value,
+        output=output,
+        runs_dir=runs_dir,
+        jobs=jobs or _cores(),
+        data_path=data_path,
+        variants=variant or (),
+        dry_run=dry_run,
+        only_report=report_only,
+    )
+
+
+@app.command()
+def bench(
+    suite: Annotated[
+        Suite,
+        typer.Argument(
+            help="quick: training speed of the Criteo model, about a minute. lm: the language model and its text, two minutes. "
+            "images: decoding of JPEG and training of ResNet-8, a minute."
+        ),
+    ],
+    rounds: Annotated[int, typer.Option(min=1, help="Paired measurements of everything.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write SUITE.json and SUITE.md into this folder.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure speed as ratios with their goals. Missed goals are reported but do not fail the command."""
+    from odist.bench import suite as bench
+    from odist.cli.show import as_json
+
+    result = bench.run(suite.value, rounds=rounds, output=output)
+    if json:
+        print(as_json(result.to_dict()))
+    else:
+        bench.show(result)
+
+
+@app.command()
+def tune(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe, or its file.", autocompletion=_recipes)],
+    scale: ScaleOption = None,
+    jobs: JobsOption = None,
+    data_path: DataPathOption = None,
+    variant: VariantOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first commands and do nothing.")] = False,
+    output: ReportsOption = Path("reports"),
+    runs_dir: RunsDirOption = Path("runs"),
+) -> None:
+    """Choose the learning rate of every system of a recipe, on rows and seeds that are not reported."""
+    from odist.claims.tune import tune
+
+    result = tune(
+        name,
+        scale=None if scale is None else scale.value,
+        output=output,
+        runs_dir=runs_dir,
+        jobs=jobs or _cores(),
+        data_path=data_path,
+        variants=variant or (),
+        dry_run=dry_run,
+    )
+    if not dry_run:
+        print(f"written: {result.path}; `odist reproduce {name}` uses it")
+
+
+@app.command("runs")
+def list_runs(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DIR ...] [KEY=VALUE ...]",
+            help="Folders of runs, `runs` without one; then what to keep: any key of odist train, such as task=lm, "
+            "seed=1,2, optim.lr=0.1, data=criteo*, or state=finished.",
+        ),
+    ] = None,
+    sort: Annotated[Sort, typer.Option(help="Order; newest or best first, runs without a result last.")] = Sort.path,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Columns to show: keys, metrics, or task, data, state ..., as in optim.lr,seed,auc."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List runs: data, state, result and what was overridden; odist runs task=lm seed=1,2 keeps some of them."""
+    from odist.cli import runs
+
+    runs.list_runs(words or [], sort=sort.value, columns=columns, json=json)
+
+
+@app.command("show")
+def show_runs(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN]", help="One run folder, or two to compare.")],
+    json: JsonOption = False,
+) -> None:
+    """Explain one run, or the differences of two: configuration, data, results, teachers, time, problems."""
+    from odist.cli.compare import show
+
+    show(runs, json=json)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main() -> Any:
+    """Run the command line; errors end it with their exit code and one message."""
+    try:
+        app(prog_name="odist")
+    except OdistError as error:
+        print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        name = str(error.filename)
+        shown = name if len(name) <= 80 else f"{name[:40]}...{name[-30:]}"
+        print(f"error: {shown}: {error.strerror}.", file=sys.stderr)
+        sys.exit(UserError.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What can be configured: keys, reading them, nearest words."""

@@ -1,0 +1,363 @@
+"""The typed schema of a run, and the hash that names one.
+
+Every key that a user may set is a field here, one line each: default, meaning, choices or range, unit
+(odist.config.key). Reading a configuration against this schema is left to odist.config.read, what a
+key *does* to the part that reads it, which values make sense together to odist.launch.check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from odist.config.key import BELOW_ONE, MISSING, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, key
+
+
+@dataclass
+class TaskConfig:
+    name: str = key(MISSING, "registry name", parts="tasks")
+
+
+@dataclass
+class SyntheticConfig:
+    """The generator behind `task=criteo data=synthetic`."""
+
+    rows: int = key(384_000, "training rows of one pass, per disjoint stream", bounds=POSITIVE)
+    validation_rows: int = key(65_536, "rows of the validation part", bounds=POSITIVE)
+    vocabulary: int = key(2_000, "distinct values of the largest categorical column", bounds=POSITIVE)
+    zipf: float = key(1.1, "exponent of the value frequencies", bounds=NOT_NEGATIVE)
+    missing: float = key(0.15, "mean probability that a cell is missing", bounds=SHARE)
+    interactions: int = key(24, "pairs of columns whose joint value shifts the logit", bounds=NOT_NEGATIVE)
+    signal: float = key(1.5, "standard deviation of the logit around the base rate", bounds=NOT_NEGATIVE)
+
+
+@dataclass
+class CriteoConfig(TaskConfig):
+    name: str = key("criteo", "registry name", parts="tasks")
+    synthetic: SyntheticConfig = key(SyntheticConfig(), "the generator of data=synthetic")
+
+
+@dataclass
+class SyntheticTextConfig:
+    """The generator behind `task=lm data=synthetic`."""
+
+    rows: int = key(384_000, "training sequences of one pass, per disjoint stream", bounds=POSITIVE)
+    validation_rows: int = key(4_096, "sequences of the validation part", bounds=POSITIVE)
+    vocabulary: int = key(2_000, "tokens: end of document, topics, names and words", bounds=POSITIVE)
+    topics: int = key(16, "topics, each with its own order of the word frequencies", bounds=POSITIVE)
+    names: int = key(64, "names; a document repeats the one that it begins with", bounds=POSITIVE)
+    document_length: int = key(256, "mean number of tokens of a document", bounds=Bounds(4))
+    zipf: float = key(1.1, "exponent of the word frequencies", bounds=NOT_NEGATIVE)
+    followers: int = key(8, "words that may follow a word as a set phrase", bounds=POSITIVE)
+    phrase: float = key(0.45, "probability that a token continues a phrase", bounds=SHARE)
+    recall: float = key(0.05, "probability that a token is the document's name", bounds=SHARE)
+
+
+@dataclass
+class LMConfig(TaskConfig):
+    name: str = key("lm", "registry name", parts="tasks")
+    unroll: int = key(32, "tokens of an example, a Transformer's context", bounds=POSITIVE)
+    synthetic: SyntheticTextConfig = key(SyntheticTextConfig(), "the generator of data=synthetic")
+
+
+@dataclass
+class SyntheticImagesConfig:
+    """The generator behind `task=imagenet data=synthetic`."""
+
+    rows: int = key(51_200, "training images of one pass, per disjoint stream", bounds=POSITIVE)
+    validation_rows: int = key(4_096, "images of the validation part", bounds=POSITIVE)
+    contrast: float = key(0.5, "largest difference of a texture's two colours; 1: black and white", bounds=SHARE)
+    noise: float = key(0.15, "standard deviation of each pixel, where 1 is the range of colours", bounds=NOT_NEGATIVE)
+
+
+JPEG_SIZE = 224  # pixels a side, where `task.size` says nothing
+CROPS = {
+    "auto": "shifted for decoded images, resized for JPEG",
+    "resized": "random area and aspect, flips",
+    "shifted": "random shift and flips, decoded stores only",
+    "none": "as in evaluation, without flips",
+}
+DECODERS = {"auto": "fast where it is installed", "fast": "needs odist[images]", "pillow": "slower"}
+
+
+@dataclass
+class ImageNetConfig(TaskConfig):
+    name: str = key("imagenet", "registry name", parts="tasks")
+    size: int | None = key(None, "pixels a side; null: as stored, of JPEG 224, synthetic 32", bounds=Bounds(8))
+    crop: str = key("auto", "how training images are cropped", choices=CROPS)
+    decoder: str = key("auto", "what reads JPEG", choices=DECODERS)
+    threads: int = key(1, "threads that decode and crop; the results do not depend on it", bounds=POSITIVE)
+    synthetic: SyntheticImagesConfig = key(SyntheticImagesConfig(), "the generator of data=synthetic")
+
+
+PARTITIONS = {
+    "same": "all rows, each group in its own order",
+    "identical": "all rows in one order",
+    "disjoint": "each group its own part",
+}
+HOLDOUTS = {"validation": "the validation part", "tuning": "other rows, for choosing settings"}
+
+
+@dataclass
+class DataConfig:
+    name: str = key(MISSING, "where rows come from", choices=("synthetic", "prepared"))
+    path: str | None = key(None, "folder made by `odist prepare`, for data=prepared")
+    seed: int = key(0, "seed of generator, training rows and partition, not of their order", bounds=NOT_NEGATIVE)
+    partition: str = key("same", "which training rows a group reads", choices=PARTITIONS)
+    parts: int | None = key(None, "number of parts of data.partition=disjoint; null: one per group", bounds=POSITIVE)
+    max_rows: int | None = key(None, "use only the first so many training rows; null: all", bounds=POSITIVE)
+    holdout: str = key("validation", "what is evaluated", choices=HOLDOUTS)
+
+
+@dataclass
+class ModelConfig:
+    name: str = key(MISSING, "registry name", parts="models")
+    dropout: float = key(0.0, "probability that an activation is dropped", bounds=BELOW_ONE)
+
+
+@dataclass
+class MLPConfig(ModelConfig):
+    name: str = key("mlp", "registry name", parts="models")
+    embedding_dim: int = key(16, "columns of an embedding table", bounds=POSITIVE)
+    embedding_std: float = key(0.05, "standard deviation of the initial embeddings", bounds=NOT_NEGATIVE)
+    hidden: list[int] = key([2560, 1024, 256], "units of each hidden layer", bounds=POSITIVE)
+
+
+@dataclass
+class LSTMConfig(ModelConfig):
+    name: str = key("lstm", "registry name", parts="models")
+    embedding_dim: int = key(256, "columns of the embedding table", bounds=POSITIVE)
+    hidden: list[int] = key([1024, 1024], "units of each layer", bounds=POSITIVE)
+
+
+@dataclass
+class TransformerConfig(ModelConfig):
+    name: str = key("transformer", "registry name", parts="models")
+    layers: int = key(6, "blocks of attention and feed-forward layers", bounds=POSITIVE)
+    width: int = key(512, "size of the hidden states", bounds=POSITIVE)
+    heads: int = key(8, "attention heads of a block", bounds=POSITIVE)
+    tied: bool = key(True, "whether the softmax uses the embedding's weights")
+
+
+@dataclass
+class ResNetConfig(ModelConfig):
+    name: str = key("resnet", "registry name", parts="models")
+    depth: int = key(50, "layers; 8 and 20 are for images of 32 pixels", choices=(8, 18, 20, 50))
+    channels_last: bool = key(False, "memory format of weights and images")
+    bf16: bool = key(False, "convolutions and products in bfloat16; weights, batch norms and losses stay float32")
+    compile: bool = key(False, "compile the network with torch.compile")
+
+
+@dataclass
+class OptimConfig:
+    name: str = key(MISSING, "optimiser", choices=("adagrad", "sgd", "adam", "adamw", "lars"))
+    lr: float = key(MISSING, "learning rate", bounds=POSITIVE)
+    lr_per: int | None = key(None, "examples a step that optim.lr is for; more scale it up", bounds=POSITIVE)
+    momentum: float = key(0.0, "momentum of sgd and lars", bounds=BELOW_ONE)
+    nesterov: bool = key(False, "Nesterov's momentum, of sgd and lars")
+    trust: float = key(0.001, "lars: step of a layer as a share of its weights' norm, at lr 1", bounds=POSITIVE)
+    beta1: float = key(0.9, "adam, adamw: decay of the mean gradient", bounds=BELOW_ONE)
+    beta2: float = key(0.999, "adam, adamw: decay of the mean squared gradient", bounds=BELOW_ONE)
+    eps: float = key(1e-8, "adam, adamw, adagrad: added to the denominator", bounds=POSITIVE)
+    initial_accumulator: float = key(0.0, "adagrad: start of the sum of squared gradients", bounds=NOT_NEGATIVE)
+    weight_decay: float = key(0.0, "pull of the weights towards 0", bounds=NOT_NEGATIVE)
+    weight_decays: list[float] = key([], "the same after each milestone of `steps`; []: no change", bounds=NOT_NEGATIVE)
+    decay_vectors: bool = key(True, "weight decay of biases and gains of norms too")
+    sparse: bool = key(True, "sparse gradients for embedding tables (adagrad and plain sgd, no weight decay)")
+    clip_norm: float | None = key(None, "largest gradient norm over all parameters; null: no clipping", bounds=POSITIVE)
+    schedule: str = key("constant", "learning rate after the warm-up", choices=("constant", "cosine", "steps"))
+    warmup: int = key(0, "examples of linear warm-up", bounds=NOT_NEGATIVE, as_steps=True)
+    warmup_share: float = key(0.0, "... or as a share of the run", bounds=SHARE)
+    warmup_from: float = key(0.0, "learning rate at which the warm-up begins", bounds=NOT_NEGATIVE)
+    milestones: list[int] = key([], "examples at which `steps` applies optim.decay", bounds=POSITIVE, as_steps=True)
+    milestone_shares: list[float] = key([], "... or as shares of the run", bounds=SHARE)
+    decay: float = key(0.1, "factor of the learning rate at each milestone of `steps`", bounds=POSITIVE)
+    final_fraction: float = key(0.0, "learning rate at the end of `cosine`, as a share of optim.lr", bounds=SHARE)
+
+
+STRATEGIES = {
+    "allreduce": "one gradient over all",
+    "delayed": "gradients of older weights, as in asynchronous SGD",
+    "local_sgd": "own steps, then averages",
+}
+TEACHERS = {
+    "none": "labels only",
+    "constant": "one distribution for all rows",
+    "fixed": "finished runs",
+    "peers": "the other groups",
+}
+DISTILL_LOSSES = ("cross_entropy", "kl", "squared_logits")
+DISTRIBUTIONS = {"uniform": "equal shares", "unigram": "the label frequencies"}
+
+
+@dataclass
+class AlgorithmConfig:
+    name: str = key(MISSING, "name of the row in conf/algorithm")
+    strategy: str = key("allreduce", "how a group's workers share weights", parts="strategies", choices=STRATEGIES)
+    teacher: str = key("none", "where soft targets come from", parts="teachers", choices=TEACHERS)
+    label_weight: float = key(1.0, "weight of the labels' loss", bounds=NOT_NEGATIVE)
+    distill_weight: float = key(1.0, "weight of the teacher's loss", bounds=NOT_NEGATIVE)
+    distill_loss: str = key("cross_entropy", "loss against the teacher's prediction", choices=DISTILL_LOSSES)
+    average: str = key("probabilities", "what is averaged over several teachers", choices=("probabilities", "logits"))
+    burn_in: int = key(0, "examples before the teacher is heard", bounds=NOT_NEGATIVE, as_steps=True)
+    distribution: str = key("uniform", "prediction of the constant teacher", choices=DISTRIBUTIONS)
+    teachers: list[str] = key([], "folders of the finished runs that teach, for algorithm=distill")
+    delay: int | None = key(None, "delayed: updates between pull and push; null: workers - 1", bounds=NOT_NEGATIVE)
+    average_every: int = key(MISSING, "local_sgd: examples between averages", bounds=POSITIVE, as_steps=True)
+
+
+TIMINGS = {"lockstep": "the agreed snapshot, the same bits every time", "freshest": "the newest there is"}
+
+
+@dataclass
+class ExchangeConfig:
+    name: str = key(MISSING, "how groups see each other's weights", parts="exchange")
+    timing: str = key("lockstep", "which snapshot of a peer is used", choices=TIMINGS)
+    url: str | None = key(None, "store: folder or fsspec URL; null: exchange/ in the run folder")
+    timeout: float = key(600.0, "lockstep: seconds to wait for a peer before saving and giving up", bounds=POSITIVE)
+    poll: float = key(1.0, "freshest: seconds between two looks into the store", bounds=POSITIVE)
+    keep: int = key(3, "freshest: own snapshots kept in the store", bounds=POSITIVE)
+    interval: int = key(MISSING, "examples between two reloads of the teacher", bounds=POSITIVE, as_steps=True)
+    lag: int = key(0, "lockstep: use the peer's snapshot of so many intervals ago", bounds=NOT_NEGATIVE)
+    lookahead: int = key(1, "steps whose batches the frozen teacher predicts in one pass", bounds=POSITIVE)
+
+
+@dataclass
+class LaunchConfig:
+    name: str = key(MISSING, "how processes are started", choices=("inline", "local"))
+    processes: int = key(1, "launch=local: processes that carry the virtual workers of one group", bounds=POSITIVE)
+    restarts: int = key(3, "launch=local: restarts of a group's processes after a crash", bounds=NOT_NEGATIVE)
+    patience: float = key(
+        600.0,
+        "launch=local: seconds without a sign of life after which a group is ended and counts as lost",
+        bounds=POSITIVE,
+    )
+    threads: int = key(1, "torch threads of each process; the last bits depend on it", bounds=POSITIVE)
+    device: str = key("cpu", "where it computes", choices=("cpu", "cuda"))
+
+
+@dataclass
+class TrainConfig:
+    batch: int = key(MISSING, "examples per virtual worker and step", bounds=POSITIVE)
+    passes: float = key(1.0, "length of the run: passes over the training rows ...", bounds=POSITIVE)
+    max_examples: int | None = key(None, "... or examples per group; null: no limit", bounds=POSITIVE, as_steps=True)
+    evaluate_every: int = key(0, "examples between evaluations; 0: only at the end", bounds=NOT_NEGATIVE, as_steps=True)
+    evaluate_batch: int = key(4096, "examples of one forward in evaluations", bounds=POSITIVE)
+    evaluate_rows: int | None = key(None, "validation rows of evaluations on the way; null: all", bounds=POSITIVE)
+    keep_evaluations: bool = key(False, "keep the predictions of every evaluation, for the curve of an ensemble's mean")
+    checkpoint_every: int = key(0, "examples between checkpoints; 0: at the end", bounds=NOT_NEGATIVE, as_steps=True)
+    keep_checkpoints: int = key(1, "newest checkpoints that are kept", bounds=POSITIVE)
+    log_every: int = key(0, "examples between rows of metrics.jsonl; 0: 100 rows", bounds=NOT_NEGATIVE, as_steps=True)
+    prefetch: int = key(2, "steps prepared ahead by threads", bounds=NOT_NEGATIVE)
+    # Group k starts from its group k, or all from its group 0 where it has another number of groups. Optimizer state,
+    # schedule and steps start afresh.
+    init_from: str | None = key(None, "finished run whose weights come first; null: random weights")
+
+
+@dataclass
+class RunConfig:
+    dir: str | None = key(None, "run folder; null: runs/ and an own name; with -m the folder of all runs")
+    progress: bool = key(True, "show bars on a terminal, lines elsewhere")
+    sinks: list[str] = key([], "trackers that follow the run: tensorboard, wandb, mlflow")
+
+
+@dataclass
+class Config:
+    """One run, complete."""
+
+    seed: int = key(0, "seed of initialisation, order of rows and dropout", bounds=NOT_NEGATIVE)
+    num_groups: int = key(1, "groups, each with a model of its own", bounds=POSITIVE)
+    workers: int = key(1, "virtual data-parallel workers per group; each adds train.batch to a step", bounds=POSITIVE)
+    scale: str = key(MISSING, "sizes of data, model and run")
+    task: TaskConfig = key(TaskConfig(), "what is learnt")
+    data: DataConfig = key(DataConfig(), "where the rows come from")
+    model: ModelConfig = key(ModelConfig(), "the network")
+    optim: OptimConfig = key(OptimConfig(), "optimiser and learning rate")
+    algorithm: AlgorithmConfig = key(AlgorithmConfig(), "how it is learnt")
+    exchange: ExchangeConfig = key(ExchangeConfig(), "how groups see each other's weights")
+    launch: LaunchConfig = key(LaunchConfig(), "which processes do the work")
+    train: TrainConfig = key(TrainConfig(), "length, batch, evaluations and checkpoints")
+    run: RunConfig = key(RunConfig(), "run folder and what is shown; the results do not depend on it")
+
+
+# Schema of the `task` and of the `model` node by registry name; conf/task/<name>.yaml opens with
+# `<name>_schema@task`, conf/model/<name>.yaml with `<name>_schema`.
+TASK_CONFIGS: dict[str, type[TaskConfig]] = {"criteo": CriteoConfig, "lm": LMConfig, "imagenet": ImageNetConfig}
+MODEL_CONFIGS: dict[str, type[ModelConfig]] = {
+    "mlp": MLPConfig,
+    "lstm": LSTMConfig,
+    "transformer": TransformerConfig,
+    "resnet": ResNetConfig,
+}
+# Nodes whose keys depend on their name: what the schema says, then the choices.
+VARIANTS: dict[type, dict[str, Any]] = {TaskConfig: TASK_CONFIGS, ModelConfig: MODEL_CONFIGS}
+
+# Keys that decide nothing of what is learnt or measured. They are not hashed and may change when a run is continued.
+# `data.path`, `algorithm.teachers` and `train.init_from` are places: what lies there is named by `config_hash(content=...)`.
+FREE_KEYS = (
+    "run",
+    "task.threads",
+    "data.path",
+    "exchange.url",
+    "exchange.timeout",
+    "exchange.poll",
+    "exchange.keep",
+    "launch.name",
+    "launch.processes",
+    "launch.restarts",
+    "launch.patience",
+    "train.prefetch",
+    "train.keep_checkpoints",
+    "train.checkpoint_every",
+    "train.log_every",
+)
+
+# Keys that are younger than finished runs, which have to keep their hash: hashed only where they differ from their default.
+YOUNGER_KEYS: dict[str, Any] = {"train.init_from": None}
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """`config` as plain dicts, lists and values, in the order of the fields."""
+    return dataclasses.asdict(config)
+
+
+def flatten(content: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested mapping."""
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, prefix=f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _decides(key: str) -> bool:
+    return not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+
+
+def config_hash(config: Config, *, content: Mapping[str, Any] | None = None) -> str:
+    """64 hexadecimal digits naming everything that decides the result (all but FREE_KEYS, and YOUNGER_KEYS at their default).
+
+    content: dotted keys that are places (`data.path`, `algorithm.teachers`) with what lies there,
+    such as a store's fingerprint; hashed instead of the place.
+    """
+    deciding = {
+        key: value
+        for key, value in flatten(to_dict(config))
+        if _decides(key) and not (key in YOUNGER_KEYS and value == YOUNGER_KEYS[key])
+    }
+    text = json.dumps({**deciding, **(content or {})}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`key: old value -> new value` for every key that differs and decides the result."""
+    before, after = dict(flatten(to_dict(old))), dict(flatten(to_dict(new)))
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in dict.fromkeys([*before, *after])
+        if _decides(key) and before.get(key) != after.get(key)
+    ]

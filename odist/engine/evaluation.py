@@ -1,0 +1,98 @@
+"""What a run predicts: evaluation of its newest checkpoint, on its own data or on another store, and of kept means.
+
+Training and its results are worker.py's.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odist.config.read import load
+from odist.config.schema import Config
+from odist.engine.devices import available, require
+from odist.engine.prediction import predict_split
+from odist.engine.wiring import build_task, fitted_fingerprint, load_models, on_device, predictor, set_up_torch
+from odist.errors import UserError
+from odist.measure.churn import form_of
+from odist.measure.prediction_files import data_fingerprint, write_predictions
+from odist.run.folder import Run
+from odist.run.log import MetricsLog, Silent
+
+
+def evaluate(
+    run: Run, *, split: str, data: Path | None = None, output: Path | None = None, device: str | None = None
+) -> dict[str, Any]:
+    """Evaluate a run's newest checkpoint.
+
+    split: "validation" or "train"; data: another store, made with the same fitted parts (`--like`)
+    output: write the predictions there (.csv or .parquet); see `odist.measure.prediction_files`
+    device: where to compute; None: where the run was trained if this machine has it, else the CPU
+    Returns the results with intervals, for unlabelled rows only their number. Raises UserError if the
+    store is made otherwise, or this machine has no such device.
+    """
+    config = load(run.path / "config.yaml")
+    if device is not None:
+        require(device, asked=f"--device {device}", instead="--device cpu")
+    elif available(config.launch.device):
+        device = config.launch.device
+    config = on_device(config, device or "cpu")
+    set_up_torch(config)
+    if data is None:
+        task = build_task(config)
+    else:
+        task = build_task(replace(config, data=replace(config.data, name="prepared", path=str(data), max_rows=None)))
+        if task.fitted_fingerprint != fitted_fingerprint(run, config):
+            raise UserError(
+                f"--data {data}: made with other fitted parts than the run's data, so its ids and numbers mean "
+                f"something else. Prepare it with --like {config.data.path or 'STORE'}."
+            )
+    models, step = load_models(run, config, task)
+    if task.num_rows(split) == 0:
+        raise UserError(f"--split {split}: this part of the data is empty; choose the other of train, validation.")
+    prediction = predict_split(
+        task, models, split=split, batch_size=config.train.evaluate_batch, device=config.launch.device
+    )
+    labelled = bool((prediction.targets >= 0).all())
+    if not labelled and output is None:
+        raise UserError(f"--data {data}: these rows have no labels, so there is nothing to measure. Add --output FILE.csv "
+                        "to write the predictions.")  # fmt: skip
+    results: dict[str, Any] = {"rows": len(prediction.targets)}
+    if labelled:
+        results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes, split=split)
+    if output is not None:
+        write_predictions(
+            output,
+            prediction.probabilities,
+            targets=prediction.targets,
+            form=form_of(prediction.probabilities, prediction.targets),
+            fingerprint=data_fingerprint(split, task.fingerprint),
+        )
+    missing = run.missing_groups
+    known = {"run": str(run.path), "split": split, "step": step, "predictor": predictor(config, missing=missing)}
+    lost = {"missing_groups": missing} if missing else {}
+    return {**known, "device": config.launch.device, **lost, **results}
+
+
+def log_mean_evaluations(run: Run, config: Config) -> None:
+    """Add to metrics.jsonl how good the mean prediction was at each evaluation that was kept, as group -1."""
+    sound = [group for group in range(config.num_groups) if group not in run.missing_groups]
+    roots = [run.evaluation_root(group) for group in sound]
+    names = sorted(set.intersection(*({path.name for path in root.glob("*.npy")} for root in roots)))
+    if names:
+        task, whole, log = build_task(config), run.predictions("validation"), MetricsLog(run, progress=Silent())
+        rows = run.metrics(kind="evaluate")
+        for name in names:
+            mean = np.mean([np.load(root / name, allow_pickle=False).astype(np.float64) for root in roots], axis=0)
+            results = task.results(mean, whole.targets, bayes=whole.bayes, split="validation")
+            step = int(Path(name).stem.removeprefix("step-"))
+            own = rows[rows["step"] == step]
+            numbers = {key: value for key, value in results.items() if isinstance(value, float)}
+            log.write("evaluate", group=-1, step=step, examples=int(own["examples"].iloc[0]),
+                      seconds=float(own["seconds"].max()), split="validation", **numbers)  # fmt: skip
+        log.close()
+    shutil.rmtree(run.path / "evaluations", ignore_errors=True)

@@ -1,0 +1,273 @@
+"""THE training loop: one for every algorithm, and the only place that calls `backward`.
+
+Algorithms differ in the strategy (how a group's workers agree), the teacher (where soft targets come
+from) and the number of groups; none of them is known here. Wiring them together is left to worker.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from odist.data.loader import Loader
+from odist.engine import checkpoint
+from odist.engine.prediction import predict_batches
+from odist.errors import Diverged, Interrupted, LostWorkers
+from odist.mesh import Mesh
+from odist.optim import Clock, Optimizer
+from odist.rng import derive
+from odist.run.folder import Run, step_name
+from odist.run.log import MetricsLog
+from odist.strategies.base import Strategy
+from odist.tasks.base import Batch, Carry, Task
+from odist.teachers.base import Teacher
+
+CROSS_ENTROPIES = ("log_loss", "cross_entropy")  # main metrics of tasks whose label loss cannot be negative
+ROUNDING = 1e-6  # nats by which the mean of many losses may miss 0
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """When something besides training happens, in steps; 0: only at the end.
+
+    evaluate_rows: rows of evaluations on the way, None for all; the last one always reads all
+    keep_evaluations: each leaves its predictions in the run's `evaluation_root`
+    """
+
+    evaluate: int = 0
+    checkpoint: int = 0
+    log: int = 1
+    evaluate_rows: int | None = None
+    evaluate_batch: int = 4096
+    keep_evaluations: bool = False
+
+
+@dataclass
+class Window:
+    """Loss sums since the last row of the log."""
+
+    label: Tensor | float = 0.0
+    distillation: Tensor | float = 0.0
+    count: float = 0.0
+    soft_count: float = 0.0
+    examples: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """Trains one group: everything it needs is handed in, see worker.py.
+
+    loader: step -> one batch per virtual worker; seed: the run's; stop: asked once per step with the
+    number of completed steps, the same answer for every group
+    """
+
+    task: Task
+    model: nn.Module
+    strategy: Strategy
+    teacher: Teacher
+    optimizer: Optimizer
+    loader: Loader[list[Batch]]
+    mesh: Mesh
+    clock: Clock
+    cadence: Cadence
+    run: Run
+    log: MetricsLog
+    seed: int
+    stop: Callable[[int], bool] = field(default=lambda step: False)
+    device: str = "cpu"
+    carry: dict[int, Carry] = field(default_factory=dict)
+    seconds: float = 0.0  # of training: neither evaluation nor saving is counted
+    stopped: bool = False
+    unfinished: bool = False  # the last step's refresh, log and evaluation are still to come
+    window: Window = field(default_factory=Window)
+
+    def fit(self, start: int = 0) -> Iterator[int]:
+        """Train from `start` completed steps to the end; yield the completed steps after each step.
+
+        Groups in one process take turns at the yield, where every group has published and none has
+        yet refreshed its teacher. Raises Diverged when the loss is no finite number, or a negative
+        cross-entropy; LostWorkers when a peer's weights do not come, with the state saved.
+        """
+        self.model.train()
+        if self.unfinished and not self._finish_step(start):
+            return
+        for step in range(start, self.clock.num_steps):
+            began = time.perf_counter()
+            self._train_step(step)
+            done = step + 1
+            self.teacher.publish(done, self.model)
+            self._count_time(began)
+            yield done
+            if not self._finish_step(done):
+                return
+
+    def _finish_step(self, done: int) -> bool:
+        """Refresh the teacher, then log, evaluate and save where due; whether to go on."""
+        last = done == self.clock.num_steps
+        log_due = last or done % self.cadence.log == 0
+        heard = self.teacher.log() if log_due else {}  # of the teacher that this step listened to
+        began = time.perf_counter()
+        self.unfinished = True
+        try:
+            self.teacher.refresh(done, self.model)
+        except (Interrupted, LostWorkers) as error:
+            self.save(done)  # with the refresh still to come
+            self.stopped = isinstance(error, Interrupted)
+            if not self.stopped:
+                raise
+            return False
+        self.unfinished = False
+        self._count_time(began)
+        if log_due:
+            self._log_training(done, heard)
+        if last or _due(done, self.cadence.evaluate):
+            self._log_evaluation(done, rows=None if last else self.cadence.evaluate_rows)
+        self.stopped = self.stop(done) and not last
+        if last or self.stopped or _due(done, self.cadence.checkpoint):
+            self.save(done)
+        return not self.stopped
+
+    def _train_step(self, step: int) -> None:
+        batches = [batch.to(self.device) for batch in self.loader[step]]
+        counts = self.strategy.count(batches)
+        for worker, batch, count in zip(self.mesh.local_workers, batches, counts, strict=True):
+            with self.strategy.worker(worker):
+                self._seed(derive(self.seed, "dropout", group=self.mesh.group.index, replica=worker, step=step))
+                logits, self.carry[worker] = self.task.forward(self.model, batch, self.carry.get(worker))
+                soft = self.teacher.soft_targets(step, worker, batch, logits.detach())
+                sums = self.task.loss(logits, batch, soft)
+                (sums.total / count).backward()
+            self.window.label = self.window.label + sums.label.detach()
+            weights = float(batch.weights.sum())
+            self.window.count += weights
+            self.window.examples += len(batch.targets)
+            if sums.distillation is not None:
+                self.window.distillation = self.window.distillation + sums.distillation.detach()
+                self.window.soft_count += weights
+        self.strategy.step(step)
+
+    def _seed(self, seed: int) -> None:
+        """Seed the generator that dropout draws from.
+
+        `torch.manual_seed` gives the same numbers but formats three stack traces per call, one for each
+        kind of accelerator that may still be initialised: 0.1 ms.
+        """
+        if self.device == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+
+    def _count_time(self, began: float) -> None:
+        elapsed = time.perf_counter() - began
+        self.seconds += elapsed
+        self.window.seconds += elapsed
+
+    def _log_training(self, done: int, heard: dict[str, Any]) -> None:
+        window, self.window = self.window, Window()
+        own = [float(window.label), float(window.distillation), window.count, window.soft_count, window.examples]
+        sums = torch.stack(self.mesh.gather(torch.tensor(own, dtype=torch.float64))).sum(dim=0).tolist()
+        label = sums[0] / sums[2]
+        distillation = sums[1] / sums[3] if sums[3] else None
+        self._write(
+            "train",
+            done,
+            label_loss=label,
+            distill_loss=distillation,
+            grad_norm=self.optimizer.grad_norm(),
+            lr=self.optimizer.last_lr,
+            examples_per_second=round(sums[4] / max(window.seconds, 1e-9), 1),
+            **heard,
+        )
+        if not math.isfinite(label) or (distillation is not None and not math.isfinite(distillation)):
+            raise Diverged(
+                f"group {self.mesh.group.index}: the loss is {label} at step {done}. The last checkpoint is kept. "
+                "Try a lower optim.lr, optim.warmup or optim.clip_norm."
+            )
+        if self.task.main_metric in CROSS_ENTROPIES and label < -ROUNDING:
+            raise Diverged(
+                f"group {self.mesh.group.index}: the cross-entropy is {label} at step {done}, and none is below 0. The last "
+                "checkpoint is kept. Look for labels outside their range: 0 and 1, or the numbers of the classes."
+            )
+
+    def _log_evaluation(self, done: int, *, rows: int | None) -> None:
+        if not self.mesh.is_writer:
+            return
+        metrics = self.task.metrics()
+        kept = []
+        for logits, batch in self._evaluate(rows):
+            metrics.update(logits, batch.targets, batch.weights, bayes=batch.bayes)
+            if self.cadence.keep_evaluations:
+                kept.append(self.task.probabilities(logits.float(), batch).cpu().numpy().astype(np.float32))
+        if kept:
+            root = self.run.evaluation_root(self.mesh.group.index)
+            root.mkdir(parents=True, exist_ok=True)
+            np.save(root / f"{step_name(done)}.npy", np.concatenate(kept))
+        self._write("evaluate", done, split="validation", **metrics.result())
+
+    def _write(self, kind: str, done: int, **values: Any) -> None:
+        if self.mesh.is_writer:
+            self.log.write(
+                kind,
+                group=self.mesh.group.index,
+                step=done,
+                examples=done * self.clock.examples_per_step,
+                seconds=round(self.seconds, 3),
+                **values,
+            )
+
+    def _evaluate(self, rows: int | None) -> Iterator[tuple[Tensor, Batch]]:
+        yield from predict_batches(
+            self.task,
+            self.model,
+            split="validation",
+            rows=rows,
+            batch_size=self.cadence.evaluate_batch,
+            device=self.device,
+        )
+        self.model.train()
+
+    def save(self, done: int) -> None:
+        """Save everything that the next step needs; all processes of the group call it, one writes."""
+        carry: dict[int, Carry] = {}
+        for part in self.mesh.gather_state(self.carry):
+            carry.update(part)
+        own = {name: float(getattr(self.window, name)) for name in Window.__dataclass_fields__}
+        parts = self.mesh.gather_state(own)
+        window = {name: sum(part[name] for part in parts) for name in own}
+        window["seconds"] = own["seconds"]  # the processes share the clock, not the examples
+        state = {
+            "step": done,
+            "unfinished": self.unfinished,
+            "strategy": self.strategy.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "carry": carry,
+            "seconds": self.seconds,
+            "window": window,
+        }
+        if self.mesh.is_writer:
+            checkpoint.save(self.run, self.mesh.group.index, step=done, model=self.model, state=state)
+
+    def load(self, step: int) -> None:
+        """Continue from the checkpoint of `step`; Damaged if its state is not one that these parts have saved."""
+        state = checkpoint.load(self.run, self.mesh.group.index, step=step, model=self.model)
+        with checkpoint.restoring(self.run, self.mesh.group.index, step=step):
+            self.strategy.load_state_dict(state["strategy"])
+            self.teacher.load_state_dict(state["teacher"])
+            self.carry = state["carry"]
+            self.seconds = state["seconds"]
+            self.unfinished = state["unfinished"]
+            if self.mesh.is_writer:
+                self.window = Window(**state["window"])
+        self.teacher.publish(step, self.model)  # peers may still ask for it, and what was published may be gone
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0

@@ -1,0 +1,306 @@
+"""Which values of a configuration make sense, checked before a run folder is made.
+
+Types, choices and ranges of single keys are the schema's (odist.config.schema); whether a part supports what it is asked for in
+combination with another is said by that part when the run starts.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from odist import registry
+from odist.config.key import Key
+from odist.config.read import described
+from odist.config.schema import (
+    JPEG_SIZE,
+    Config,
+    CriteoConfig,
+    ImageNetConfig,
+    LMConfig,
+    LSTMConfig,
+    ResNetConfig,
+    TransformerConfig,
+)
+from odist.config.suggest import choose
+from odist.engine.devices import require
+from odist.errors import UserError
+from odist.run import sinks
+from odist.run.folder import Run
+
+PREPARED_BY = {"lm": "commoncrawl"}  # the verb's name where it is not the task's
+MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer"), "imagenet": ("resnet",)}
+SMALL_DEPTHS, SMALL_SIZE = (8, 20), 32  # residual networks that do not pool behind the stem; side of their images
+
+
+def validate(config: Config) -> None:
+    """Refuse a configuration that cannot be meant; UserError names key, value and what to type instead.
+
+    Looks at files only for `data.path` and `algorithm.teachers`.
+    """
+    for name, value, key in described(config):
+        _check_value(name, value, key)
+    _check_model(config)
+    _check_optim(config)
+    _check_train(config)
+    _check_algorithm(config)
+    _check_launch(config)
+    _check_exchange(config)
+    _check_data(config)
+    sinks.check(config.run.sinks)
+
+
+def _check_value(name: str, value: Any, key: Key) -> None:
+    choices = list(registry.names(key.parts)) if key.parts is not None else [str(choice) for choice in key.choices]
+    if choices and str(value) not in choices:
+        raise UserError(f"{name}={value}: {choose(str(value), choices)}")
+    for number in value if isinstance(value, list) else [value]:
+        if key.bounds is not None and number is not None and number not in key.bounds:
+            raise UserError(f"{name}={value}: expected a number {key.bounds}.")
+
+
+def _check_model(config: Config) -> None:
+    task, model = config.task.name, config.model
+    if model.name not in MODELS_OF_TASKS.get(task, (model.name,)):
+        raise UserError(
+            f"model={model.name} cannot learn task={task}. Choose model={' or model='.join(MODELS_OF_TASKS[task])}."
+        )
+    if isinstance(model, LSTMConfig) and config.exchange.lookahead > 1:
+        raise UserError(f"exchange.lookahead={config.exchange.lookahead}: an LSTM carries its state from batch to batch, so "
+                        "its teacher cannot predict several of them in one pass. Type exchange.lookahead=1.")  # fmt: skip
+    if isinstance(model, LSTMConfig) and not model.hidden:
+        raise UserError("model.hidden=[]: an LSTM needs at least one layer: model.hidden=[256].")
+    if isinstance(model, TransformerConfig) and (model.width % model.heads or model.width // model.heads % 2):
+        raise UserError(f"model.width={model.width} with model.heads={model.heads}: each head needs the same even width. "
+                        f"Try model.width={2 * model.heads * max(1, round(model.width / (2 * model.heads)))}.")  # fmt: skip
+
+
+def _check_optim(config: Config) -> None:
+    optim = config.optim
+    for key, share in (("milestones", "milestone_shares"), ("warmup", "warmup_share")):
+        if getattr(optim, key) and getattr(optim, share):
+            raise UserError(f"optim.{key}={getattr(optim, key)} with optim.{share}={getattr(optim, share)}: give one of "
+                            "the two, the first in examples, the second in shares of the run.")  # fmt: skip
+    milestones = optim.milestones or optim.milestone_shares
+    if optim.schedule == "steps" and not milestones:
+        raise UserError("optim.schedule=steps needs milestones: in examples, as in optim.milestones=[100000,200000], or in "
+                        "shares of the run, as in optim.milestone_shares=[0.3,0.6].")  # fmt: skip
+    if optim.schedule != "steps" and milestones:
+        key = "milestones" if optim.milestones else "milestone_shares"
+        raise UserError(f"optim.schedule={optim.schedule} with optim.{key}={milestones}: only optim.schedule=steps has "
+                        f"milestones. Add optim.{key}=[].")  # fmt: skip
+    if milestones != sorted(set(milestones)):
+        raise UserError(f"optim.milestones={milestones}: expected rising numbers.")
+    if optim.weight_decays and len(optim.weight_decays) != len(milestones):
+        raise UserError(f"optim.weight_decays={optim.weight_decays}: expected one for each of the {len(milestones)} "
+                        "milestones of optim.schedule=steps.")  # fmt: skip
+    if optim.nesterov and optim.momentum == 0:
+        raise UserError("optim.nesterov=true needs momentum: add optim.momentum=0.9.")
+    for key in ("momentum", "nesterov"):
+        if getattr(optim, key) and optim.name not in ("sgd", "lars"):
+            raise UserError(f"optim.{key}={getattr(optim, key)}: only optim=sgd and optim=lars have it, not "
+                            f"optim={optim.name}.")  # fmt: skip
+
+
+def _check_launch(config: Config) -> None:
+    launch, exchange = config.launch, config.exchange
+    require(launch.device, asked=f"launch.device={launch.device}", instead="launch.device=cpu")
+    if launch.name == "local" and exchange.name == "memory" and config.algorithm.teacher == "peers":
+        raise UserError("exchange=memory reaches only groups of one process; with launch=local type exchange=store.")
+    if launch.processes == 1:
+        return
+    if launch.name != "local":
+        raise UserError(f"launch.processes={launch.processes}: only launch=local starts processes.")
+    if config.algorithm.strategy != "allreduce":
+        raise UserError(f"launch.processes={launch.processes}: algorithm.strategy={config.algorithm.strategy} runs in "
+                        "one process per group; only allreduce spreads its workers.")  # fmt: skip
+    each, rest = divmod(config.workers, launch.processes)
+    if rest or each & (each - 1):
+        fits = [p for p in range(1, config.workers + 1)
+                if config.workers % p == 0 and (config.workers // p) & (config.workers // p - 1) == 0]  # fmt: skip
+        raise UserError(f"launch.processes={launch.processes} cannot carry workers={config.workers}: each process takes "
+                        f"1, 2, 4, 8 ... of them. Choose launch.processes={' or launch.processes='.join(map(str, fits))}.")  # fmt: skip
+
+
+def _check_exchange(config: Config) -> None:
+    """Whether the packages for the file system of `exchange.url` are there; the store itself is not asked."""
+    url, teacher = config.exchange.url, config.algorithm.teacher
+    if url is None or "://" not in url or config.exchange.name != "store" or teacher != "peers":
+        return
+    import fsspec
+
+    protocol = url.partition("://")[0].rpartition("::")[2]
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ValueError:
+        raise UserError(f"exchange.url={url}: {protocol} is no kind of store that fsspec knows. Give a folder, or a URL such as "
+                        "s3://bucket/folder.") from None  # fmt: skip
+    except ImportError as error:
+        extra = "odist[s3]" if protocol in ("s3", "s3a") else None
+        cure = f"Type: pip install '{extra}'" if extra else f"{error}."
+        raise UserError(f"exchange.url={url}: a package for {protocol}:// is not installed. {cure}") from None
+
+
+def _check_train(config: Config) -> None:
+    if config.train.init_from is not None:
+        _check_finished(config.train.init_from, config, key="train.init_from")
+    if config.train.keep_evaluations and config.train.evaluate_rows is not None:
+        raise UserError(f"train.keep_evaluations=true with train.evaluate_rows={config.train.evaluate_rows}: the curve of an "
+                        "ensemble needs all rows at every evaluation. Add train.evaluate_rows=null.")  # fmt: skip
+
+
+def _check_algorithm(config: Config) -> None:
+    algorithm = config.algorithm
+    if algorithm.teacher == "peers" and config.num_groups < 2:
+        raise UserError(f"num_groups={config.num_groups}: algorithm={algorithm.name} needs peers to learn from, "
+                        "so at least 2 groups: num_groups=2.")  # fmt: skip
+    if algorithm.teacher == "fixed":
+        _check_teachers(config)
+    elif algorithm.teachers:
+        raise UserError(f"algorithm.teachers={algorithm.teachers}: only algorithm=distill listens to finished runs "
+                        f"(algorithm.teacher=fixed, not {algorithm.teacher}).")  # fmt: skip
+    if algorithm.label_weight == 0 and (algorithm.teacher == "none" or algorithm.distill_weight == 0):
+        raise UserError("algorithm.label_weight=0 leaves nothing to learn: give the labels or a teacher some weight.")
+    if algorithm.label_weight == 0 and algorithm.burn_in > 0:
+        raise UserError(f"algorithm.label_weight=0 with algorithm.burn_in={algorithm.burn_in} leaves nothing to learn "
+                        "before the teacher is heard: add algorithm.burn_in=0.")  # fmt: skip
+
+
+def _check_teachers(config: Config) -> None:
+    teachers = config.algorithm.teachers
+    if not teachers:
+        raise UserError("algorithm.teachers=[]: name the finished runs that teach: algorithm.teachers=[runs/A,runs/B].")
+    if len({str(Path(teacher).resolve()) for teacher in teachers}) < len(teachers):
+        raise UserError(f"algorithm.teachers={teachers}: a run is named twice.")
+    for teacher in teachers:
+        _check_finished(teacher, config, key="algorithm.teachers")
+
+
+def _check_finished(path: str, config: Config, *, key: str) -> None:
+    """Refuse a run to build on that is not finished or learns something else."""
+    run = Run.open(path)
+    if not run.finished:
+        raise UserError(f"{key}: {path} is not finished (state {run.status.get('state')}). "
+                        "Continue it first by its own `odist train` command.")  # fmt: skip
+    task = run.config.get("task", {}).get("name")
+    if task != config.task.name:
+        raise UserError(
+            f"{key}: {path} is a run of task={task}, this one of task={config.task.name}. Name a run of the same task."
+        )
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    if data.parts is not None and (data.partition != "disjoint" or data.parts < config.num_groups):
+        raise UserError(f"data.parts={data.parts} with data.partition={data.partition} and num_groups={config.num_groups}: "
+                        "parts belong to data.partition=disjoint, at least one for every group.")  # fmt: skip
+    if data.name != "prepared":
+        if data.path is not None:
+            raise UserError(f"data.path={data.path}: only data=prepared reads a folder; add data=prepared.")
+        return
+    if data.path is None:
+        raise UserError("data=prepared needs data.path=FOLDER, a folder made by "
+                        f"`odist prepare {PREPARED_BY.get(config.task.name, config.task.name)} --input FILE --output FOLDER`.")  # fmt: skip
+    store = read_store(data.path)
+    if store.get("task") != config.task.name:
+        raise UserError(
+            f"data.path={data.path} was prepared for task={store.get('task')}, not for task={config.task.name}."
+        )
+    if store.get("report", {}).get("click_rate", 0.0) is None:
+        raise UserError(f"data.path={data.path}: its rows have no labels, so there is nothing to learn from them. Prepare rows "
+                        f"with labels to train on; what a run predicts for these: odist eval RUN --data {data.path} "
+                        "--output FILE.csv (they need --like STORE of the run).")  # fmt: skip
+
+
+def read_store(path: str) -> dict[str, Any]:
+    """The `store.json` of a prepared folder; UserError if `path` is none."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"data.path={path}: no such folder. `odist prepare` makes one.")
+    try:
+        return dict(json.loads((folder / "store.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"data.path={path}: not a prepared folder (it has no store.json). "
+                        "`odist prepare` makes one.") from None  # fmt: skip
+    except ValueError:
+        raise UserError(f"data.path={path}: its store.json cannot be read. Prepare the folder again.") from None
+
+
+def remarks(config: Config) -> list[str]:
+    """What is allowed but probably not meant, as sentences."""
+    return [
+        *_unheard(config),
+        *_unused_store(config),
+        *_too_small(config),
+        *_first_weights(config),
+        *_has_seen_the_rows(config),
+    ]
+
+
+def _first_weights(config: Config) -> list[str]:
+    path = config.train.init_from
+    if path is None:
+        return []
+    run = Run.open(path)
+    num_groups = run.config.get("num_groups", 1)
+    whose = "every group from its group 0"
+    if num_groups == config.num_groups:
+        whose = "group 0 from its group 0" if num_groups == 1 else "each group from its group of the same number"
+    said = [f"the first weights are those of {path}, {whose}; optimizer state, schedule and steps start afresh."]
+    data = run.config.get("data", {})
+    there: Any = run.env.get("fitted_fingerprint")
+    if data.get("name") == "prepared" and there is None and Path(data["path"]).is_dir():
+        there = read_store(data["path"]).get("fitted_fingerprint")
+    here = None if config.data.path is None else read_store(config.data.path).get("fitted_fingerprint")
+    if there is not None and here is not None and there != here:
+        said.append(f"{path} was trained on data with other fitted parts, so its ids, numbers or classes may have meant something "
+                    f"else. Prepare these with --like {data.get('path') or 'STORE'} if they should mean the same.")  # fmt: skip
+    return said
+
+
+def _has_seen_the_rows(config: Config) -> list[str]:
+    """Of runs to build on that learnt from the rows that this one evaluates, as far as that can be known."""
+    if config.data.path is None or config.data.holdout != "tuning":
+        return []
+    said = []
+    for path in [*config.algorithm.teachers, *([config.train.init_from] if config.train.init_from else [])]:
+        run = Run.open(path)
+        same = run.env.get("data_fingerprint") == read_store(config.data.path).get("fingerprint")
+        if same and run.config.get("data", {}).get("holdout") != "tuning":
+            said.append(f"{path} has been trained on the rows that data.holdout=tuning evaluates, so the results will look better "
+                        "than they are. Use a run with data.holdout=tuning.")  # fmt: skip
+    return said
+
+
+def _unheard(config: Config) -> list[str]:
+    examples = [config.train.max_examples] if config.train.max_examples is not None else []
+    if config.data.name == "synthetic" and isinstance(config.task, CriteoConfig | LMConfig | ImageNetConfig):
+        examples.append(int(config.train.passes * config.task.synthetic.rows))
+    elif config.data.path is not None and isinstance(config.task, ImageNetConfig):  # its passes are many
+        images = read_store(config.data.path).get("splits", {}).get("train", {}).get("images")
+        examples += [] if images is None else [int(config.train.passes * images)]
+    if config.algorithm.teacher in ("peers", "fixed") and examples and config.algorithm.burn_in >= min(examples):
+        return [
+            f"the teacher is never heard: algorithm.burn_in={config.algorithm.burn_in} examples, "
+            f"the run ends after {min(examples)}."
+        ]
+    return []
+
+
+def _unused_store(config: Config) -> list[str]:
+    exchange = config.exchange
+    if exchange.url is None or config.algorithm.teacher != "peers" or exchange.name == "store":
+        return []
+    return [f"exchange.url={exchange.url} is not used: exchange={exchange.name}. Add exchange=store, or launch=local."]
+
+
+def _too_small(config: Config) -> list[str]:
+    task, model, path = config.task, config.model, config.data.path
+    if not isinstance(task, ImageNetConfig) or not isinstance(model, ResNetConfig) or path is None:
+        return []
+    size = task.size or read_store(path).get("decoded") or JPEG_SIZE
+    if model.depth not in SMALL_DEPTHS or size <= 2 * SMALL_SIZE:
+        return []
+    return [f"model.depth={model.depth} is a network for images of {SMALL_SIZE} pixels a side; these have {size}. Did you "
+            "mean model.depth=18, model.depth=50, scale=paper, or a smaller task.size?"]  # fmt: skip

@@ -1,0 +1,243 @@
+"""Starts the processes of a run's groups on this machine, attends to them and starts crashed groups again.
+
+Groups know nothing of one another but the exchange; each is a few processes that find each other
+through a file. What they compute is left to worker.py, what is seen of them to watch.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from odist.config.schema import Config
+from odist.errors import GAVE_UP, CannotWrite, Damaged, Diverged, Interrupted, LostWorkers, OdistError, UserError
+from odist.launch import restart
+from odist.launch.watch import Pulse, Watch
+from odist.run.folder import Run
+
+SECONDS_TO_SAVE = 120.0  # for all processes after a signal, before they are killed
+SECONDS_TO_SAVE_IF_HUNG = 20.0  # for those of a group that showed no sign of life; a stopped one may still save
+SECONDS_TO_LEAVE = 5.0  # for processes whose group has lost one, which cannot save any more
+ENDINGS: dict[int, type[OdistError]] = {
+    UserError.exit_code: UserError,
+    Diverged.exit_code: Diverged,
+    LostWorkers.exit_code: LostWorkers,
+    GAVE_UP: OdistError,
+}
+NAMES = {kind.__name__: kind for kind in (*ENDINGS.values(), Damaged, CannotWrite)}
+
+
+@dataclass
+class Group:
+    """The processes of one group.
+
+    attempt: counts their starts; over: none will be started again; lost: how it ended, if badly and for good
+    pulse: its signs of life since the last start
+    """
+
+    index: int
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    attempt: int = 0
+    over: bool = False
+    lost: OdistError | None = None
+    pulse: Pulse | None = None
+
+
+def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
+    """Train all groups of a run to their end, `launch.processes` processes each.
+
+    Raises Interrupted (all saved), Diverged, LostWorkers (saved; a group that was killed or silent for good), UserError, and
+    OdistError for a group that crashed more than `launch.restarts` times. Under freshest timing a group that was lost is
+    reported only when the others have come to their end, by an error with `lost_groups`.
+    """
+    (run.path / "logs").mkdir(exist_ok=True)
+    watch = Watch(run, config)
+    restart.mend(run, config, say=watch.say)
+    groups = [Group(index) for index in range(config.num_groups)]
+    run.set_status(state="running", started=time.time())
+    try:
+        for group in groups:
+            _start(run, config, group)
+        while not all(group.over for group in groups):
+            time.sleep(0.1)
+            watch.look()
+            if stop():
+                _end(groups)
+                raise Interrupted("saved; the same command continues it.")
+            for group in groups:
+                _attend(run, config, group)
+                _feel(run, config, group, watch=watch)
+    except KeyboardInterrupt:
+        _end(groups, patience=0.0)  # a second Ctrl-C: at once, unsaved
+        raise
+    finally:
+        _end(groups)
+        with contextlib.suppress(CannotWrite):  # whatever ended the groups is to be told
+            watch.look()
+            watch.close()
+        for path in (run.path / "logs").glob(".group-*.rendezvous"):  # a killed command's too: its processes are gone
+            path.unlink(missing_ok=True)
+    lost = {group.index: group.lost for group in groups if group.lost is not None}
+    if lost:
+        raise _sum_up(lost, sound=len(groups) - len(lost))
+
+
+def _sum_up(lost: dict[int, OdistError], *, sound: int) -> OdistError:
+    """The error with which a run ends some of whose groups were lost."""
+    text = "\n".join(map(str, lost.values()))
+    if not sound:
+        return type(next(iter(lost.values())))(text)
+    diverged = all(isinstance(error, Diverged) for error in lost.values())
+    found = (Diverged if diverged else LostWorkers)(
+        f"{text}\nThe other groups are trained and saved; results.json and the predictions are theirs alone."
+    )
+    found.lost_groups = tuple(lost)
+    return found
+
+
+def _start(run: Run, config: Config, group: Group) -> None:
+    rendezvous = _rendezvous(run, group.index, group.attempt)
+    rendezvous.unlink(missing_ok=True)
+    group.attempt += 1
+    group.processes = []
+    environment = {**os.environ, "OMP_NUM_THREADS": str(config.launch.threads)}
+    if any(name == "lo" for _, name in socket.if_nameindex()):
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: needs no name and no network
+    for replica in range(config.launch.processes):
+        command = [sys.executable, "-m", "odist.launch.worker", str(run.path), str(group.index), str(replica)]
+        with open(_log(run, group.index, replica), "ab") as log:
+            # A session of its own: Ctrl-C reaches the parent alone, which then tells each process once.
+            process = subprocess.Popen(
+                [*command, str(rendezvous), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=environment,
+            )
+        group.processes.append(process)
+    group.pulse = Pulse(run.beat_path(group.index), patience=config.launch.patience)
+
+
+def _rendezvous(run: Run, group: int, attempt: int) -> Path:
+    return run.path / "logs" / f".group-{group}-{os.getpid()}-{attempt}.rendezvous"
+
+
+def _log(run: Run, group: int, replica: int) -> Path:
+    return run.path / "logs" / f"group-{group}-process-{replica}.log"
+
+
+def _attend(run: Run, config: Config, group: Group) -> None:
+    """React to processes of a group that have ended."""
+    if group.over:
+        return
+    codes = [process.poll() for process in group.processes]
+    if all(code == 0 for code in codes):
+        group.over = True
+    if all(code in (None, 0) for code in codes):
+        return
+    _end([group])
+    error = _ending(run, group, before=codes)
+    if error is None and group.attempt <= config.launch.restarts:
+        _start(run, config, group)
+        return
+    _lose(config, group, error or _crash(run, config, group, before=codes))
+
+
+def _lose(config: Config, group: Group, error: OdistError) -> None:
+    """Under freshest timing a lost group costs its peers a staler teacher and nothing else; otherwise it ends the run."""
+    loose = config.num_groups > 1 and config.exchange.timing == "freshest"
+    if not loose or isinstance(error, Interrupted | UserError | CannotWrite):
+        raise error
+    group.over, group.lost = True, error
+
+
+def _feel(run: Run, config: Config, group: Group, *, watch: Watch) -> None:
+    """Tell the user of a group that shows no sign of life, and end it when `launch.patience` is over."""
+    if group.over or group.pulse is None:
+        return
+    group.pulse.feel([process.pid for process in group.processes if process.poll() is None])
+    for words in group.pulse.news():
+        watch.say(f"group {group.index}, step {watch.steps[group.index]}: {words}")
+    if group.pulse.gone:
+        what = group.pulse.describe()
+        _end([group], patience=SECONDS_TO_SAVE_IF_HUNG)
+        limit = f"launch.patience={config.launch.patience:g}"
+        text = f"group {group.index} {what} after step {watch.steps[group.index]} ({limit}) and was ended. "
+        _lose(config, group, LostWorkers(f"{text}The same command continues it."))
+
+
+def _ending(run: Run, group: Group, *, before: Sequence[int | None]) -> OdistError | None:
+    """How a group wanted to end, None for a crash; `before` are the codes when the first bad one was seen.
+
+    Of several processes the one with a meant ending counts: the others crash when it leaves.
+    """
+    for replica, process in enumerate(group.processes):
+        if process.returncode in ENDINGS:
+            words = _last_words(run, group.index, replica)
+            said = [number for number, line in enumerate(words) if line.partition(": ")[0] in NAMES]
+            if not said:
+                ending = ENDINGS[process.returncode]
+                return ending("\n".join(words[-5:]) or f"group {group.index} gave up without a word: "
+                              f"{_log(run, group.index, replica)} is empty.")  # fmt: skip
+            name, _, first = words[said[-1]].partition(": ")
+            return NAMES[name]("\n".join([first, *words[said[-1] + 1 :]]))
+    if all(code in (None, 0, Interrupted.exit_code) for code in before):
+        return Interrupted("saved; the same command continues it.")
+    return None
+
+
+def _crash(run: Run, config: Config, group: Group, *, before: Sequence[int | None]) -> OdistError:
+    replica = next(number for number, code in enumerate(before) if code not in (None, 0, Interrupted.exit_code))
+    code = before[replica] or 1
+    shown = [f"    {line}" for line in _last_words(run, group.index, replica)[-5:]]
+    times = "once" if group.attempt == 1 else f"{group.attempt} times"
+    restarts = f"(launch.restarts={group.attempt - 1})"
+    ended = f"crashed {times} {restarts}, the last time with exit code {code}."
+    if code < 0:
+        ended = f"was killed {times} {restarts}, the last time by {_signal_name(-code)}."
+    loose = config.num_groups > 1 and config.exchange.timing == "freshest"
+    kind = LostWorkers if loose or code < 0 else OdistError
+    return kind(
+        f"group {group.index} {ended} The same command continues it. {_log(run, group.index, replica)} "
+        + "\n".join(["ends with:", *shown] if shown else ["is empty."])
+    )
+
+
+def _signal_name(number: int) -> str:
+    names = {known.value: known.name for known in signal.Signals}
+    hint = ", as when memory runs out" if number == signal.SIGKILL else ""
+    return f"signal {number} ({names.get(number, 'unknown')}{hint})"
+
+
+def _last_words(run: Run, group: int, replica: int) -> list[str]:
+    return _log(run, group, replica).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+
+
+def _end(groups: list[Group], *, patience: float = SECONDS_TO_SAVE) -> None:
+    """Ask every process that lives to save and end; kill those that do not in time."""
+    for group in groups:
+        for process in group.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGCONT)  # one that somebody stopped has to wake up to save
+    deadline = time.monotonic() + patience
+    for group in groups:
+        soon = min(deadline, time.monotonic() + SECONDS_TO_LEAVE)
+        for process in group.processes:
+            while process.poll() is None:
+                crashed = any(
+                    other.poll() not in (None, 0, Interrupted.exit_code, *ENDINGS) for other in group.processes
+                )
+                if time.monotonic() > (soon if crashed else deadline):
+                    process.kill()
+                    process.wait()
+                time.sleep(0.02)

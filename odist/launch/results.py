@@ -1,0 +1,173 @@
+"""What trained groups leave: predictions and numbers of each, and results.json over all of them.
+
+A group's JSON file is the mark that it is done; results.json that the run is. Training is worker.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from odist.config.read import load
+from odist.config.schema import Config
+from odist.engine import checkpoint
+from odist.engine.evaluation import log_mean_evaluations
+from odist.engine.prediction import predict_split
+from odist.engine.trainer import CROSS_ENTROPIES, Trainer
+from odist.engine.wiring import build_task, predictor
+from odist.errors import Damaged
+from odist.measure.metrics import constant_loss
+from odist.run.damage import Kinds, read_array, read_json, writing
+from odist.run.folder import CONTINUE, Run, write_atomically
+from odist.tasks.base import Task
+
+Say = Callable[[str], None]
+
+
+def finish_group(trainer: Trainer, config: Config) -> None:
+    """Write a trained group's predictions, and its results beside them as the mark that it is done."""
+    task, clock, group = trainer.task, trainer.clock, trainer.mesh.group.index
+    root = trainer.run.prediction_root("validation")
+    prediction = predict_split(task, [trainer.model], batch_size=config.train.evaluate_batch, device=trainer.device)
+    results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes, split="validation")
+    training = {"seconds": round(trainer.seconds, 3), "weight_hash": checkpoint.weight_hash(trainer.model)}
+    own = {**results, **training, **trainer.teacher.summary()}
+    length = {
+        "rows": len(prediction.targets),
+        "steps": clock.num_steps,
+        "examples_per_model": clock.horizon,
+        "flops_per_forward": forward_flops(config, task, trainer.model),
+    }
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        _save_array(root / f"group-{group}.npy", prediction.probabilities.astype(np.float32))
+        _save_array(root / "targets.npy", prediction.targets)  # every group's the same
+        if prediction.bayes is not None:
+            _save_array(root / "bayes.npy", prediction.bayes)
+        write_atomically(trainer.run.group_results(group), json.dumps({**own, "length": length}) + "\n")
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    """Replace a .npy file as a whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.save(file, array)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _group_results(run: Run, group: int) -> dict[str, Any]:
+    """What a trained group has left; Damaged if it is not sound."""
+    root = run.prediction_root("validation")
+    kinds: Kinds = {"seconds": (int, float), "weight_hash": str, "length": dict}
+    own = read_json(run.group_results(group), cure=CONTINUE, kinds=kinds, required=tuple(kinds))
+    read_array(root / f"group-{group}.npy", cure=CONTINUE, rows=own["length"].get("rows"))
+    return own
+
+
+def is_done(run: Run, group: int, *, say: Say) -> bool:
+    """Whether nothing is left to do for a group; what it has left in a damaged state it makes again."""
+    mark = run.group_results(group)
+    try:
+        if mark.exists():
+            _group_results(run, group)
+            return True
+    except Damaged as error:
+        say(f"{error} It is made again from the last checkpoint.")
+    return False
+
+
+def combine(run: Run, *, missing: Sequence[int] = ()) -> None:
+    """Write results.json from what the groups left; the last thing is the state `finished`.
+
+    missing: groups that were lost; the results are then those of the others, which say so, and the run is not finished
+    """
+    config = load(run.path / "config.yaml")
+    task = build_task(config)
+    sound = [group for group in range(config.num_groups) if group not in missing]
+    groups = [_group_results(run, group) for group in sound]
+    lengths = [group.pop("length") for group in groups]
+    length = lengths[0]
+    lost = {"missing_groups": sorted(missing)} if missing else {}
+    content = {
+        "split": "validation",
+        "rows": length["rows"],
+        "predictor": predictor(config, missing=missing),
+        "steps": length["steps"],
+        "examples_per_model": length["examples_per_model"],
+        "total_examples": length["examples_per_model"] * len(sound),
+        "distinct_examples": task.distinct_rows(num_groups=len(sound), examples=length["examples_per_model"]),
+        "flops": training_flops(
+            config, length["flops_per_forward"], examples=length["examples_per_model"], groups=len(sound)
+        ),
+        **lost,
+    }
+    meta = {"predictor": content["predictor"], "num_groups": config.num_groups, "fingerprint": task.fingerprint, **lost}
+    path = run.prediction_root("validation") / "meta.json"
+    with writing(path):
+        write_atomically(path, json.dumps(meta) + "\n")
+    whole = run.predictions("validation")
+    results = task.results(whole.probabilities, whole.targets, bayes=whole.bayes, split="validation")
+    if content["predictor"] == "mean" and not missing:
+        log_mean_evaluations(run, config)
+    seconds = round(sum(group["seconds"] for group in groups), 3)
+    content |= {
+        "metrics": results,
+        "groups": [groups[sound.index(group)] if group in sound else None for group in range(config.num_groups)],
+        "seconds": seconds,
+        **beside_a_constant(task, results, whole.targets),
+    }
+    run.write_json("results.json", content)
+    if not missing:
+        run.set_status(state="finished", step=content["steps"], num_steps=content["steps"], finished=time.time())
+
+
+def beside_a_constant(task: Task, results: dict[str, Any], targets: np.ndarray) -> dict[str, Any]:
+    """The loss of predicting the same for every row, and a remark if the run is no better.
+
+    The same: the training rows' rate of the positive class, or of several classes each as probable as the others.
+    """
+    name = task.main_metric
+    if name not in CROSS_ENTROPIES or results.get(name) is None:
+        return {}
+    prior = task.prior().numpy()
+    constant = constant_loss(prior if prior.ndim == 0 else np.full(len(prior), 1 / len(prior)), targets)
+    remarks = []
+    if not results[name] < constant:
+        same = f"{prior:.4f}, the rate of the training rows" if prior.ndim == 0 else f"1/{len(prior)} for every class"
+        remarks.append(
+            f"{name} {results[name]:.5f} is no better than a constant prediction: {same}, has {constant:.5f}. "
+            "Try another optim.lr, or train longer."
+        )
+    return {"constant_prediction": {name: constant}, "remarks": remarks}
+
+
+def forward_flops(config: Config, task: Task, model: torch.nn.Module) -> float:
+    """Floating-point operations of one example's forward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ids = task.evaluation_order("validation", rows=None, batch_size=config.train.batch).ids(0)
+    batch = task.batch(ids, "validation", 0).to(config.launch.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        task.forward(model, batch, None)
+    return float(counter.get_total_flops() / len(ids))
+
+
+def training_flops(config: Config, forward: float, *, examples: int, groups: int) -> int:
+    """Floating-point operations of the whole run: three forwards a training example, one a teacher's prediction.
+
+    forward: of one example; examples: of each group; groups: that were trained
+    """
+    algorithm = config.algorithm
+    num_teachers = {"peers": config.num_groups - 1, "fixed": len(algorithm.teachers)}.get(algorithm.teacher, 0)
+    taught = max(0, examples - algorithm.burn_in)
+    return round(groups * forward * (3 * examples + num_teachers * taught))

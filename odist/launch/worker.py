@@ -1,0 +1,279 @@
+"""A process's entry: a run folder in, training of all its groups or of one, results out.
+
+Putting the objects together is wiring.py's business; making run folders, starting processes and
+handling signals is launch.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from odist.config.read import load
+from odist.config.schema import Config
+from odist.engine import checkpoint
+from odist.engine.trainer import Trainer
+from odist.engine.wiring import Parts, Shelf, build_task, build_trainer, make_clock, set_up_torch
+from odist.errors import GAVE_UP, Interrupted, OdistError, UserError
+from odist.launch.results import combine, finish_group, is_done
+from odist.mesh import Axis, Mesh
+from odist.optim import Clock
+from odist.run.damage import naming
+from odist.run.folder import Run
+from odist.run.log import NOTE, MetricsLog, make_progress
+from odist.tasks.base import Task
+
+SECONDS_BETWEEN_BEATS = 0.5
+SECONDS_TO_LEAVE = 120.0  # for the workers of a killed command to save and end
+
+
+def main(run: Run, *, stop: Callable[[], bool] = lambda: False) -> None:
+    """Train or continue a run to its end, all groups taking turns in this process.
+
+    stop: becomes true when the run should save and end (a signal)
+    Raises Interrupted (state saved), Diverged, LostWorkers (state saved), UserError.
+    """
+    config = load(run.path / "config.yaml")
+    set_up_torch(config)
+    task = build_task(config)
+    clock = make_clock(config, task)
+    with held(run, range(config.num_groups), stop=stop):
+        _train_in_turns(run, config, task, clock=clock, stop=stop)
+
+
+def _train_in_turns(run: Run, config: Config, task: Task, *, clock: Clock, stop: Callable[[], bool]) -> None:
+    start = _common_start(run, config)
+    progress = make_progress(show=config.run.progress, num_groups=config.num_groups, num_steps=clock.num_steps)
+    log = MetricsLog(run, progress=progress)
+    shelf: Shelf = {}
+    parts = Parts(config, run, task, clock=clock, log=log, stop=stop, shelf=shelf)
+    trainers: list[Trainer] = []
+    agreed = AgreedStop(stop, Mesh())
+    try:
+        for group in range(config.num_groups):
+            mesh = Mesh(group=Axis(group, config.num_groups), workers=config.workers)
+            trainers.append(build_trainer(parts, mesh, stop=agreed, start=start))
+            if start:
+                trainers[-1].load(start)
+        open_run(run, task, clock)
+        run.set_status(state="running", step=start, num_steps=clock.num_steps, started=time.time())
+        _take_turns(run, config, trainers, start=start)
+        progress.say(f"trained {clock.num_steps} steps; predicting the validation part")
+        for trainer in trainers:
+            finish_group(trainer, config)
+        combine(run)
+    finally:
+        for trainer in trainers:
+            trainer.loader.close()
+        for end in parts.exchanges:
+            end.close()
+        log.close()
+
+
+@contextlib.contextmanager
+def held(run: Run, groups: Iterable[int], *, stop: Callable[[], bool]) -> Iterator[None]:
+    """Be the only process that writes these groups' files, and repair what a killed one left.
+
+    When the process that started them dies, workers save and leave by themselves; whoever continues the run
+    at once waits for that, up to SECONDS_TO_LEAVE. Raises UserError if they stay, Interrupted if `stop` says so.
+    """
+    (run.path / "logs").mkdir(exist_ok=True)
+    deadline = time.monotonic() + SECONDS_TO_LEAVE
+    with contextlib.ExitStack() as locks:
+        for group in groups:
+            lock = os.open(run.path / "logs" / f".group-{group}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            locks.callback(os.close, lock)
+            while not _locked(lock):
+                if time.monotonic() > deadline:
+                    raise UserError(f"{run.path}: another process still trains group {group}. Stop it first.")
+                if stop():
+                    raise Interrupted("stopped before it began; the same command continues it.")
+                time.sleep(0.05)
+            checkpoint.recover(run, group)
+        yield
+
+
+def _locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # no locks on this file system
+    return True
+
+
+def note(text: str) -> None:
+    """Tell the user something; of a process of a group, the command that started it passes it on."""
+    print(f"{NOTE}{text}", file=sys.stderr, flush=True)
+
+
+def _common_start(run: Run, config: Config) -> int:
+    """The step from which groups that take turns go on; UserError if each was saved at a step of its own."""
+    steps = [run.checkpoint_steps(group) for group in range(config.num_groups)]
+    common = checkpoint.newest_sound(run, range(config.num_groups), say=note)
+    if common is None and all(steps):
+        newest = ", ".join(str(group[-1]) for group in steps)
+        raise UserError(
+            f"{run.path}: its groups were saved after steps {newest}, as processes of their own, and cannot take turns "
+            "from there: continue with launch=local."
+        )
+    for group in range(config.num_groups):
+        checkpoint.drop_newer(run, group, than=common or 0)
+    return common or 0
+
+
+class Heartbeat:
+    """Shows that a group is at work whenever it asks whether to stop: at every step, and while it waits for its peers."""
+
+    def __init__(self, path: Path, stop: Callable[[], bool]) -> None:
+        self._path = path
+        self._stop = stop
+        self._last = -SECONDS_BETWEEN_BEATS
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._last >= SECONDS_BETWEEN_BEATS:
+            self._last = now
+            with contextlib.suppress(OSError):  # a full disk ends training where something is lost by it
+                self._path.touch()
+        return self._stop()
+
+
+class AgreedStop:
+    """One answer per step for all groups of a process and all processes of a group, whenever the signal comes."""
+
+    def __init__(self, stop: Callable[[], bool], mesh: Mesh) -> None:
+        self._stop = stop
+        self._mesh = mesh
+        self._step = -1
+        self._answer = False
+
+    def __call__(self, step: int) -> bool:
+        if step != self._step:
+            self._step, self._answer = step, self._mesh.any(self._stop())
+        return self._answer
+
+
+def _take_turns(run: Run, config: Config, trainers: Sequence[Trainer], *, start: int) -> None:
+    clock = trainers[0].clock
+    for steps in itertools.zip_longest(*(trainer.fit(start) for trainer in trainers)):
+        done = steps[0]
+        if done is not None and done % trainers[0].cadence.log == 0:
+            checkpoint.prune(run, config.num_groups, keep=config.train.keep_checkpoints)
+            run.set_status(step=done)
+    if any(trainer.stopped for trainer in trainers):
+        step = checkpoint.common_step(run, config.num_groups) or 0
+        run.set_status(state="interrupted", step=step)
+        raise Interrupted(f"saved after step {step} of {clock.num_steps}; the same command continues it.")
+    run.set_status(step=clock.num_steps)
+    checkpoint.prune(run, config.num_groups, keep=config.train.keep_checkpoints)
+
+
+def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable[[], bool]) -> None:
+    """Train or continue one group as process `replica` of `launch.processes`; see launch.py for who starts it.
+
+    rendezvous: file through which the processes of this group find each other
+    Raises as `main`; a finished group returns at once.
+    """
+    config = load(run.path / "config.yaml")
+    set_up_torch(config)
+    if is_done(run, group, say=note):
+        return
+    mesh = Mesh(Axis(group, config.num_groups), Axis(replica, config.launch.processes), config.workers)
+    if mesh.is_writer:
+        stop = Heartbeat(run.beat_path(group), stop)
+    with held(run, [group] if mesh.is_writer else [], stop=stop):
+        if mesh.replica.size > 1:
+            store = dist.FileStore(str(rendezvous), mesh.replica.size)  # type: ignore[attr-defined]
+            patience = timedelta(seconds=config.exchange.timeout + 600)
+            dist.init_process_group("gloo", store=store, rank=replica, world_size=mesh.replica.size, timeout=patience)
+        _train_group(run, config, mesh, stop=stop)
+
+
+def _train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], bool]) -> None:
+    group = mesh.group.index
+    task = build_task(config)
+    clock = make_clock(config, task)
+    if mesh.is_writer and group == 0:
+        open_run(run, task, clock)
+    sound = checkpoint.newest_sound(run, [group], say=note) if mesh.is_writer else None
+    start = mesh.from_writer([sound or 0])[0]
+    log = MetricsLog(run, progress=make_progress(show=False, num_groups=config.num_groups, num_steps=0))
+    parts = Parts(config, run, task, clock=clock, log=log, stop=stop, shelf={})
+    trainer = build_trainer(parts, mesh, stop=AgreedStop(stop, mesh), start=start)
+    try:
+        if start:
+            trainer.load(start)
+        for done in trainer.fit(start):
+            if mesh.is_writer and done % trainer.cadence.log == 0:
+                _prune(run, config, group)
+        if trainer.stopped:
+            raise Interrupted(f"group {group} stopped and saved.")
+        if mesh.is_writer:
+            _prune(run, config, group)
+            finish_group(trainer, config)
+    finally:
+        trainer.loader.close()
+        for end in parts.exchanges:
+            end.close()
+        log.close()
+
+
+def _prune(run: Run, config: Config, group: int) -> None:
+    """Delete old checkpoints; groups that wait for each other keep the newest that all have, see restart.py."""
+    keep = config.train.keep_checkpoints
+    if config.algorithm.teacher == "peers" and config.exchange.timing == "lockstep":
+        checkpoint.prune(run, config.num_groups, keep=keep)
+    else:
+        checkpoint.prune_group(run, group, keep=keep)
+
+
+def open_run(run: Run, task: Task, clock: Clock) -> None:
+    """Tell readers of the run folder which data the run reads and how long it is."""
+    env = run.env
+    known = {"data_fingerprint": env.get("data_fingerprint") or task.fingerprint}  # of prepared data known before
+    known["fitted_fingerprint"] = task.fitted_fingerprint  # for who uses the run when its data are gone
+    if not known.items() <= env.items():
+        run.write_json("env.json", {**env, **known})
+    run.write_json("horizon.json", {"num_steps": clock.num_steps, "examples_per_step": clock.examples_per_step})
+
+
+def entry(arguments: list[str]) -> int:
+    """Run one process of one group (`python -m odist.launch.worker RUN GROUP REPLICA RENDEZVOUS PARENT`); its exit code.
+
+    SIGTERM and SIGINT save and end; so does the death of PARENT, the id of the process that started this one.
+    """
+    path, group, replica, rendezvous, parent = arguments
+    signalled = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: signalled.append(True))
+    try:
+        run = Run.open(path)
+        with naming(run.path):
+            work(
+                run,
+                group=int(group),
+                replica=int(replica),
+                rendezvous=Path(rendezvous),
+                stop=lambda: bool(signalled) or os.getppid() != int(parent),
+            )
+    except OdistError as error:
+        with contextlib.suppress(OSError):  # the log too lies on a disk that may be full
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return GAVE_UP if error.exit_code == 1 else error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(entry(sys.argv[1:]))

@@ -1,0 +1,258 @@
+"""Files of predictions, CSV or Parquet: what `odist eval --output` writes and what `odist churn` reads of anybody's.
+
+One row a prediction. odist writes `row` (its number in the evaluation), `data_fingerprint` (which rows these are), `label`
+where it is known, and `prediction` (binary), `prediction_0` to `prediction_K-1` (K classes) or `probability_of_label`
+(language models: of the correct piece). Comparing files is left to retrains.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from odist.errors import UserError
+from odist.measure.churn import Form
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUFFIXES = (".csv", ".parquet", ".pq")
+ROW = "row"
+FINGERPRINT = "data_fingerprint"
+OF_LABEL = "probability_of_label"
+PROBABILITY_COLUMNS = ("prediction", "probability", "p", "score")  # also as prefixes of a column for every class
+TARGET_COLUMNS = ("target", "label")
+LARGEST_NUMBER_OF_NAMES = 8  # columns that a message shows
+SUM_TOLERANCE = 0.01  # of the probabilities of all classes: some are stored with two digits or in bfloat16
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """Predictions of one retrain, from a file or a run folder.
+
+    probabilities: float64 [rows] or [rows, classes], of what `form` says; targets: [rows], None where there are none
+    columns: what else is known of each row, for keys and slices; each [rows]
+    fingerprint: which rows these are, as `data_fingerprint` has it; None where a file does not say
+    config: of a run folder, None for a file
+    """
+
+    path: Path
+    name: str
+    probabilities: np.ndarray
+    form: Form
+    targets: np.ndarray | None = None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    fingerprint: str | None = None
+    config: dict[str, Any] | None = None
+
+    def ordered(self, order: np.ndarray) -> Retrain:
+        """The same with row order[i] as row i."""
+        return replace(
+            self,
+            probabilities=self.probabilities[order],
+            targets=None if self.targets is None else self.targets[order],
+            columns={name: values[order] for name, values in self.columns.items()},
+        )
+
+
+def data_fingerprint(split: str, fingerprint: str) -> str:
+    """What the column `data_fingerprint` holds: which rows these are, short enough to stand in every row."""
+    return f"{split}-{fingerprint[:12]}"
+
+
+def write_predictions(
+    path: Path, probabilities: np.ndarray, *, targets: np.ndarray, form: Form, fingerprint: str
+) -> None:
+    """Write predictions to a .csv or .parquet file.
+
+    probabilities: [rows] or [rows, classes]; targets: [rows], below 0 where there are none
+    fingerprint: as `data_fingerprint` has it
+    """
+    import pandas as pd
+
+    columns: dict[str, Any] = {ROW: np.arange(len(targets)), FINGERPRINT: pd.Categorical([fingerprint] * len(targets))}
+    if (targets >= 0).all():
+        columns["label"] = targets
+    if form is Form.classes:
+        columns.update({f"prediction_{c}": probabilities[:, c] for c in range(probabilities.shape[1])})
+    else:
+        columns["prediction" if form is Form.binary else OF_LABEL] = probabilities
+    frame = pd.DataFrame(columns)
+    partial = _partial(path)
+    try:
+        frame.to_csv(partial, index=False) if path.suffix == ".csv" else frame.to_parquet(partial, index=False)
+        os.replace(partial, path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def make_writable(path: Path) -> None:
+    """Make the folder of `path` and see that a file can be written there, before anything is worked out for it."""
+    partial = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise _not_written(path, error) from error
+    if path.is_dir():
+        raise UserError(f"--output {path}: this is a folder. Name a file in it.")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _not_written(path: Path, error: OSError) -> UserError:
+    reason = f"{path.parent} is not a folder" if isinstance(error, FileExistsError) else error.strerror or error
+    return UserError(f"--output {path}: cannot be written: {reason}.")
+
+
+def read_predictions(path: Path, *, column: Sequence[str] = (), target: str | None = None) -> Retrain:
+    """Read a file of predictions, odist's own or anybody's.
+
+    column: of the probabilities: one column, the common start of one numbered column per class, or a column for every
+        class in the order of the classes; empty: by the names that odist and others use
+    target: column of the labels; None: target or label, where there is one
+    UserError for a column that is missing and for contents that are no probabilities or labels.
+    """
+    frame = _read_frame(path)
+    names, form = _probability_columns(frame, path, column=column)
+    if target is not None and target not in frame.columns:
+        raise UserError(f"{path}: no column {target!r} (--target). It has: {listed(frame.columns)}.")
+    if target is None:
+        target = next((name for name in TARGET_COLUMNS if name in frame.columns and name not in names), None)
+    try:
+        probabilities = frame[names].to_numpy(dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: the probabilities ({listed(names)}) hold something other than numbers ({error})."
+        ) from error
+    if form is Form.classes:
+        _check_sums(path, probabilities)
+    else:
+        probabilities = probabilities[:, 0]
+    targets = None if target is None else _targets(frame[target], path, names=names, form=form)
+    fingerprints = list(map(str, frame[FINGERPRINT].unique())) if FINGERPRINT in frame.columns else []
+    if len(fingerprints) > 1:
+        raise UserError(f"{path}: rows of several data sets ({FINGERPRINT}: {listed(fingerprints)}). "
+                        "Compare the rows of one.")  # fmt: skip
+    others = {str(name): frame[name].to_numpy() for name in frame.columns if name not in (*names, target, FINGERPRINT)}
+    fingerprint = fingerprints[0] if fingerprints else None
+    return Retrain(path, path.name, probabilities, form, targets, others, fingerprint)
+
+
+def num_rows(count: int) -> str:
+    """A number of rows for a message."""
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names for a message: of a numbered family the first and the last, and of too many the first few."""
+    shown: list[str] = []
+    for name in map(str, names):
+        start = re.sub(r"\d+$", "", name)
+        family = bool(shown) and start != name and re.fullmatch(re.escape(start) + r"\d+", shown[-1].split(" ... ")[-1])
+        if family:
+            shown[-1] = f"{shown[-1].split(' ... ')[0]} ... {name}"
+        else:
+            shown.append(name)
+    more = len(shown) - LARGEST_NUMBER_OF_NAMES
+    return ", ".join(shown[:LARGEST_NUMBER_OF_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _read_frame(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            return pd.read_parquet(path)
+        return pd.read_csv(path)
+    except (ValueError, OSError) as error:  # parser errors and pyarrow's are ValueErrors
+        raise UserError(f"{path}: cannot be read as a table of predictions ({error}). "
+                        "Expected CSV with a header, or Parquet.") from error  # fmt: skip
+
+
+def _probability_columns(frame: pd.DataFrame, path: Path, *, column: Sequence[str]) -> tuple[list[str], Form]:
+    """The columns of the probabilities, in the order of the classes where there are several."""
+    has = f"It has: {listed(frame.columns)}."
+    missing = [name for name in column if name not in frame.columns]
+    if len(column) > 1:
+        if missing:
+            raise UserError(f"{path}: no column {missing[0]!r} (--column). {has}")
+        return list(column), Form.classes
+    if column and missing:
+        family = _family(frame, column[0])
+        if not family:
+            raise UserError(
+                f"{path}: no column {column[0]!r} (--column), nor {column[0]}_0, {column[0]}_1 and so on. {has}"
+            )
+        absent = [number for number in range(max(family)) if number not in family]
+        if absent:
+            raise UserError(f"{path}: columns {listed(family.values())}, but none for class {absent[0]}: classes are counted "
+                            "from 0. Name the column of every class with --column, in order.")  # fmt: skip
+        return list(family.values()), Form.classes
+    if column:
+        return list(column), Form.label if column[0] == OF_LABEL else Form.binary
+    if OF_LABEL in frame.columns:
+        return [OF_LABEL], Form.label
+    for prefix in PROBABILITY_COLUMNS:
+        family = _family(frame, prefix)
+        if family and list(family) == list(range(len(family))):
+            return list(family.values()), Form.classes
+        if prefix in frame.columns:
+            return [prefix], Form.binary
+    raise UserError(f"{path}: no column of probabilities among {', '.join((*PROBABILITY_COLUMNS, OF_LABEL))}, nor one for "
+                    f"every class (prediction_0, prediction_1 and so on). {has} Name it with --column, or the columns of "
+                    "the classes, or what these begin with.")  # fmt: skip
+
+
+def _family(frame: pd.DataFrame, prefix: str) -> dict[int, str]:
+    """Columns `prefix` + number, with or without an underscore between, by rising number; empty below two."""
+    found = {}
+    for name in map(str, frame.columns):
+        match = re.fullmatch(re.escape(prefix.removesuffix("_")) + r"_?(\d+)", name)
+        if match:
+            found[int(match.group(1))] = name
+    return dict(sorted(found.items())) if len(found) > 1 else {}
+
+
+def _check_sums(path: Path, probabilities: np.ndarray) -> None:
+    wrong = np.abs(probabilities.sum(axis=1) - 1) > SUM_TOLERANCE
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise UserError(f"{path}: the classes of {num_rows(int(wrong.sum()))} do not add up to 1, first of row {row} (sum "
+                        f"{probabilities[row].sum():.4g}). Expected the probabilities of all classes, not logits.")  # fmt: skip
+
+
+def _targets(values: pd.Series[Any], path: Path, *, names: Sequence[str], form: Form) -> np.ndarray:
+    """Labels as numbers: 0 and 1, or the places of the classes, whose column's name may stand for the place."""
+    if form is Form.classes and values.dtype.kind not in "biuf" and set(map(str, values.unique())) <= set(names):
+        return values.map({name: place for place, name in enumerate(names)}).to_numpy(dtype=np.int64)
+    try:
+        targets = values.to_numpy(dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: the target column {values.name!r} holds something other than numbers ({error})."
+        ) from error
+    last = {Form.binary: 1, Form.classes: len(names) - 1}.get(form, np.inf)
+    wrong = ~((targets >= 0) & (targets <= last) & (targets % 1 == 0))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        expected = "0 and 1" if form is Form.binary else "the numbers of classes, from 0"
+        expected += f" to {last}" if form is Form.classes else ""
+        hint = (
+            f" Of many classes, name the column of every class with --column, or call the column {OF_LABEL!r} if it holds "
+            "the probability of the correct class alone."
+        )
+        raise UserError(f"{path}: the target column {values.name!r} holds values other than {expected} in "
+                        f"{num_rows(int(wrong.sum()))}, first in row {row} ({values.iloc[row]}).{hint if form is Form.binary else ''}")  # fmt: skip
+    return targets.astype(np.int64)

@@ -1,0 +1,1 @@
+"""Raw Criteo rows to a store."""

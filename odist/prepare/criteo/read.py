@@ -1,0 +1,196 @@
+"""Reading of the Criteo preparation: blocks of input -> parsed rows, appended in order, journalled.
+
+A thread unpacks, threads parse. Which files there are, what is fitted and how it ends is left to criteo.py.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odist.data.rows import RowWriter
+from odist.errors import UserError
+from odist.prepare.criteo.fit import NUM_COLUMNS, in_order
+from odist.prepare.criteo.input import FEATURES, Layout, read_rows
+from odist.prepare.criteo.options import CriteoOptions
+from odist.prepare.inputs import Block, Source, read_ahead
+
+MAX_LOCATED = 10  # bad rows that the report locates
+REASONS = ("", "columns", "label", "integer", "categorical", "empty")  # as numbered in criteo_kernels.py
+
+
+@dataclass
+class State:
+    """How far reading has come: what the journal keeps."""
+
+    source: int = 0  # files finished
+    offset: int = 0  # within the next one; see Block.offset
+    lines: int = 0  # of that file, finished
+    rows: int = 0  # good rows, all files
+    clicks: int = 0
+    seconds: float = 0.0
+    written: dict[str, int] = field(default_factory=dict)  # rows by array file
+    source_rows: list[int] = field(default_factory=list)
+    bad: dict[str, int] = field(default_factory=dict)
+    bad_locations: list[str] = field(default_factory=list)
+    missing: list[int] = field(default_factory=lambda: [0] * len(FEATURES))
+    border: int | None = None  # of a random split, instead of the one that the share gives
+    fitted: dict[str, Any] | None = None  # once fitted, rows may already be changed in place
+
+
+@dataclass
+class Parsed:
+    """One block, parsed: rows int32 [n, 40]; bad int64 [k, 3] (line, reason, detail); counts by reason."""
+
+    rows: np.ndarray
+    lines: int
+    clicks: int
+    missing: np.ndarray
+    bad: np.ndarray
+    counts: np.ndarray
+
+
+def describe(reason: str, detail: int, *, labelled: bool) -> str:
+    """Why a row is bad, in words. reason: of REASONS; detail: as criteo_kernels.parse_rows gives it."""
+    if reason == "columns":
+        return f"{detail} columns instead of {len(FEATURES) + labelled}"
+    if reason == "label":
+        return "the label is not 0 or 1"
+    if reason == "integer":
+        return f"{FEATURES[detail]} is not an integer of at most 18 digits"
+    if reason == "categorical":
+        return f"{FEATURES[detail]} is not a hexadecimal number of at most 8 digits"
+    return "an empty line"
+
+
+class Reading:
+    """Brings `state` from where it is to the end of the last file, and the rows into the array files.
+
+    folder: where the array files lie
+    chosen: resolved options
+    stop: polled after each block; save: keeps the state
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sources: list[Source],
+        layouts: list[Layout],
+        *,
+        options: CriteoOptions,
+        chosen: dict[str, Any],
+        state: State,
+        progress: Callable[[int, int, int], None] | None,
+        stop: Callable[[], bool],
+        save: Callable[[], None],
+    ) -> None:
+        self.folder, self.sources, self.layouts = folder, sources, layouts
+        self.options, self.chosen, self.state = options, chosen, state
+        self.progress, self.stop, self.save = progress, stop, save
+        self.total_bytes = sum(source.bytes for source in sources)
+        self._saved = time.monotonic()
+
+    def run(self) -> bool:
+        """Read on; False when stopped before the end."""
+        state = self.state
+        with ExitStack() as stack:
+            writers = {
+                file: stack.enter_context(RowWriter(self.folder / file, columns=NUM_COLUMNS, rows=rows))
+                for file, rows in state.written.items()
+            }
+            while state.source < len(self.sources):
+                if not self._read_source(writers):
+                    return False
+                state.source, state.offset, state.lines = state.source + 1, 0, 0
+            for writer in writers.values():
+                writer.finish()
+        self.save()
+        return True
+
+    def _read_source(self, writers: dict[str, RowWriter]) -> bool:
+        state, source, layout = self.state, self.sources[self.state.source], self.layouts[self.state.source]
+        rows = read_rows(source, layout, offset=state.offset, block_bytes=self.options.block_bytes)
+        with (
+            closing(read_ahead(rows, depth=2)) as blocks,
+            closing(in_order(blocks, self._parser(layout), threads=num_threads(self.options))) as results,
+        ):
+            for block, parsed in results:
+                self._append(writers, parsed, source, layout)
+                state.offset = block.offset
+                self._tell(block)
+                stopped = self.stop()
+                if stopped or time.monotonic() - self._saved > self.options.journal_seconds:
+                    for writer in writers.values():
+                        writer.flush()  # the journal must not tell of rows that a power cut could take
+                    self.save()
+                    self._saved = time.monotonic()
+                if stopped:
+                    return False
+        return True
+
+    def _tell(self, block: Block) -> None:
+        if self.progress is not None:
+            before = sum(source.bytes for source in self.sources[: self.state.source])
+            self.progress(before + block.done, self.total_bytes, self.state.rows)
+
+    def _parser(self, layout: Layout) -> Callable[[Block], Parsed]:
+        from odist.prepare.criteo import kernels as kernels
+
+        buckets, table = self.chosen["buckets"], kernels.log_table()
+        missing_ids = kernels.special_ids(kernels.MISSING_VALUE, buckets)
+        shortest = len(FEATURES) + 2 * layout.labelled  # bytes of a row with nothing but separators
+
+        def parse(block: Block) -> Parsed:
+            text = np.frombuffer(block.text, dtype=np.uint8)
+            out = np.empty((len(text) // shortest + 1, NUM_COLUMNS), dtype=np.int32)
+            missing, counts = np.zeros(len(FEATURES), dtype=np.int64), np.zeros(kernels.NUM_REASONS, dtype=np.int64)
+            bad = np.zeros((MAX_LOCATED, 3), dtype=np.int64)
+            rows, lines, clicks = kernels.parse_rows(
+                text, layout.separator, layout.labelled, buckets, missing_ids, table, out, out.view(np.float32), missing, bad, counts
+            )  # fmt: skip
+            return Parsed(out[:rows], lines, clicks, missing, bad[: min(MAX_LOCATED, int(counts.sum()))], counts)
+
+        return parse
+
+    def _append(self, writers: dict[str, RowWriter], parsed: Parsed, source: Source, layout: Layout) -> None:
+        state = self.state
+        above = state.lines + (layout.header_lines if state.offset == 0 else 0)
+        for line, reason, detail in parsed.bad.tolist():
+            if len(state.bad_locations) < MAX_LOCATED:
+                why = describe(REASONS[reason], detail, labelled=layout.labelled)
+                state.bad_locations.append(f"{source.path}:{above + line}: {why}")
+        for reason in np.flatnonzero(parsed.counts):
+            state.bad[REASONS[reason]] = state.bad.get(REASONS[reason], 0) + int(parsed.counts[reason])
+        if state.bad and self.chosen["bad_rows"] == "refuse":
+            bad, read = sum(state.bad.values()), state.rows + len(parsed.rows)
+            raise UserError(
+                f"{state.bad_locations[0]}. {bad:,} of the first {bad + read:,} rows {'is' if bad == 1 else 'are'} bad. "
+                "Repair the file, or leave bad rows out with --bad-rows skip."
+            )
+        if self.chosen["split"] == "random":
+            from odist.prepare.criteo.kernels import drawn
+
+            threshold = int(self.chosen["validation_fraction"] * 2**53) if state.border is None else state.border
+            mask = drawn(state.rows, len(parsed.rows), self.chosen["split_seed"], threshold)
+            writers["train.npy"].append(parsed.rows[~mask])
+            writers["validation.npy"].append(parsed.rows[mask])
+        else:
+            writers["rows.npy"].append(parsed.rows)
+        state.written = {file: writer.rows for file, writer in writers.items()}
+        state.lines = above + parsed.lines
+        state.rows += len(parsed.rows)
+        state.clicks += parsed.clicks
+        state.source_rows[state.source] += len(parsed.rows)
+        state.missing = [a + b for a, b in zip(state.missing, parsed.missing.tolist(), strict=True)]
+
+
+def num_threads(options: CriteoOptions) -> int:
+    """Parsing threads: as asked for, or one per core, at most 4."""
+    return options.threads or min(4, len(os.sched_getaffinity(0)))

@@ -1,0 +1,1 @@
+"""WET, WARC, JSON lines and text to a token store."""

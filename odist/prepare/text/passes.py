@@ -1,0 +1,265 @@
+"""The two passes over one source: raw records -> cleaned documents, and cleaned documents -> tokens.
+
+A part is what one source gives, in files of a work folder; each pass writes its record last, so that a part
+is done or begun again. Which parts there are, and what all of them together decide, is left to commoncrawl.py.
+
+    N.text.gz      a JSON line a document: [origin, split, key, [[sentence, ...], ...]]
+    N.hashes.npy, N.order.npy, N.keep.npy   see commoncrawl_duplicates.py: a unit is a paragraph or a document
+    N.SPLIT.bin, N.SPLIT.lengths.npy, N.unigram.npy
+    N.read.json, N.encode.json   counts; their presence says that the pass is done
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from odist.data.tokens import SPLITS, save_array, token_dtype
+from odist.prepare.text.clean import (
+    Dropped,
+    Filters,
+    ParagraphCounts,
+    clean,
+    draw,
+    has_long_paragraph,
+    language_detector,
+)
+from odist.prepare.text.duplicates import hash_text, load_keep, save_hashes
+from odist.prepare.text.options import ORIGINS, filters_of
+from odist.prepare.text.records import Reading, read_source
+from odist.prepare.text.sources import TextSource
+from odist.prepare.text.tokenizer import Tokenizer, with_ends
+from odist.run.folder import write_atomically
+
+BORDER = "border.json"
+LOCATED = 10  # faults that the report locates, per source
+BATCH = 8192  # sentences encoded at once
+TELL, TELL_BYTES = 256, 1 << 20  # records, and bytes, between two reports of progress
+
+Tell = Callable[[int, int, int], None]  # bytes read, documents, tokens since the last call; may raise to stop
+
+
+@dataclass
+class ReadCounts:
+    """What the first pass over a part found."""
+
+    records: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    documents: Counter[str] = field(default_factory=Counter)  # by split, duplicates included
+    sentences: int = 0  # of the training part
+    paragraphs: ParagraphCounts = field(default_factory=ParagraphCounts)
+    damage: Counter[str] = field(default_factory=Counter)
+    located: list[str] = field(default_factory=list)
+
+
+@dataclass
+class EncodeCounts:
+    """What the second pass over a part found."""
+
+    documents: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    bytes: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0  # documents with nothing left
+    duplicate_paragraphs: int = 0
+    unknown: int = 0
+
+
+@dataclass
+class Kept:
+    """A document that duplicates left something of."""
+
+    split: str
+    key: int
+    paragraphs: list[list[str]]
+
+
+@dataclass(frozen=True)
+class PartJob:
+    """One source and where its part goes."""
+
+    part: int
+    source: TextSource
+    folder: Path
+    chosen: dict[str, Any]
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{self.part:06d}.{name}"
+
+    def filters(self) -> dict[str, Filters]:
+        return {origin: filters_of(self.chosen, origin=origin) for origin in ORIGINS}
+
+
+def read_part(job: PartJob, tell: Tell) -> None:
+    """First pass: read, clean, split, hash. tell: called after every piece of the input, with something to tell now and then"""
+    chosen, filters, counts = job.chosen, job.filters(), ReadCounts()
+    detect = None if chosen["language"] == "any" else language_detector()
+    reading = Reading(chosen["field"], chosen["passage_words"], main_content=filters["web"].boilerplate)
+
+    def note(place: str, kind: str) -> None:
+        counts.damage[kind] += 1
+        if len(counts.located) < LOCATED:
+            counts.located.append(f"{job.source.name}: {place}: {kind}")
+
+    hashes: list[int] = []
+    position = told = 0
+
+    def at(place: int) -> None:
+        nonlocal position, told
+        if place - position < TELL_BYTES and counts.records - told < TELL:
+            tell(0, 0, 0)
+            return
+        tell(max(0, place - position), counts.records - told, 0)
+        position, told = max(position, place), counts.records
+
+    with _open_text(job.path("text.gz"), "wt") as file:
+        for raw in read_source(job.source, reading=reading, folder=job.folder, note=note, at=at):
+            counts.records += 1
+            if raw.reason:
+                counts.dropped[raw.reason] += 1
+                continue
+            chosen_filters = filters[raw.origin]
+            document = clean(raw.lines, filters=chosen_filters, detect=detect, counts=counts.paragraphs)
+            if isinstance(document, Dropped):
+                counts.dropped[document.reason] += 1
+                continue
+            counts.documents[document.split] += 1
+            if document.split == "train":
+                counts.sentences += sum(map(len, document.paragraphs))
+            if chosen_filters.duplicates == "paragraphs":
+                hashes += [hash_text(" ".join(paragraph)) for paragraph in document.paragraphs]
+            elif chosen_filters.duplicates == "documents":
+                hashes.append(document.key)
+            line = [raw.origin, document.split, document.key, document.paragraphs]
+            file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+    save_hashes(job.folder, part=job.part, hashes=np.array(hashes, dtype=np.uint64))
+    write_atomically(job.path("read.json"), json.dumps(counts, default=vars))
+    tell(max(0, job.source.bytes - position), counts.records - told, 0)
+
+
+def _open_text(path: Path, mode: str) -> IO[str]:
+    try:
+        from isal import igzip
+    except ImportError:
+        return gzip.open(path, mode, compresslevel=1, encoding="utf-8", newline="\n")  # type: ignore[return-value]
+    return igzip.open(path, mode, compresslevel=1, encoding="utf-8", newline="\n")
+
+
+def kept_documents(job: PartJob, *, counts: EncodeCounts) -> Iterator[Kept]:
+    """The documents of a part without duplicates, in order; counts grows by those that are left out."""
+    filters, keep, unit = job.filters(), load_keep(job.folder, part=job.part), 0
+    border = load_border(job.folder)
+    with _open_text(job.path("text.gz"), "rt") as file:
+        for line in file:
+            origin, split, key, paragraphs = json.loads(line)
+            chosen = filters[origin]
+            if chosen.duplicates == "paragraphs":
+                flags, unit = keep[unit : unit + len(paragraphs)], unit + len(paragraphs)
+                if not flags.all():
+                    counts.duplicate_paragraphs += len(paragraphs) - int(flags.sum())
+                    paragraphs = [text for text, flag in zip(paragraphs, flags, strict=True) if flag]
+                    long = chosen.long_paragraph_words
+                    if not paragraphs or not has_long_paragraph((" ".join(text) for text in paragraphs), long):
+                        counts.duplicates += 1
+                        continue
+            elif chosen.duplicates == "documents":
+                first, unit = bool(keep[unit]), unit + 1
+                if not first:
+                    counts.duplicates += 1
+                    continue
+            if border is not None:
+                split = "validation" if draw(key, seed=chosen.split_seed) < border else "train"
+            yield Kept(split, key, paragraphs)
+
+
+def save_border(folder: Path, border: float | None) -> None:
+    """Keep what divides the documents of all parts from now on; None: the share that was asked for."""
+    write_atomically(folder / BORDER, json.dumps(border))
+
+
+def load_border(folder: Path) -> float | None:
+    """What `save_border` kept, None before."""
+    path = folder / BORDER
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+class _Packer:
+    """Encodes the documents of one split in batches and appends them to the part's files."""
+
+    def __init__(self, job: PartJob, *, split: str, tokenizer: Tokenizer, threads: int, counts: EncodeCounts) -> None:
+        self.split, self.tokenizer, self.threads, self.counts = split, tokenizer, threads, counts
+        self.unigram = np.zeros(tokenizer.vocabulary, dtype=np.int64)
+        self.path = job.path(f"{split}.lengths.npy")
+        self.file = open(job.path(f"{split}.bin"), "wb")  # noqa: SIM115 - closed by encode_part
+        self.sentences: list[str] = []
+        self.ends: list[int] = []
+        self.documents: list[int] = []  # sentences of each document
+        self.lengths: list[np.ndarray] = []
+
+    def add(self, paragraphs: list[list[str]]) -> int:
+        """Take a document; returns the tokens written by now."""
+        special, before = self.tokenizer.special, len(self.sentences)
+        for paragraph in paragraphs:
+            self.sentences += paragraph
+            self.ends += [special["sentence_end"]] * (len(paragraph) - 1) + [special["paragraph_end"]]
+        self.ends[-1] = special["document_end"]
+        self.documents.append(len(self.sentences) - before)
+        return self.flush() if len(self.sentences) >= BATCH else 0
+
+    def flush(self) -> int:
+        """Encode and write what is held; returns its tokens."""
+        if not self.sentences:
+            return 0
+        ids, lengths = self.tokenizer.encode(self.sentences, threads=self.threads)
+        packed = with_ends(ids, lengths, np.array(self.ends))
+        starts = np.concatenate(([0], np.cumsum(self.documents)[:-1])).astype(np.int64)
+        self.lengths.append(np.add.reduceat(lengths + 1, starts))
+        counted = np.bincount(packed, minlength=self.tokenizer.vocabulary)
+        self.unigram += counted
+        self.file.write(packed.astype(token_dtype(self.tokenizer.vocabulary)).tobytes())
+        counts, split = self.counts, self.split
+        counts.documents[split] += len(self.documents)
+        counts.tokens[split] += len(packed)
+        counts.unknown += int(counted[self.tokenizer.special["unknown"]])
+        counts.bytes[split] += len(self.sentences) + sum(
+            len(text) if text.isascii() else len(text.encode()) for text in self.sentences
+        )
+        self.sentences, self.ends, self.documents = [], [], []
+        return len(packed)
+
+    def finish(self) -> int:
+        """Write the rest and bring it to the disk; returns its tokens."""
+        tokens = self.flush()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        save_array(self.path, np.concatenate(self.lengths) if self.lengths else np.zeros(0, dtype=np.int64))
+        return tokens
+
+
+def encode_part(job: PartJob, tell: Tell, *, tokenizer: Tokenizer, threads: int) -> None:
+    """Second pass: leave out duplicates, encode, pack. tell: called every batch"""
+    counts = EncodeCounts()
+    with ExitStack() as stack:
+        packers = {}
+        for split in SPLITS:
+            packers[split] = _Packer(job, split=split, tokenizer=tokenizer, threads=threads, counts=counts)
+            stack.callback(packers[split].file.close)
+        documents = 0
+        for kept in kept_documents(job, counts=counts):
+            documents += 1
+            tokens = packers[kept.split].add(kept.paragraphs)
+            if tokens:
+                tell(0, documents, tokens)
+                documents = 0
+        tokens = sum(packer.finish() for packer in packers.values())
+    save_array(job.path("unigram.npy"), packers["train"].unigram)
+    write_atomically(job.path("encode.json"), json.dumps(counts, default=vars))
+    tell(0, documents, tokens)

@@ -1,1 +1,0 @@
-"""Tables, figures and report pages made from run folders and records; pandas and matplotlib, never torch."""

@@ -1,0 +1,249 @@
+"""What a run says while it trains: rows in metrics.jsonl, and progress on the terminal.
+
+Rows are for machines and always written; progress is a bar per group on a terminal and plain lines
+elsewhere. Which numbers there are is left to the trainer.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from odist.run.damage import writing
+from odist.run.folder import Run
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+NOTE = "note: "  # begins a line for the user, also in the log of a group's process
+PLAIN_SECONDS = 10.0  # between two plain lines of a group
+LONGEST_BAR = 40  # columns
+INDENT = "  "  # before the numbers under a bar
+
+
+class Progress(Protocol):
+    """Shows the state of each group."""
+
+    def update(self, group: int, row: dict[str, Any]) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsLog:
+    """Appends rows to metrics.jsonl and passes them on to the progress display.
+
+    run: where the file lies, shared by the groups' processes, each row one write; progress: may show nothing
+    """
+
+    def __init__(self, run: Run, *, progress: Progress) -> None:
+        self.path = run.path / "metrics.jsonl"
+        self.progress = progress
+        with writing(self.path):
+            self._file: IO[bytes] = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+            if _torn(self.path):  # half a line of a killed process: end it, so that it spoils no other
+                self._file.write(b"\n")
+
+    def write(self, kind: str, *, group: int, **values: Any) -> None:
+        """Write one row; floats that are no finite numbers become null. CannotWrite if the disk is full."""
+        row = {"kind": kind, "group": group, **values, "time": round(time.time(), 3)}
+        clean = {key: _finite(value) for key, value in row.items()}
+        line = json.dumps(clean).encode() + b"\n"
+        with writing(self.path):
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.progress.update(group, clean)
+
+    def close(self) -> None:
+        self._file.close()
+        self.progress.close()
+
+
+def _torn(path: Path) -> bool:
+    """Whether the file ends inside a line."""
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Silent:
+    """Shows nothing."""
+
+    def update(self, group: int, row: dict[str, Any]) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def describe(row: dict[str, Any]) -> str:
+    """A row's numbers in a few words."""
+    if row["kind"] == "evaluate":
+        shown = [
+            f"{key} {row[key]:.4f}" for key in ("log_loss", "cross_entropy", "auc", "top1") if row.get(key) is not None
+        ]
+        return "validation " + ", ".join(shown)
+    words = [f"loss {row['label_loss']:.4f}" if row.get("label_loss") is not None else "loss -"]
+    if row.get("distill_loss") is not None:
+        words.append(f"distillation {row['distill_loss']:.4f}")
+    if row.get("teacher_age_steps") is not None:
+        words.append(f"teacher {row['teacher_age_steps']} steps old")
+    elif "teacher_age_steps" in row:
+        reason = row.get("exchange_reason")
+        words.append(f"no teacher yet ({reason})" if reason else "no teacher yet")
+    if row.get("examples_per_second"):
+        words.append(f"{row['examples_per_second']:,.0f} examples/s")
+    return ", ".join(words)
+
+
+def describe_briefly(row: dict[str, Any], *, validation: float | None, room: int) -> str:
+    """A training row's numbers and the last validation loss in at most `room` characters.
+
+    What matters least is left out first.
+    """
+    label, distillation, age = row.get("label_loss"), row.get("distill_loss"), row.get("teacher_age_steps")
+    speed = row.get("examples_per_second")
+    words = [  # importance, words
+        (0, f"loss {label:.4f}" if label is not None else "loss -"),
+        (1, f"validation loss {validation:.4f}" if validation is not None else ""),
+        (4, f"distillation {distillation:.4f}" if distillation is not None else ""),
+        (2, f"teacher {age} steps old" if age is not None else "no teacher" if "teacher_age_steps" in row else ""),
+        (3, f"{_thousands(speed)} examples/s" if speed else ""),
+    ]
+    kept = [word for word in words if word[1]]
+    while len(kept) > 1 and len("  ".join(text for _, text in kept)) > room:
+        kept.remove(max(kept))
+    return "  ".join(text for _, text in kept)
+
+
+def _thousands(number: float) -> str:
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+class Pace:
+    """How long a group still takes, from its last rows; a continued run counts from where it continued."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps = num_steps
+        self._seen: deque[tuple[float, int]] = deque(maxlen=20)
+
+    def left(self, row: dict[str, Any]) -> float | None:
+        """Seconds to the last step, evaluations on the way included; None until two rows have come."""
+        self._seen.append((row["time"], row["step"]))
+        (began, first), (now, last) = self._seen[0], self._seen[-1]
+        return (now - began) / (last - first) * (self.num_steps - last) if last > first else None
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds, as in 1:02:03 or 2:03."""
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class PlainProgress:
+    """One line now and then, for logs and pipes."""
+
+    def __init__(self, *, num_groups: int, num_steps: int) -> None:
+        self.num_steps = num_steps
+        self._last = dict.fromkeys(range(num_groups), 0.0)
+        self._paces = [Pace(num_steps) for _ in range(num_groups)]
+
+    def update(self, group: int, row: dict[str, Any]) -> None:
+        left = self._paces[group].left(row)
+        now = time.monotonic()
+        if row["kind"] == "evaluate" or now - self._last[group] >= PLAIN_SECONDS:
+            self._last[group] = now
+            ending = f", {duration(left)} left" if left is not None and row["step"] < self.num_steps else ""
+            self.say(f"group {group} step {row['step']}/{self.num_steps}: {describe(row)}{ending}")
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class LiveProgress:
+    """Two lines per group: bar, steps and time left; then loss, last validation loss, age of the teacher, speed."""
+
+    def __init__(self, *, num_groups: int, num_steps: int) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        console = Console(stderr=True)
+        self._room = console.width - len(INDENT)
+        count = len(str(num_steps))
+        taken = len(f"group {num_groups - 1}") + (2 * count + 1) + len("0:00:00 left") + 3
+        self._bars = Bars(
+            TextColumn("[bold]group {task.fields[group]}"),
+            BarColumn(bar_width=max(8, min(LONGEST_BAR, console.width - taken))),
+            TextColumn(f"{{task.completed:>{count}.0f}}/{{task.total:.0f}}"),
+            TextColumn("{task.fields[left]}"),
+        )
+        self._tasks = [self._bars.add_task("", total=num_steps, group=group, left="") for group in range(num_groups)]
+        self._words = [""] * num_groups
+        self._validation: list[float | None] = [None] * num_groups
+        self._paces = [Pace(num_steps) for _ in range(num_groups)]
+        self._live = Live(get_renderable=self._lines, console=console)
+        self._live.start()
+
+    def _lines(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        lines: list[RenderableType] = []
+        for task, words in zip(self._bars.tasks, self._words, strict=True):
+            lines += [self._bars.make_tasks_table([task]), Text(f"{INDENT}{words}", no_wrap=True)]
+        return Group(*lines)
+
+    def update(self, group: int, row: dict[str, Any]) -> None:
+        left = self._paces[group].left(row)
+        if row["kind"] == "evaluate":
+            self._validation[group] = row.get("log_loss", row.get("cross_entropy"))
+            self.say(f"group {group} step {row['step']}: {describe(row)}")
+            return
+        self._words[group] = describe_briefly(row, validation=self._validation[group], room=self._room)
+        self._bars.update(self._tasks[group], completed=row["step"], left=f"{duration(left)} left" if left else "")
+
+    def say(self, text: str) -> None:
+        self._live.console.print(text, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def make_progress(*, show: bool, num_groups: int, num_steps: int) -> Progress:
+    """The display that suits the place: bars on a terminal, lines elsewhere, nothing if not wanted."""
+    if not show:
+        return Silent()
+    kind = LiveProgress if sys.stderr.isatty() else PlainProgress
+    return kind(num_groups=num_groups, num_steps=num_steps)
