@@ -1,14 +1,19 @@
 """Parts by name: a literal dict of `"module:Class"` per kind, and entry points of other packages.
 
 Another package adds a part with an entry point in the group `odist.<kind>`, for example
-`[project.entry-points."odist.tasks"]`. YAML never names a callable.
+`[project.entry-points."odist.tasks"]`; a folder of YAML files, laid out as conf/, with one in the group `odist.conf`
+that names the folder as a package. YAML never names a callable.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
+
+from odist.errors import UserError
 
 KINDS = {
     "tasks": ("odist.tasks", "TASKS"),
@@ -22,15 +27,34 @@ KINDS = {
 
 def names(kind: str) -> dict[str, str]:
     """All names of a kind, each with its `"module:Class"`; the package's own win over entry points."""
+    return {**others(kind), **_own(kind)}
+
+
+def others(kind: str) -> dict[str, str]:
+    """The names of a kind that other packages add, each with its `"module:Class"`."""
+    own = _own(kind)
+    return {point.name: point.value for point in entry_points(group=f"odist.{kind}") if point.name not in own}
+
+
+def other_folders() -> list[Path]:
+    """Folders of other packages with choices of configurations, as in conf/."""
+    found = []
+    for point in entry_points(group="odist.conf"):
+        spec = importlib.util.find_spec(point.value)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"odist.conf: {point.name} = {point.value!r} of an installed package is no folder of it.")
+        found.append(Path(next(iter(spec.submodule_search_locations))))
+    return found
+
+
+def _own(kind: str) -> dict[str, str]:
     module, attribute = KINDS[kind]
     own: dict[str, str] = getattr(importlib.import_module(module), attribute)
-    return {**{point.name: point.value for point in entry_points(group=f"odist.{kind}")}, **own}
+    return own
 
 
 def find(kind: str, name: str) -> Any:
     """Import the part called `name`; UserError with the known names if there is none."""
-    from odist.errors import UserError
-
     known = names(kind)
     if name not in known:
         raise UserError(f"{kind}: there is no {name!r}. Known: {', '.join(sorted(known))}.")

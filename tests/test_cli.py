@@ -510,7 +510,7 @@ def test_every_candidate_is_accepted_by_hydra() -> None:
     register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         for group in ("task", "algorithm", "data", "scale", "model", "optim", "exchange", "launch"):
-            offered = candidates(f"{group}=", conf=ROOT / "conf")
+            offered = candidates(f"{group}=", folders=[ROOT / "conf"])
             assert offered
             for candidate in offered:
                 compose("config", [candidate])

@@ -21,8 +21,8 @@ PROTOCOLS = {"tasks.base", "strategies.base", "teachers.base", "exchange.base"}
 # imports only rooms that stand above it.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "config": set(),
     "registry": set(),
+    "config": {"registry"},
     "rng": set(),
     "mesh": set(),
     "losses": set(),
@@ -58,7 +58,14 @@ ALLOWED: dict[str, set[str]] = {
 
 # Packages of others, and the only rooms, or modules of a room, that may import them.
 RESERVED = {
-    "hydra": {"cli.explain", "cli.train", "cli.train_arguments", "config.composed", "config.read"},
+    "hydra": {
+        "cli.explain",
+        "cli.train",
+        "cli.train_arguments",
+        "config.composed",
+        "config.read",
+        "config.search_path",
+    },
     "omegaconf": {"cli.explain", "cli.train", "config.composed"},
     "typer": {"cli"},
     "matplotlib": {"claims"},

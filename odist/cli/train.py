@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from odist.cli.explain import explain
 from odist.cli.show import main_metric, result_line, untaught
 from odist.cli.train_arguments import Arguments, is_sweep, read_arguments
-from odist.config.folder import config_folder
+from odist.config.folder import config_folder, config_folders
 from odist.config.read import register
 from odist.errors import Interrupted, LostWorkers, OdistError, UserError
 from odist.launch import launch
@@ -162,7 +162,7 @@ def _show_help(arguments: Arguments) -> None:
     """Print the choices and keys of this command; of several values of a key the first counts."""
     from odist.cli.train_help import help_page
 
-    folders = [config_folder()]
+    folders = config_folders()
     for flag, value in zip(arguments.flags, arguments.flags[1:], strict=False):
         if flag in ("--config-dir", "-cd"):
             folders.insert(0, Path(value))

@@ -1,9 +1,10 @@
-"""Where the YAML files that ship with odist lie."""
+"""Where the YAML files of choices lie: those that ship with odist, and those of other packages."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from odist import registry
 from odist.errors import OdistError
 
 
@@ -14,3 +15,8 @@ def config_folder() -> Path:
         if (folder / "config.yaml").is_file():
             return folder
     raise OdistError("The configuration folder conf/ is missing from this installation of odist; install it again.")
+
+
+def config_folders() -> list[Path]:
+    """The folder of conf/, then those that other packages add."""
+    return [config_folder(), *registry.other_folders()]

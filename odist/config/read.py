@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from odist.config.folder import config_folder
+from odist import registry
+from odist.config.folder import config_folders
 from odist.config.key import MISSING, Key, key_of
-from odist.config.schema import MODEL_CONFIGS, TASK_CONFIGS, VARIANTS, Config, TaskConfig, flatten, to_dict
+from odist.config.schema import VARIANTS, Config, ModelConfig, TaskConfig, flatten, to_dict, variant, variants
 from odist.config.suggest import choose, unknown_key
 from odist.errors import UserError
 
@@ -25,14 +26,39 @@ def register() -> None:
     """Put the schema and the presets where Hydra finds them; only the command line needs it."""
     from hydra.core.config_store import ConfigStore
 
+    from odist.config.search_path import add_other_packages
+
+    add_other_packages()
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    for group, variants in (("task", TASK_CONFIGS), ("model", MODEL_CONFIGS)):
-        for name, node in variants.items():
-            store.store(group=group, name=f"{name}_schema", node=node)
-    for group, name, values in presets(config_folder() / "presets"):
-        package = {"preset": "_global_", "size": "model", "rate": "optim"}[group]
+    for group, node in (("task", TaskConfig), ("model", ModelConfig)):
+        for name, schema in variants(node).items():
+            store.store(group=group, name=f"{name}_schema", node=schema)
+    for group, name, values, package in _other_choices():
         store.store(group=group, name=name, node=values, package=package)
+    for folder in config_folders():
+        for group, name, values in presets(folder / "presets"):
+            package = {"preset": "_global_", "size": "model", "rate": "optim"}[group]
+            store.store(group=group, name=name, node=values, package=package)
+
+
+def _other_choices() -> Iterator[tuple[str, str, dict[str, Any], str]]:
+    """Group, name, keys and package of the choices that tasks and models of other packages have without YAML files.
+
+    A task's class may name the choices it comes with, as in `DEFAULTS = {"model": "tiny", "optim": "sgd"}`. Its presets
+    are the same for every scale but `smoke`, which is short. Files of these names win.
+    """
+    for name in registry.others("models"):
+        yield "model", name, {"defaults": [f"{name}_schema"], "name": name}, "model"
+    for name in registry.others("tasks"):
+        comes_with = getattr(registry.find("tasks", name), "DEFAULTS", {})
+        overrides = [{f"override /{group}": choice} for group, choice in comes_with.items()]
+        yield "task", name, {"defaults": [f"{name}_schema@task", *overrides], "task": {"name": name}}, "_global_"
+        for data in ("prepared", "synthetic"):
+            for scale in ("smoke", "small", "medium", "paper"):
+                length = {"max_examples": 40 * 32} if scale == "smoke" else {}
+                preset = {"train": {"batch": 32, **length}, "exchange": {"interval": 4 * 32}}
+                yield "preset", f"{name}-{data}-{scale}", preset, "_global_"
 
 
 def presets(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -134,11 +160,10 @@ def _typed(kind: Any, value: Any, key: str) -> Any:
 
 
 def _variant(kind: type, name: Any, key: str) -> Any:
-    if name not in VARIANTS[kind]:
-        if kind is TaskConfig:
-            return kind  # of another package, or unknown: odist.launch.check says so
-        raise UserError(f"{key}.name={name}: {choose(str(name), VARIANTS[kind])}")
-    return VARIANTS[kind][name]
+    found = variant(kind, str(name))
+    if found is None:
+        raise UserError(f"{key}.name={name}: {choose(str(name), variants(kind))}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -156,8 +181,8 @@ def schema_keys(kind: Any = Config, *, prefix: str = "") -> Iterator[SchemaKey]:
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         if hint in VARIANTS:
-            for variant in VARIANTS[hint].values():
-                yield from schema_keys(variant, prefix=f"{prefix}{field.name}.")
+            for schema in variants(hint).values():
+                yield from schema_keys(schema, prefix=f"{prefix}{field.name}.")
         elif dataclasses.is_dataclass(hint):
             yield from schema_keys(hint, prefix=f"{prefix}{field.name}.")
         else:

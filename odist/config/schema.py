@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from odist import registry
 from odist.config.key import BELOW_ONE, MISSING, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, key
+from odist.errors import UserError
 
 
 @dataclass
@@ -293,8 +295,37 @@ MODEL_CONFIGS: dict[str, type[ModelConfig]] = {
     "transformer": TransformerConfig,
     "resnet": ResNetConfig,
 }
-# Nodes whose keys depend on their name: what the schema says, then the choices.
-VARIANTS: dict[type, dict[str, Any]] = {TaskConfig: TASK_CONFIGS, ModelConfig: MODEL_CONFIGS}
+# Nodes whose keys depend on their name: what the schema says, then the kind of part and odist's own choices.
+VARIANTS: dict[type, tuple[str, Mapping[str, type]]] = {
+    TaskConfig: ("tasks", TASK_CONFIGS),
+    ModelConfig: ("models", MODEL_CONFIGS),
+}
+
+
+def variant(node: type, name: str) -> type | None:
+    """Schema of the task or model called `name`; None if there is none of that name.
+
+    node: TaskConfig or ModelConfig
+    A class of another package says its options by an attribute `Config`, a dataclass below `node`; without one it has
+    the keys of `node` alone. UserError if `Config` is something else.
+    """
+    kind, own = VARIANTS[node]
+    if name in own:
+        return own[name]
+    if name not in registry.others(kind):
+        return None
+    schema: Any = getattr(registry.find(kind, name), "Config", node)
+    if not (isinstance(schema, type) and issubclass(schema, node) and dataclasses.is_dataclass(schema)):
+        raise UserError(f"{kind}: Config of {name!r} is not a dataclass below odist.config.schema.{node.__name__}.")
+    return schema
+
+
+def variants(node: type) -> dict[str, type]:
+    """Schemas of all tasks or models by name, odist's own and those of other packages."""
+    kind, own = VARIANTS[node]
+    found = {name: variant(node, name) for name in registry.others(kind)}
+    return {**own, **{name: schema for name, schema in found.items() if schema is not None}}
+
 
 # Keys that decide nothing of what is learnt or measured. They are not hashed and may change when a run is continued.
 # `data.path`, `algorithm.teachers` and `train.init_from` are places: what lies there is named by `config_hash(content=...)`.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from odist.config.key import MISSING
-from odist.config.schema import FREE_KEYS, MODEL_CONFIGS, TASK_CONFIGS, Config, flatten, to_dict
+from odist.config.schema import FREE_KEYS, Config, ModelConfig, TaskConfig, flatten, to_dict, variant
 
 # Beside FREE_KEYS, in these retrains may differ: what makes them retrains, what computes (it decides no more than bits),
 # and what is evaluated on the way.
@@ -84,7 +84,7 @@ def _within(key: str, prefix: str) -> bool:
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """The schema's defaults for the task and the model of `config`, without keys that have none."""
-    choices: dict[str, Mapping[str, type]] = {"task": TASK_CONFIGS, "model": MODEL_CONFIGS}
-    named = {node: kinds.get(str((config.get(node) or {}).get("name"))) for node, kinds in choices.items()}
+    kinds = {"task": TaskConfig, "model": ModelConfig}
+    named = {node: variant(kind, str((config.get(node) or {}).get("name"))) for node, kind in kinds.items()}
     schema = dataclasses.replace(Config(), **{node: kind() for node, kind in named.items() if kind is not None})
     return {key: value for key, value in flatten(to_dict(schema)) if value != MISSING}

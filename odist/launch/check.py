@@ -62,6 +62,8 @@ def _check_value(name: str, value: Any, key: Key) -> None:
 
 def _check_model(config: Config) -> None:
     task, model = config.task.name, config.model
+    if model.name in registry.others("models"):
+        return  # whether it fits the task is for its package to say
     if model.name not in MODELS_OF_TASKS.get(task, (model.name,)):
         raise UserError(
             f"model={model.name} cannot learn task={task}. Choose model={' or model='.join(MODELS_OF_TASKS[task])}."
