@@ -184,7 +184,8 @@ def test_a_long_cell_is_wrapped_behind_the_others() -> None:
 
     row = {"path": "runs/a", "name": "a", "task": "criteo", "data": "synthetic", "scale": "smoke", "algorithm": "sync",
            "num_groups": 1, "seed": 0, "overrides": [f"optim.key{n}=1" for n in range(6)], "state": "finished", "step": 1,
-           "num_steps": 1, "metric": None, "value": None, "metrics": {}, "updated": None, "problem": None}  # fmt: skip
+           "num_steps": 1, "metric": None, "value": None, "metrics": {}, "updated": None, "untaught_groups": [],
+           "problem": None}  # fmt: skip
     lines = list(table([Entry(row)], columns=["run", "state", "overrides"], width=60))
     assert lines[1].split() == ["runs/a", "finished", "optim.key0=1", "optim.key1=1", "optim.key2=1"]
     assert lines[2] == " " * lines[1].index("optim.key0") + "optim.key3=1 optim.key4=1 optim.key5=1"

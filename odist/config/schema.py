@@ -234,9 +234,7 @@ class LaunchConfig:
     processes: int = key(1, "launch=local: processes that carry the virtual workers of one group", bounds=POSITIVE)
     restarts: int = key(3, "launch=local: restarts of a group's processes after a crash", bounds=NOT_NEGATIVE)
     patience: float = key(
-        600.0,
-        "launch=local: seconds without a sign of life after which a group is ended and counts as lost",
-        bounds=POSITIVE,
+        600.0, "launch=local: seconds without a sign of life before a group is ended", bounds=POSITIVE
     )
     threads: int = key(1, "torch threads of each process; the last bits depend on it", bounds=POSITIVE)
     device: str = key("cpu", "where it computes", choices=("cpu", "cuda"))
