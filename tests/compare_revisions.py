@@ -27,7 +27,8 @@ main()"""
 
 def weight_hashes(source: Path, *, folder: Path, name: str) -> list[str] | str:
     """Train one golden run with the package in `source`; return a hash for each group, or the error's last line."""
-    command = [sys.executable, "-c", START, "train", *COMMON, *ALGORITHMS[name]]
+    words = {word.partition("=")[0]: word for word in (*COMMON, *ALGORITHMS[name])}  # a key typed twice is refused
+    command = [sys.executable, "-c", START, "train", *words.values()]
     command += ["scale=smoke", "run.progress=false", f"run.dir={folder / name}"]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(source)}, cwd=folder, capture_output=True, text=True, check=False
