@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import os
 import re
 import shlex
 import subprocess
@@ -123,20 +124,24 @@ def typed(line: Line, *, cwd: Path) -> None:
 
 def made(target: str, line: Line, *, cwd: Path) -> None:
     """What `make TARGET` would run; of it the commands of odist, at smoke scale, in the test's folder."""
-    done = subprocess.run(["make", "--dry-run", "--file", ROOT / "Makefile", "READY=", target], cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    outside = {
+        name: value for name, value in os.environ.items() if not name.startswith("MAKE")
+    }  # of a make around the tests
+    command = ["make", "--dry-run", "--file", ROOT / "Makefile", "READY=", target]
+    done = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{line}\n{done.stderr}"
-    for command in done.stdout.splitlines():
-        program, *words = command.split()
+    for line_of_make in done.stdout.splitlines():
+        program, *words = line_of_make.split()
         name = Path(program).name
         if name == "odist":
             typed(Line(line.number, shlex.join(["odist", *words])), cwd=cwd)
         elif name == "sed":
             shown = Path(words[-1])  # a report, which has the scale in its name where that is not the recipe's own
             smoke = cwd / shown.parent.with_name(f"{shown.parent.name}-smoke") / shown.name
-            assert smoke.is_file(), f"{line}\n{command} shows a file that is not there: {smoke}"
+            assert smoke.is_file(), f"{line}\n{line_of_make} shows a file that is not there: {smoke}"
         else:
-            known = name in ("ruff", "mypy") or " -m pytest" in command  # what runs this test
-            assert known, f"{line}\nno one has said how the test runs {command!r}"
+            known = name in ("ruff", "mypy") or " -m pytest" in line_of_make  # what runs this test
+            assert known, f"{line}\nno one has said how the test runs {line_of_make!r}"
 
 
 @pytest.fixture
