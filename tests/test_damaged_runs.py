@@ -195,7 +195,7 @@ def only(path: Path, step: int) -> Run:
 def test_a_group_in_its_own_process_goes_back_alone_and_its_peer_still_has_what_it_needs(
     train: Callable[..., Run], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    keys = [*(word for word in COMMAND[3:] if "max_examples" not in word), "exchange.lag=1", "train.max_examples=6000"]
+    keys = [*(word for word in COMMAND[3:] if "max_examples" not in word), "exchange.lag=1", "train.passes=8"]
     whole = train(*keys, name="whole")
     apart = [*keys, "launch=local"]
 
