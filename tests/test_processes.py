@@ -198,8 +198,9 @@ def test_stopped_killed_and_orphaned_a_run_ends_in_the_same_bits(create: Callabl
 def test_orphans_save_and_leave(create: Callable[..., Run], tmp_path: Path) -> None:
     """A command killed before its workers have loaded torch leaves none behind that would train on for ever."""
     run = create(*LOCKSTEP, "launch=local", "train.passes=1000")
-    code = f"from odist import processes, run, config_read\nr = run.Run.open({str(run.path)!r})\n" + (
-        "processes.train(r, config_read.load(r.config), stop=lambda: False)"
+    code = (
+        "from odist.config.read import load\nfrom odist.launch import processes\nfrom odist.run.folder import Run\n"
+        f"run = Run.open({str(run.path)!r})\nprocesses.train(run, load(run.config), stop=lambda: False)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     eventually(lambda: len(workers_of(run)) == 2)

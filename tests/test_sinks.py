@@ -56,7 +56,7 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "their_sinks.py").write_text(THEIRS)
     (root / "their_sinks-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: x\nVersion: 1.0\n")
     points = "".join(f"{name.lower()} = their_sinks:{name}\n" for name in ("Lines", "Raising", "Hanging", "Absent"))
-    (root / "their_sinks-1.0.dist-info" / "entry_points.txt").write_text(f"[odist.run.sinks]\n{points}")
+    (root / "their_sinks-1.0.dist-info" / "entry_points.txt").write_text(f"[odist.sinks]\n{points}")
     monkeypatch.syspath_prepend(str(root))
     monkeypatch.delitem(sys.modules, "their_sinks", raising=False)
 
@@ -232,7 +232,7 @@ def test_what_is_refused_before_a_run_is_made(follow: Callable[..., Run], tmp_pa
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
 def test_a_missing_package_names_the_extra(name: str) -> None:
-    code = f"import sys; sys.modules[{name!r}] = None\nfrom odist import sinks\nsinks.check([{name!r}])"
+    code = f"import sys; sys.modules[{name!r}] = None\nfrom odist.run import sinks\nsinks.check([{name!r}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert f"pip install 'odist[{name}]'" in done.stderr.splitlines()[-1]
 
