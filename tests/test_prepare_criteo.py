@@ -600,7 +600,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from odist.errors import UserError
-from odist.prepare.criteo import CriteoOptions, prepare_criteo
+from odist.prepare.criteo.prepare import CriteoOptions, prepare_criteo
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 try:
     prepare_criteo([sys.argv[1]], output=Path(sys.argv[2]), options=CriteoOptions(buckets=1009, block_bytes=5000, min_count=2))
@@ -679,7 +679,7 @@ class _maybe:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from odist.prepare.criteo import CriteoOptions, prepare_criteo
+from odist.prepare.criteo.prepare import CriteoOptions, prepare_criteo
 def progress(done, total, rows):
     if rows > 150:
         os.kill(os.getpid(), signal.SIGKILL)
