@@ -1,7 +1,4 @@
-"""What a run predicts: evaluation of its newest checkpoint, on its own data or on another store, and of kept means.
-
-Training and its results are worker.py's.
-"""
+"""What a run predicts: evaluation of its newest checkpoint, on its own data or on another store, and of kept means."""
 
 from __future__ import annotations
 

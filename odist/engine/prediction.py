@@ -1,7 +1,4 @@
-"""What models predict for the rows of a split: batch by batch, or all at once as the mean of several.
-
-What is measured of it is left to the task, what is written of it to worker.py and evaluation.py.
-"""
+"""What models predict for the rows of a split: batch by batch, or all at once as the mean of several."""
 
 from __future__ import annotations
 

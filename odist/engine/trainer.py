@@ -1,7 +1,7 @@
 """THE training loop: one for every algorithm, and the only place that calls `backward`.
 
 Algorithms differ in the strategy (how a group's workers agree), the teacher (where soft targets come
-from) and the number of groups; none of them is known here. Wiring them together is left to worker.py.
+from) and the number of groups; none of them is known here: odist.engine.wiring puts them together.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Window:
 
 @dataclass
 class Trainer:
-    """Trains one group: everything it needs is handed in, see worker.py.
+    """Trains one group: everything it needs is handed in, see odist.engine.wiring.
 
     loader: step -> one batch per virtual worker; seed: the run's; stop: asked once per step with the
     number of completed steps, the same answer for every group

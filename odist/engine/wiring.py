@@ -1,7 +1,6 @@
 """Objects from a configuration: task, clock, model, strategy, teacher, exchange and trainer.
 
-The only place that knows which options a part takes. What is done with them is left to worker.py
-(training) and evaluation.py.
+The only place that knows which options a part takes.
 """
 
 from __future__ import annotations
@@ -152,12 +151,11 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
 
 def _check_labels(config: Config, batch: Batch, ids: np.ndarray) -> None:
     """Refuse labels that have no loss, here where their rows are known and no accelerator has to be waited for."""
+    highest = 1 if batch.targets.is_floating_point() else math.inf
     try:
-        check_range(batch.targets, highest=1 if batch.targets.is_floating_point() else math.inf)
+        check_range(batch.targets, highest=highest)
     except UserError as error:
-        outside = (
-            ~((batch.targets >= 0) & (batch.targets <= 1)) if batch.targets.is_floating_point() else batch.targets < 0
-        )
+        outside = ~((batch.targets >= 0) & (batch.targets <= highest))
         example = int(outside.flatten().nonzero()[0, 0]) * len(ids) // batch.targets.numel()
         row = np.asarray(ids).reshape(len(ids), -1)[example, 0]
         raise UserError(f"{config.data.path or config.data.name}: training row {row}: {error}") from None

@@ -1,7 +1,7 @@
 """From a finished configuration to a run folder to processes.
 
 Makes or reopens the folder, refuses what another configuration, another process or another folder's content
-forbids, and starts the worker, here inside this process (`launch=inline`). Knows no task and no weights.
+forbids, and trains in this process (`launch=inline`) or in others (processes.py). Knows no task and no weights.
 """
 
 from __future__ import annotations
@@ -317,13 +317,11 @@ def _record_continuation(run: Run, config: Config) -> None:
 
 def _record_end(run: Run, error: BaseException) -> None:
     """Leave no `running` behind where the worker could not say how it ended."""
-    state = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}.get(
-        type(error), "failed"
-    )
+    states = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}
+    state = states.get(type(error), "failed")
     if isinstance(error, LostWorkers) and error.lost_groups:
         state = "incomplete"  # with results of the groups that were not lost
-    with contextlib.suppress(
-        Damaged, CannotWrite
-    ):  # what ended the run is to be told, not that its end cannot be written
+    # What ended the run is to be told, not that its end cannot be written.
+    with contextlib.suppress(Damaged, CannotWrite):
         if run.status.get("state") in ("created", "running"):
             run.set_status(state=state, error=f"{type(error).__name__}: {error}"[:2000])

@@ -115,9 +115,8 @@ class Pulse:
         self.patience = patience
         self.stopped: list[int] = []  # ids of the processes that somebody has stopped
         now = time.monotonic()
-        self._beaten = self._active = self._sampled = self._now = (
-            now  # last beat, last work, last sample of the processor
-        )
+        self._now = now
+        self._beaten = self._active = self._sampled = now  # last beat, last work, last sample of the processor
         self._longest = 0.0  # between two beats
         self._mark = self._time_of_beat()
         self._used: float | None = None

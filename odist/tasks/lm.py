@@ -96,9 +96,8 @@ class LMTask:
         per_step = self.config.train.batch * self.config.workers
         read = []
         for group in range(num_groups):
-            seed = order_seed(
-                self.config.seed, group=group, partition=self.config.data.partition
-            )  # as odist.engine.wiring
+            # as odist.engine.wiring
+            seed = order_seed(self.config.seed, group=group, partition=self.config.data.partition)
             order = self.order(group=group, num_groups=num_groups, examples_per_step=per_step, seed=seed)
             read.append(order.read(examples // per_step))
         starts, stops = (np.concatenate(ends) for ends in zip(*read, strict=True))
