@@ -92,7 +92,7 @@ def test_delayed_updates_by_hand(train):
 
 def weights_of(run, config):
     model = CriteoTask(config).build_model()
-    load_weights(run, 0, step=common_step(run, 1), model=model)
+    load_weights(run, 0, step=common_step(run, range(1)), model=model)
     return model.state_dict()
 
 

@@ -26,7 +26,7 @@ FEW_STEPS = ["algorithm=codistill", "algorithm.burn_in=0", "exchange.interval=1"
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    step = checkpoint.common_step(run, 1)
+    step = checkpoint.common_step(run, range(1))
     assert step is not None
     return load_file(run.checkpoint_root(0) / f"step-{step:010d}" / checkpoint.WEIGHTS)
 

@@ -439,7 +439,7 @@ def test_codistillation_equals_a_plain_loop(train) -> None:
             optimizer.step()
     for group, model in enumerate(models):
         trained = task.build_model()
-        load_weights(run, group, step=common_step(run, 2), model=trained)
+        load_weights(run, group, step=common_step(run, range(2)), model=trained)
         for name, value in model.state_dict().items():
             assert torch.equal(value, trained.state_dict()[name]), name
 

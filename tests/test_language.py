@@ -372,7 +372,7 @@ def test_codistillation_with_carry_equals_a_plain_loop(train):
             optimizer.step()
     for group, model in enumerate(models):
         trained = task.build_model()
-        load_weights(run, group, step=common_step(run, 3), model=trained)
+        load_weights(run, group, step=common_step(run, range(3)), model=trained)
         for name, value in model.state_dict().items():
             assert torch.equal(value, trained.state_dict()[name]), name
     assert run.results["rows"] == 64 * 8
@@ -437,7 +437,7 @@ def test_the_model_learns_what_lies_before_its_unroll(train):
                 "task.synthetic.vocabulary=60", "model.hidden=[64]", "model.embedding_dim=32")  # fmt: skip
     task = LMTask(load(run.config))
     model = task.build_model().eval()
-    load_weights(run, 0, step=common_step(run, 1), model=model)
+    load_weights(run, 0, step=common_step(run, range(1)), model=model)
     order = task.evaluation_order("validation", rows=None, batch_size=8)
     carried, anew, carry = task.metrics(), task.metrics(), None
     with torch.no_grad():

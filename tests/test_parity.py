@@ -19,7 +19,7 @@ SMALL = ("train.max_examples=600", "train.batch=50", "algorithm.burn_in=200", "e
 def trained(run, config, group):
     task = CriteoTask(config)
     model = task.build_model()
-    load_weights(run, group, step=common_step(run, config.num_groups), model=model)
+    load_weights(run, group, step=common_step(run, range(config.num_groups)), model=model)
     return model.state_dict()
 
 

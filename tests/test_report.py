@@ -23,8 +23,9 @@ from odist.claims.references import write_reference
 from odist.claims.summary import Retrains, judge, judge_ratios, summarise, verdict_of
 from odist.claims.table import csv_table, estimate, markdown_table
 from odist.errors import UserError
+from odist.files import write_atomically
 from odist.measure.metrics import binary_results
-from odist.run.folder import Run, write_atomically
+from odist.run.folder import Run
 
 PROJECT = Path(odist.__file__).parent.parent
 ROWS = 400

@@ -18,7 +18,7 @@ from odist.config.schema import Config
 from odist.data.order import Order
 from odist.data.rows import DTYPE, FORMAT, RowStore, RowWriter
 from odist.engine.wiring import build_model, set_up_torch
-from odist.run.folder import write_atomically
+from odist.files import write_atomically
 from odist.tasks.base import Batch, Task
 
 # 2/3 of 2^20, as the Kaggle set's rows are of 2^26: the order's permutation then has as far to walk.

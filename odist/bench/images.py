@@ -31,8 +31,8 @@ from odist.data.jpeg import find_decoder
 from odist.data.tokens import save_array
 from odist.engine.wiring import build_model, build_task, set_up_torch
 from odist.errors import UserError
+from odist.files import write_atomically
 from odist.prepare.images.prepare import ImageOptions, prepare_imagenet
-from odist.run.folder import write_atomically
 from odist.tasks.base import Batch, Task
 
 NUM_CLASSES = 10

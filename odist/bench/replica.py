@@ -14,7 +14,7 @@ from pathlib import Path
 
 from odist.config.schema import Config, to_dict
 from odist.errors import OdistError
-from odist.run.folder import write_atomically
+from odist.files import write_atomically
 
 CONFIG = "replicas.yaml"
 

@@ -20,8 +20,8 @@ from odist.bench.rounds import Row
 from odist.claims.table import markdown_table
 from odist.config.suggest import choose
 from odist.errors import UserError
+from odist.files import write_atomically
 from odist.run import provenance
-from odist.run.folder import write_atomically
 
 COLUMNS = {
     "what": "ratio of",

@@ -32,8 +32,8 @@ from odist.claims.targets import with_targets
 from odist.claims.tuning import FILE as TUNING_FILE
 from odist.claims.tuning import read_tuning, tuning_parts
 from odist.errors import UserError
+from odist.files import write_atomically
 from odist.measure.churn import PAIR_METRICS
-from odist.run.folder import write_atomically
 
 PAPER_FILE = "paper.csv"
 _HOW_TARGETS = (

@@ -16,8 +16,9 @@ from typing import Any
 from odist.claims.recipe import PlannedRun
 from odist.config.schema import flatten
 from odist.errors import UserError
+from odist.files import write_atomically
 from odist.measure.churn import form_of, pair_metrics
-from odist.run.folder import Run, write_atomically
+from odist.run.folder import Run
 
 FORMAT = "odist-record-1"
 TRIAL_FORMAT = "odist-trial-1"

@@ -17,9 +17,9 @@ import numpy as np
 from odist.claims.recipe import FAILS, HOLDS, OPEN, Recipe, Reference
 from odist.claims.table import ABSENT, estimate
 from odist.errors import UserError
+from odist.files import write_atomically
 from odist.measure.intervals import mean_interval
 from odist.measure.metrics import within_range
-from odist.run.folder import write_atomically
 
 FORMAT = "odist-reference-1"
 FOLDER = "references"

@@ -20,7 +20,8 @@ from odist.claims.recipe_file import parse_recipe
 from odist.claims.tuning import FILE as TUNING_FILE
 from odist.claims.tuning import chosen_values, found_at, read_tuning
 from odist.errors import UserError
-from odist.run.folder import Run, write_atomically
+from odist.files import write_atomically
+from odist.run.folder import Run
 
 
 @dataclass(frozen=True)

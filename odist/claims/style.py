@@ -6,7 +6,6 @@ display is needed.
 
 from __future__ import annotations
 
-import os
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odist.errors import UserError
+from odist.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -208,13 +208,8 @@ def save(figure: Figure, base: Path) -> list[Path]:
     written = []
     for kind in ("png", "svg"):
         path = base.with_name(f"{base.name}.{kind}")
-        temporary = base.with_name(f".{base.name}.{os.getpid()}.{kind}")
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box
-                figure.savefig(temporary, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box
+            figure.savefig(temporary, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
         written.append(path)
     return written

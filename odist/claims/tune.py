@@ -21,7 +21,8 @@ from odist.claims.recipe import PlannedRun, Recipe, Tuning, load_recipe, tell_le
 from odist.claims.record import make_trial
 from odist.claims.tuning import FILE, FORMAT, ONE_VARIANT, choose, read_tuning, settings
 from odist.errors import UserError
-from odist.run.folder import Run, write_atomically
+from odist.files import write_atomically
+from odist.run.folder import Run
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import numpy as np
 
 from odist.data.store import Store, damaged, open_record
 from odist.errors import UserError
-from odist.run.folder import write_atomically
+from odist.files import write_atomically
 
 FORMAT = "odist-tokens-1"
 SPLITS = ("train", "validation")

@@ -12,7 +12,7 @@ import hashlib
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,9 @@ def drop_newer(run: Run, group: int, *, than: int) -> None:
             shutil.rmtree(run.checkpoint_root(group) / step_name(step), ignore_errors=True)
 
 
-def common_step(run: Run, groups: int | Sequence[int]) -> int | None:
-    """The newest step that all of these groups (an int: so many) have saved; None if there is none."""
-    steps = [set(run.checkpoint_steps(group)) for group in (range(groups) if isinstance(groups, int) else groups)]
+def common_step(run: Run, groups: Iterable[int]) -> int | None:
+    """The newest step that all of these groups have saved; None if there is none."""
+    steps = [set(run.checkpoint_steps(group)) for group in groups]
     common = set.intersection(*steps) if steps else set()
     return max(common) if common else None
 

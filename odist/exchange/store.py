@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -30,6 +31,7 @@ from odist.errors import LostWorkers
 from odist.exchange.background import Background
 from odist.exchange.base import Snapshot, Weights, fingerprint
 from odist.exchange.shelf import NO_STEP, Manifest, Shelf, printable
+from odist.files import write_atomically
 
 SECONDS_TO_OPEN = 20.0  # lock-step: for the first sign of life of a store
 SECONDS_TO_START = 3.0  # freshest: for the same, before training begins without it
@@ -259,17 +261,7 @@ class StoreExchange:
         if not self.local:
             self.fs.pipe_file(path, text.encode())  # one put: whole or not at all
             return
-        folder, name = os.path.split(path)
-        temporary = os.path.join(folder, f".{name}.tmp")
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(temporary)
+        write_atomically(Path(path), text)
 
     def fetch(
         self, peer: int, *, step: int | None = None, newer_than: tuple[int, int] | None = None

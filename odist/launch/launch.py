@@ -23,10 +23,11 @@ from typing import Any
 from odist.config.read import load
 from odist.config.schema import Config, config_hash, differences, to_dict
 from odist.errors import CannotWrite, Damaged, Diverged, Interrupted, LostWorkers, OdistError, UserError
+from odist.files import write_atomically
 from odist.launch.check import read_store, validate
 from odist.run import provenance, sinks
 from odist.run.damage import naming, writing
-from odist.run.folder import Run, write_atomically
+from odist.run.folder import Run
 from odist.run.mending import mend_identity, mend_state
 from odist.run.places import local_folder
 

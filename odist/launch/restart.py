@@ -50,7 +50,7 @@ def mend(run: Run, config: Config, *, say: Callable[[str], None]) -> None:
         return
     url, steps = config.exchange.url or run.path / "exchange", sorted({step for _, step in lost})
     what = f"{url}: the weights of step {steps[0]}{f' to {steps[-1]}' if len(steps) > 1 else ''} are no longer there"
-    common = checkpoint.common_step(run, config.num_groups)
+    common = checkpoint.common_step(run, range(config.num_groups))
     if common is None:
         raise UserError(f"{what}, and the groups, saved after steps {', '.join(map(str, saved.values()))}, cannot go on without "
                         f"them. Bring them back, or remove {run.path / 'checkpoints'}: the same command then trains from the "

@@ -6,7 +6,6 @@ A group's JSON file is the mark that it is done; results.json that the run is. T
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,9 +22,10 @@ from odist.engine.prediction import predict_split
 from odist.engine.trainer import CROSS_ENTROPIES, Trainer
 from odist.engine.wiring import build_task, predictor
 from odist.errors import Damaged
+from odist.files import replacing, write_atomically
 from odist.measure.metrics import constant_loss
 from odist.run.damage import Kinds, read_array, read_json, writing
-from odist.run.folder import CONTINUE, Run, write_atomically
+from odist.run.folder import CONTINUE, Run
 from odist.tasks.base import Task
 
 Say = Callable[[str], None]
@@ -56,13 +56,8 @@ def finish_group(trainer: Trainer, config: Config) -> None:
 
 def _save_array(path: Path, array: np.ndarray) -> None:
     """Replace a .npy file as a whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, array)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array)
 
 
 def _group_results(run: Run, group: int) -> dict[str, Any]:

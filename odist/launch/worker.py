@@ -173,7 +173,7 @@ def _take_turns(run: Run, config: Config, trainers: Sequence[Trainer], *, start:
             checkpoint.prune(run, config.num_groups, keep=config.train.keep_checkpoints)
             run.set_status(step=done)
     if any(trainer.stopped for trainer in trainers):
-        step = checkpoint.common_step(run, config.num_groups) or 0
+        step = checkpoint.common_step(run, range(config.num_groups)) or 0
         run.set_status(state="interrupted", step=step)
         raise Interrupted(f"saved after step {step} of {clock.num_steps}; the same command continues it.")
     run.set_status(step=clock.num_steps)

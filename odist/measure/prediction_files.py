@@ -7,8 +7,8 @@ where it is known, and `prediction` (binary), `prediction_0` to `prediction_K-1`
 
 from __future__ import annotations
 
-import os
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from odist.errors import UserError
+from odist.files import replacing
 from odist.measure.churn import Form
 
 if TYPE_CHECKING:
@@ -84,31 +85,23 @@ def write_predictions(
     else:
         columns["prediction" if form is Form.binary else OF_LABEL] = probabilities
     frame = pd.DataFrame(columns)
-    partial = _partial(path)
     try:
-        frame.to_csv(partial, index=False) if path.suffix == ".csv" else frame.to_parquet(partial, index=False)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            frame.to_csv(partial, index=False) if path.suffix == ".csv" else frame.to_parquet(partial, index=False)
     except OSError as error:
         raise _not_written(path, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def make_writable(path: Path) -> None:
     """Make the folder of `path` and see that a file can be written there, before anything is worked out for it."""
-    partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        partial.unlink()
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise _not_written(path, error) from error
     if path.is_dir():
         raise UserError(f"--output {path}: this is a folder. Name a file in it.")
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def _not_written(path: Path, error: OSError) -> UserError:

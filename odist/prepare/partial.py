@@ -17,7 +17,7 @@ from typing import Any
 
 from odist.data.store import read_record
 from odist.errors import UserError
-from odist.run.folder import write_atomically
+from odist.files import write_atomically
 from odist.run.places import local_folder
 
 JOURNAL = "journal.json"

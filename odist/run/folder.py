@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odist.errors import Damaged, UserError
+from odist.files import write_atomically
 from odist.run.damage import Kinds, read_array, read_json, read_yaml, writing
 
 if TYPE_CHECKING:
@@ -40,19 +41,6 @@ KINDS: dict[str, Kinds] = {
     "horizon.json": {"num_steps": int, "examples_per_step": int},
     "results.json": {"metrics": dict, "groups": list, "split": str, "missing_groups": list},
 }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text`, so that a reader sees the old or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def step_name(step: int) -> str:

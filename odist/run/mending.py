@@ -14,10 +14,11 @@ from typing import Any
 from odist.config.read import load
 from odist.config.schema import Config, to_dict
 from odist.errors import Damaged, UserError
+from odist.files import write_atomically
 from odist.run import provenance
 from odist.run.damage import set_aside, writing
 from odist.run.digest import written_env
-from odist.run.folder import Run, step_name, write_atomically
+from odist.run.folder import Run, step_name
 
 Say = Callable[[str], None]
 

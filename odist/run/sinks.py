@@ -20,7 +20,8 @@ from typing import Any, Protocol
 from odist import registry
 from odist.config.suggest import choose
 from odist.errors import UserError
-from odist.run.folder import Run, write_atomically
+from odist.files import write_atomically
+from odist.run.folder import Run
 
 SINKS = {
     "tensorboard": "odist.run.trackers:TensorBoard",

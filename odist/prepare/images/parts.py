@@ -25,11 +25,11 @@ import numpy as np
 from odist.data.images import SPLITS
 from odist.data.tokens import save_array
 from odist.errors import UserError
+from odist.files import write_atomically
 from odist.prepare.images.convert import BadImage, convert
 from odist.prepare.images.files import WHOLE, open_rows, row_bytes
 from odist.prepare.images.plan import Dropped, Item
 from odist.prepare.text.clean import draw
-from odist.run.folder import write_atomically
 
 KEY, HASH, SIZE, LABEL, SPLIT = range(5)
 TELL = 32  # images between two reports of progress

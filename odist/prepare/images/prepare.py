@@ -24,6 +24,7 @@ import numpy as np
 from odist.data.images import CLASSES, SPLITS, ImageStore, store_record
 from odist.data.tokens import save_array
 from odist.errors import Interrupted, UserError
+from odist.files import write_atomically
 from odist.prepare.images.files import ImageSource, find_image_sources, list_files
 from odist.prepare.images.options import ImageOptions, ImageReport, resolve
 from odist.prepare.images.parts import HASH, KEY, LABEL, SIZE, SPLIT, PartJob, read_part
@@ -31,7 +32,6 @@ from odist.prepare.images.plan import UNLABELLED, Known, Plan, plan_dataset, pla
 from odist.prepare.partial import Partial, finished_record
 from odist.prepare.pool import default_processes, run_jobs
 from odist.prepare.text.clean import draw
-from odist.run.folder import write_atomically
 
 __all__ = ["ImageOptions", "ImageReport", "prepare_imagenet"]
 

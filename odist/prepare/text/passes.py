@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from odist.data.tokens import SPLITS, save_array, token_dtype
+from odist.files import write_atomically
 from odist.prepare.text.clean import (
     Dropped,
     Filters,
@@ -38,7 +39,6 @@ from odist.prepare.text.options import ORIGINS, filters_of
 from odist.prepare.text.records import Reading, read_source
 from odist.prepare.text.sources import TextSource
 from odist.prepare.text.tokenizer import Tokenizer, with_ends
-from odist.run.folder import write_atomically
 
 BORDER = "border.json"
 LOCATED = 10  # faults that the report locates, per source
