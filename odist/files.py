@@ -14,7 +14,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A reader sees the old file or the new one, never a part; after a power cut, too.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -24,7 +24,18 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raise the OSError that `replacing` would raise at `path`, and leave nothing there."""
+    temporary = _beside(path)
+    temporary.touch()
+    temporary.unlink()
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace the file at `path` by `text`; see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")

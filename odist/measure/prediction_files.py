@@ -8,7 +8,6 @@ where it is known, and `prediction` (binary), `prediction_0` to `prediction_K-1`
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from odist.errors import UserError
-from odist.files import replacing
+from odist.files import check_writable, replacing
 from odist.measure.churn import Form
 
 if TYPE_CHECKING:
@@ -96,8 +95,7 @@ def make_writable(path: Path) -> None:
     """Make the folder of `path` and see that a file can be written there, before anything is worked out for it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        check_writable(path)
     except OSError as error:
         raise _not_written(path, error) from error
     if path.is_dir():
