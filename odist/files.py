@@ -1,11 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and JSON-lines files, which grow while others read them."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextlib.contextmanager
@@ -35,6 +40,71 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace the file at `path` by `text`; see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Replace the .npy file at `path` by `array`; see `replacing`."""
+    import numpy as np
+
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+class Tail:
+    """Reads the lines that are added to a file, each once and whole: a line without its end is read when the end is there.
+
+    path: may not exist yet
+    place: byte at which to begin; afterwards the byte up to which the file has been read
+    """
+
+    def __init__(self, path: Path, *, place: int = 0) -> None:
+        self.path = path
+        self.place = place
+
+    @classmethod
+    def from_end(cls, path: Path) -> Tail:
+        """Read only what is added from now on."""
+        return cls(path, place=path.stat().st_size if path.is_file() else 0)
+
+    def lines(self) -> list[bytes]:
+        """The whole lines since the last call, without their ends."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.place)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        whole = content[: content.rfind(b"\n") + 1]
+        self.place += len(whole)
+        return whole.splitlines()
+
+    def objects(self) -> list[dict[str, Any]]:
+        """The JSON objects among the new lines; lines that hold none are left out."""
+        return json_objects(self.lines())[0]
+
+
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read the JSON objects of a file, one a line, and count the lines that hold none.
+
+    Blank lines do not count. A process that is killed while it writes leaves half a line. Raises OSError.
+    """
+    return json_objects(line for line in path.read_bytes().splitlines() if line.strip())
+
+
+def json_objects(lines: Iterable[bytes]) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects in `lines`, and the number of lines that hold none."""
+    found: list[dict[str, Any]] = []
+    damaged = 0
+    for line in lines:
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError):  # not JSON, or not even text
+            content = None
+        if isinstance(content, dict):
+            found.append(content)
+        else:
+            damaged += 1
+    return found, damaged
 
 
 def _beside(path: Path) -> Path:

@@ -146,7 +146,7 @@ def test_quick_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monk
 
 
 def lm_size(**changes: Any) -> Any:
-    from odist.bench.language import Model, Size
+    from odist.bench.lm import Model, Size
 
     small = Model(60, 8, (16,), batch=2, steps=2)
     sizes = {"small": small, "paper": Model(90, 8, (12, 12), batch=2, steps=1), "unroll": 6, "batch": 3}
@@ -155,7 +155,7 @@ def lm_size(**changes: Any) -> Any:
 
 @pytest.mark.parametrize("installed", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_lm_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeypatch, installed):
-    from odist.bench import language as lm
+    from odist.bench import lm
 
     if not installed:
         monkeypatch.setattr(lm, "find_spec", lambda name: None)
@@ -190,7 +190,7 @@ def test_lm_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeyp
 def test_synthetic_wet_holds_the_same_text_for_every_reader(tmp_path):
     from warcio import archiveiterator as archive
 
-    from odist.bench.language import write_wet
+    from odist.bench.lm import write_wet
     from odist.prepare.text.records import Reading, read_source
     from odist.prepare.text.sources import find_text_sources
 
@@ -213,7 +213,7 @@ def test_synthetic_wet_holds_the_same_text_for_every_reader(tmp_path):
 def test_training_step_with_soft_targets_adds_their_cross_entropy():
     import torch.nn.functional as F
 
-    from odist.bench.language import Training
+    from odist.bench.lm import Training
 
     training = Training(lm_size().small, unroll=6)
     before = [parameter.detach().clone() for parameter in training.model.parameters()]
@@ -231,7 +231,7 @@ def test_training_step_with_soft_targets_adds_their_cross_entropy():
 
 
 def test_bare_sentencepiece_encodes_what_the_stage_encodes(tmp_path):
-    from odist.bench.language import Encoding, write_wet
+    from odist.bench.lm import Encoding, write_wet
 
     encoding = Encoding(tmp_path, write_wet(tmp_path / "a.wet.gz", records=60), pieces=300)
     for _ in range(2):
@@ -361,6 +361,11 @@ def test_page_says_what_the_suite_measures():
     assert "language model" in lm
     assert "ResNet-8" in images
     assert "paired within each of 3 interleaved rounds" in lm
+
+
+def test_every_suite_has_a_module_that_measures():
+    for suite in bench.SUITES:
+        assert callable(bench.measure_of(suite))
 
 
 def test_unknown_suite():

@@ -7,11 +7,14 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from test_cli import SMOKE, command, environment, odist, refused
 
+from odist.cli.show import untaught
+from odist.launch.results import combine
 from odist.run.folder import Run
 
 
@@ -189,3 +192,12 @@ def test_a_long_cell_is_wrapped_behind_the_others() -> None:
     lines = list(table([Entry(row)], columns=["run", "state", "overrides"], width=60))
     assert lines[1].split() == ["runs/a", "finished", "optim.key0=1", "optim.key1=1", "optim.key2=1"]
     assert lines[2] == " " * lines[1].index("optim.key0") + "optim.key3=1 optim.key4=1 optim.key5=1"
+
+
+def test_untaught_groups_keep_their_numbers_where_another_is_missing(train: Callable[..., Run]) -> None:
+    run = train("algorithm=codistill", "num_groups=3", "algorithm.burn_in=1000000", "train.max_examples=400")
+    assert run.untaught_groups == [0, 1, 2]
+    combine(run, missing=[0])
+    assert run.missing_groups == [0]
+    assert run.untaught_groups == [1, 2]
+    assert "groups 1, 2 never had a teacher" in untaught(run)[0]

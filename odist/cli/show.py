@@ -77,7 +77,7 @@ def untaught(run: Run) -> list[str]:
     if not groups:
         return []
     named = f"group {groups[0]}" if len(groups) == 1 else f"groups {', '.join(map(str, groups))}"
-    reasons = {own["exchange_reason"] for own in run.results["groups"] if own.get("exchange_reason")}
+    reasons = {own["exchange_reason"] for own in run.results["groups"] if own and own.get("exchange_reason")}
     why = f" The exchange said: {'; '.join(sorted(reasons))}" if reasons else ""
     return [f"{run.path}: {named} never had a teacher: trained alone, on the labels only.{why}"]
 

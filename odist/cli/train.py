@@ -26,6 +26,7 @@ from odist.cli.train_arguments import Arguments, is_sweep, read_arguments
 from odist.config.folder import config_folder, config_folders
 from odist.config.read import register
 from odist.errors import Interrupted, LostWorkers, OdistError, UserError
+from odist.files import Tail
 from odist.launch import launch
 from odist.launch.check import remarks
 from odist.run.places import local_folder
@@ -232,11 +233,7 @@ def _sweep_folder(arguments: Arguments) -> Path:
 
 
 def _read_records(sweep: Path) -> list[dict[str, Any]]:
-    try:
-        lines = (sweep / JOBS).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    return [json.loads(line) for line in lines]
+    return Tail(sweep / JOBS).objects()
 
 
 def _lost_a_process(error: Exception) -> bool:

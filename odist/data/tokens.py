@@ -26,7 +26,7 @@ import numpy as np
 
 from odist.data.store import Store, damaged, open_record
 from odist.errors import UserError
-from odist.files import write_atomically
+from odist.files import save_array, write_atomically
 
 FORMAT = "odist-tokens-1"
 SPLITS = ("train", "validation")
@@ -104,14 +104,6 @@ class SplitWriter:
             "bytes": self.bytes,
             "sha256": self._sha.hexdigest(),
         }
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file and bring it to the disk."""
-    with open(path, "wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def store_record(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from odist.engine.prediction import predict_split
 from odist.engine.trainer import CROSS_ENTROPIES, Trainer
 from odist.engine.wiring import build_task, predictor
 from odist.errors import Damaged
-from odist.files import replacing, write_atomically
+from odist.files import save_array, write_atomically
 from odist.measure.metrics import constant_loss
 from odist.run.damage import Kinds, read_array, read_json, writing
 from odist.run.folder import CONTINUE, Run
@@ -47,17 +46,11 @@ def finish_group(trainer: Trainer, config: Config) -> None:
     }
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
-        _save_array(root / f"group-{group}.npy", prediction.probabilities.astype(np.float32))
-        _save_array(root / "targets.npy", prediction.targets)  # every group's the same
+        save_array(root / f"group-{group}.npy", prediction.probabilities.astype(np.float32))
+        save_array(root / "targets.npy", prediction.targets)  # every group's the same
         if prediction.bayes is not None:
-            _save_array(root / "bayes.npy", prediction.bayes)
+            save_array(root / "bayes.npy", prediction.bayes)
         write_atomically(trainer.run.group_results(group), json.dumps({**own, "length": length}) + "\n")
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    """Replace a .npy file as a whole."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, array)
 
 
 def _group_results(run: Run, group: int) -> dict[str, Any]:

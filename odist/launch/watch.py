@@ -10,11 +10,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from odist.config.schema import Config
 from odist.errors import CannotWrite
-from odist.run.folder import Run, parse_row
+from odist.files import Tail
+from odist.run.folder import Run, is_row
 from odist.run.log import NOTE, Progress, make_progress
 
 SHARE_OF_PATIENCE = 0.1  # after which the user hears of a silent group ...
@@ -34,8 +34,8 @@ class Watch:
         self.run = run
         self.config = config
         self.progress: Progress | None = None
-        self.rows = Tail(run.path / "metrics.jsonl")
-        self.logs: dict[Path, Tail] = {path: Tail(path) for path in self._log_paths()}
+        self.rows = Tail.from_end(run.path / "metrics.jsonl")
+        self.logs: dict[Path, Tail] = {path: Tail.from_end(path) for path in self._log_paths()}
         self.steps = {group: max(run.checkpoint_steps(group), default=0) for group in range(config.num_groups)}
 
     def _log_paths(self) -> list[Path]:
@@ -55,7 +55,7 @@ class Watch:
             show, steps = self.config.run.progress, horizon["num_steps"]
             self.progress = make_progress(show=show, num_groups=self.config.num_groups, num_steps=steps)
             self.run.set_status(num_steps=steps)
-        rows: list[dict[str, Any]] = [row for row in map(parse_row, self.rows.lines()) if row is not None]
+        rows = [row for row in self.rows.objects() if is_row(row)]
         for row in rows:
             if row["group"] in self.steps:
                 self.steps[row["group"]] = row["step"]
@@ -77,27 +77,6 @@ class Watch:
             self.progress.close()
         with contextlib.suppress(CannotWrite):
             self.run.set_status(step=min(saved))
-
-
-class Tail:
-    """The whole lines that are added to a file from now on."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.place = self._size()
-
-    def _size(self) -> int:
-        return self.path.stat().st_size if self.path.is_file() else 0
-
-    def lines(self) -> list[bytes]:
-        if self._size() <= self.place:
-            return []
-        with open(self.path, "rb") as file:
-            file.seek(self.place)
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self.place += len(whole)
-        return whole.splitlines()
 
 
 class Pulse:

@@ -151,6 +151,8 @@ class Partial:
         if self.work.exists():
             shutil.rmtree(self.work)
         (self.path / JOURNAL).unlink(missing_ok=True)
+        for unfinished in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote a file
+            unfinished.unlink()
         os.fsync(self._lock)
         os.replace(self.path, self.output)
         parent = os.open(self.output.parent, os.O_RDONLY)

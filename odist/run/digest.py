@@ -1,7 +1,7 @@
 """Digests of the files of a folder, in `digest.json` beside them: written with them, checked before they are believed.
 
 Neither safetensors nor torch notices a flipped bit in a tensor; a training that goes on from one ends in other numbers.
-Which folders have digests is left to checkpoint.py.
+Checkpoints have one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from odist.errors import Damaged
+from odist.files import write_atomically
 from odist.run.damage import read_json
 
 FILE = "digest.json"
@@ -25,10 +26,7 @@ def write_digest(folder: Path, names: Sequence[str], *, env: Mapping[str, Any]) 
     env: content of the run's env.json, from which it can be restored
     """
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in names}
-    with open(folder / FILE, "w", encoding="utf-8") as file:
-        file.write(json.dumps({"files": files, "env": dict(env)}, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomically(folder / FILE, json.dumps({"files": files, "env": dict(env)}, indent=1) + "\n")
 
 
 def check_digest(folder: Path, names: Sequence[str], *, cure: str) -> bool:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odist.errors import Damaged, UserError
-from odist.files import write_atomically
+from odist.files import read_json_lines, write_atomically
 from odist.run.damage import Kinds, read_array, read_json, read_yaml, writing
 
 if TYPE_CHECKING:
@@ -182,10 +182,8 @@ class Run:
         """Groups that were to learn from their peers and never had a teacher; none before the run has results."""
         if not (self.path / "results.json").is_file():
             return []
-        results, missing = self.results, self.missing_groups
-        sound = [group for group in range(len(results["groups"]) + len(missing)) if group not in missing]
-        return [group for group, own in zip(sound, results["groups"], strict=True)
-                if isinstance(own, dict) and own.get("taught") is False]  # fmt: skip
+        groups = enumerate(self.results["groups"])  # None for a group that was lost
+        return [group for group, own in groups if isinstance(own, dict) and own.get("taught") is False]
 
     @property
     def finished(self) -> bool:
@@ -241,13 +239,14 @@ class Run:
             return [], 0
         cure = f"Remove it to lose its curves only. {CONTINUE}"
         try:
-            lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+            objects, damaged = read_json_lines(path)
         except OSError as error:
             raise Damaged(f"{path}: cannot be read ({error.strerror}). {cure}") from error
-        rows = [row for row in map(parse_row, lines) if row is not None]
-        if lines and not rows:
-            raise Damaged(f"{path}: damaged (none of {len(lines)} lines can be read). {cure}")
-        return rows, len(lines) - len(rows)
+        rows = [row for row in objects if is_row(row)]
+        damaged += len(objects) - len(rows)
+        if damaged and not rows:
+            raise Damaged(f"{path}: damaged (none of {damaged} lines can be read). {cure}")
+        return rows, damaged
 
     def metrics(self, *, kind: str | None = None) -> pd.DataFrame:
         """metrics.jsonl as a frame; `kind` is `train` or `evaluate`.
@@ -326,12 +325,6 @@ class Run:
         )
 
 
-def parse_row(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None for one that is no row, as a process that is killed while writing it leaves."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):  # not JSON, or not even text
-        return None
-    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
-        return None
-    return row if all(type(row.get(key)) is int for key in ("group", "step")) else None
+def is_row(content: dict[str, Any]) -> bool:
+    """Whether a JSON object is a row of metrics.jsonl: it has a kind, a group and a step."""
+    return isinstance(content.get("kind"), str) and all(type(content.get(key)) is int for key in ("group", "step"))

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 from odist import registry
 from odist.config.suggest import choose
 from odist.errors import UserError
-from odist.files import write_atomically
-from odist.run.folder import Run
+from odist.files import Tail, write_atomically
+from odist.run.folder import Run, is_row
 
 SINKS = {
     "tensorboard": "odist.run.trackers:TensorBoard",
@@ -99,17 +99,15 @@ class Forwarder(threading.Thread):
 
     def _forward(self) -> None:
         sink: Sink = registry.find("sinks", self.sink_name)(self.folder)
-        place = self._known_place()
+        tail = Tail(self.folder.path / "metrics.jsonl", place=self._known_place())
         last = False
         while not last:
-            last = self.ended.wait(SECONDS)
-            rows, after = read_rows(self.folder, place)
-            for row in rows:
+            last, before = self.ended.wait(SECONDS), tail.place
+            for row in filter(is_row, tail.objects()):
                 sink.write(row)
-            if after > place:
+            if tail.place > before:
                 sink.flush()
-                place = after
-                write_atomically(self.place_file, json.dumps({"bytes": place}) + "\n")
+                write_atomically(self.place_file, json.dumps({"bytes": tail.place}) + "\n")
         sink.close(finished=self.folder.finished)
 
     def _known_place(self) -> int:
@@ -117,22 +115,6 @@ class Forwarder(threading.Thread):
         if not self.place_file.is_file():
             return 0
         return int(json.loads(self.place_file.read_text(encoding="utf-8"))["bytes"])
-
-
-def read_rows(run: Run, place: int) -> tuple[list[dict[str, Any]], int]:
-    """Whole rows of metrics.jsonl after byte `place`, and the place after them; torn lines are left out."""
-    path = run.path / "metrics.jsonl"
-    if not path.is_file():
-        return [], place
-    with open(path, "rb") as file:
-        file.seek(place)
-        content = file.read()
-    whole = content[: content.rfind(b"\n") + 1]
-    rows = []
-    for line in whole.splitlines():
-        with contextlib.suppress(ValueError):  # half a line of a killed process
-            rows.append(json.loads(line))
-    return rows, place + len(whole)
 
 
 def _warn(text: str) -> None:

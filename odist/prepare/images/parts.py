@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 
 from odist.data.images import SPLITS
-from odist.data.tokens import save_array
 from odist.errors import UserError
-from odist.files import write_atomically
+from odist.files import save_array, write_atomically
 from odist.prepare.images.convert import BadImage, convert
 from odist.prepare.images.files import WHOLE, open_rows, row_bytes
 from odist.prepare.images.plan import Dropped, Item

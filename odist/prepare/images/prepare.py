@@ -22,9 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from odist.data.images import CLASSES, SPLITS, ImageStore, store_record
-from odist.data.tokens import save_array
 from odist.errors import Interrupted, UserError
-from odist.files import write_atomically
+from odist.files import save_array, write_atomically
 from odist.prepare.images.files import ImageSource, find_image_sources, list_files
 from odist.prepare.images.options import ImageOptions, ImageReport, resolve
 from odist.prepare.images.parts import HASH, KEY, LABEL, SIZE, SPLIT, PartJob, read_part

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from odist.data.tokens import save_array
+from odist.files import save_array
 
 BUCKET = 1 << 23
 

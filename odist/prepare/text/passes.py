@@ -23,8 +23,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from odist.data.tokens import SPLITS, save_array, token_dtype
-from odist.files import write_atomically
+from odist.data.tokens import SPLITS, token_dtype
+from odist.files import save_array, write_atomically
 from odist.prepare.text.clean import (
     Dropped,
     Filters,

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from odist.data.tokens import SPLITS, UNIGRAM, SplitWriter, TokenStore, save_array, store_record, token_dtype
+from odist.data.tokens import SPLITS, UNIGRAM, SplitWriter, TokenStore, store_record, token_dtype
 from odist.errors import Interrupted, UserError
+from odist.files import save_array
 from odist.prepare.partial import Partial, finished_record
 from odist.prepare.pool import default_processes, run_jobs
 from odist.prepare.text.clean import draw
