@@ -33,7 +33,8 @@ from odist.cli.main import main
 from odist.config.read import load
 from odist.config.schema import to_dict
 from odist.run.folder import Run
-from odist.run.log import Pace, describe_briefly, duration
+from odist.run.log import describe_briefly
+from odist.run.progress import Pace, duration
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = ["scale=smoke", "run.progress=false"]
@@ -326,8 +327,8 @@ def test_lines_off_a_terminal_say_how_long_is_left(tmp_path: Path) -> None:
 
 def test_time_left_is_that_of_steps_since_a_continuation() -> None:
     pace = Pace(100)
-    assert pace.left({"time": 1000.0, "step": 50}) is None
-    assert pace.left({"time": 1020.0, "step": 60}) == pytest.approx(80.0)
+    assert pace.left(50, now=1000.0) is None
+    assert pace.left(60, now=1020.0) == pytest.approx(80.0)
     assert [duration(seconds) for seconds in (None, 5.4, 125, 3723)] == ["-:--", "0:05", "2:05", "1:02:03"]
 
 

@@ -15,14 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
 
 from odist.claims.recipe import PlannedRun
 from odist.errors import Diverged, Interrupted, OdistError
 from odist.run.folder import Run
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from odist.run.progress import Bars, duration
 
 Echo = Callable[[str], None]
 SECONDS_TO_SAVE = 120.0  # how long an interrupted run may take to save before it is killed
@@ -70,7 +67,6 @@ def train_all(
             while queue and len(running) < jobs:
                 run, path, command = queue.pop(0)
                 running.append(_start(run, path, command))
-                report.started(running[-1])
             time.sleep(0.1)
             report.steps(running)
             for job in [job for job in running if job.process.poll() is not None]:
@@ -134,49 +130,53 @@ def _stopping(running: list[_Job]) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int, echo: Echo) -> Iterator[_Report]:
+def _progress(total: int, echo: Echo) -> Iterator[_Display]:
     """Bars on a terminal, lines elsewhere."""
     if not sys.stderr.isatty():
-        yield _Report(total, echo, None)
+        yield _Display(total, echo, None)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    bars = Bars()
+    try:
+        yield _Display(total, echo, bars)
+    finally:
+        bars.close()
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        yield _Report(total, echo, bars)
 
-
-class _Report:
+class _Display:
     """Tells the user how far the runs are."""
 
-    def __init__(self, total: int, echo: Echo, bars: Progress | None) -> None:
+    def __init__(self, total: int, echo: Echo, bars: Bars | None) -> None:
         self.total, self.echo, self.bars = total, echo, bars
         self.done = 0
-        self.tasks: dict[str, Any] = {}
-        if bars is not None:
-            self.tasks[""] = bars.add_task("runs", total=total)
-
-    def started(self, job: _Job) -> None:
-        if self.bars is not None:
-            self.tasks[job.run.name] = self.bars.add_task(job.run.name, total=None)
+        self.began = time.monotonic()
 
     def steps(self, running: Sequence[_Job]) -> None:
-        for job in running if self.bars is not None else ():
+        if self.bars is None:
+            return
+        now = time.monotonic()
+        self.bars.show(
+            "runs",
+            done=self.done,
+            total=self.total,
+            amount=f"{self.done}/{self.total}",
+            left=f"after {duration(now - self.began)}",
+        )
+        for job in running:
             status = Run(job.path).status
-            if self.bars is not None and status.get("num_steps"):
-                task = self.tasks[job.run.name]
-                self.bars.update(task, completed=status.get("step", 0), total=status["num_steps"])
+            steps, num_steps = status.get("step", 0), status.get("num_steps") or None
+            amount = f"{steps}/{num_steps}" if num_steps else ""
+            after = f"after {duration(now - job.started)}"
+            self.bars.show(job.run.name, done=steps, total=num_steps, amount=amount, left=after)
 
     def ended(self, job: _Job) -> None:
         self.done += 1
         code = job.process.returncode
         how = {0: "finished", Diverged.exit_code: "diverged"}.get(code, f"failed with exit code {code}")
         if self.bars is not None:
-            self.bars.remove_task(self.tasks.pop(job.run.name))
-            self.bars.advance(self.tasks[""])
+            self.bars.remove(job.run.name)
+            self.steps(())
             if code != 0:
-                self.bars.console.print(f"{job.run.name} {how}")
+                self.bars.say(f"{job.run.name} {how}")
         else:
             seconds = time.monotonic() - job.started
             self.echo(f"[{self.done}/{self.total}] {job.run.name} {how} ({seconds:.0f} s)")

@@ -12,20 +12,15 @@ import math
 import os
 import sys
 import time
-from collections import deque
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Any, Protocol
 
 from odist.run.damage import writing
 from odist.run.folder import Run
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from odist.run.progress import Bars, Pace, duration
 
 NOTE = "note: "  # begins a line for the user, also in the log of a group's process
 PLAIN_SECONDS = 10.0  # between two plain lines of a group
-LONGEST_BAR = 40  # columns
-INDENT = "  "  # before the numbers under a bar
 
 
 class Progress(Protocol):
@@ -144,29 +139,6 @@ def _thousands(number: float) -> str:
     return f"{number:.0f}"
 
 
-class Pace:
-    """How long a group still takes, from its last rows; a continued run counts from where it continued."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps = num_steps
-        self._seen: deque[tuple[float, int]] = deque(maxlen=20)
-
-    def left(self, row: dict[str, Any]) -> float | None:
-        """Seconds to the last step, evaluations on the way included; None until two rows have come."""
-        self._seen.append((row["time"], row["step"]))
-        (began, first), (now, last) = self._seen[0], self._seen[-1]
-        return (now - began) / (last - first) * (self.num_steps - last) if last > first else None
-
-
-def duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds, as in 1:02:03 or 2:03."""
-    if seconds is None:
-        return "-:--"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 class PlainProgress:
     """One line now and then, for logs and pipes."""
 
@@ -176,7 +148,7 @@ class PlainProgress:
         self._paces = [Pace(num_steps) for _ in range(num_groups)]
 
     def update(self, group: int, row: dict[str, Any]) -> None:
-        left = self._paces[group].left(row)
+        left = self._paces[group].left(row["step"], now=row["time"])
         now = time.monotonic()
         if row["kind"] == "evaluate" or now - self._last[group] >= PLAIN_SECONDS:
             self._last[group] = now
@@ -194,51 +166,32 @@ class LiveProgress:
     """Two lines per group: bar, steps and time left; then loss, last validation loss, age of the teacher, speed."""
 
     def __init__(self, *, num_groups: int, num_steps: int) -> None:
-        from rich.console import Console
-        from rich.live import Live
-        from rich.progress import BarColumn, TextColumn
-        from rich.progress import Progress as Bars
-
-        console = Console(stderr=True)
-        self._room = console.width - len(INDENT)
-        count = len(str(num_steps))
-        taken = len(f"group {num_groups - 1}") + (2 * count + 1) + len("0:00:00 left") + 3
-        self._bars = Bars(
-            TextColumn("[bold]group {task.fields[group]}"),
-            BarColumn(bar_width=max(8, min(LONGEST_BAR, console.width - taken))),
-            TextColumn(f"{{task.completed:>{count}.0f}}/{{task.total:.0f}}"),
-            TextColumn("{task.fields[left]}"),
-        )
-        self._tasks = [self._bars.add_task("", total=num_steps, group=group, left="") for group in range(num_groups)]
-        self._words = [""] * num_groups
+        self.num_steps = num_steps
+        self._bars = Bars()
         self._validation: list[float | None] = [None] * num_groups
         self._paces = [Pace(num_steps) for _ in range(num_groups)]
-        self._live = Live(get_renderable=self._lines, console=console)
-        self._live.start()
+        for group in range(num_groups):
+            self._show(group, step=0)
 
-    def _lines(self) -> RenderableType:
-        from rich.console import Group
-        from rich.text import Text
-
-        lines: list[RenderableType] = []
-        for task, words in zip(self._bars.tasks, self._words, strict=True):
-            lines += [self._bars.make_tasks_table([task]), Text(f"{INDENT}{words}", no_wrap=True)]
-        return Group(*lines)
+    def _show(self, group: int, *, step: int, left: float | None = None, words: str = "") -> None:
+        amount = f"{step:>{len(str(self.num_steps))}}/{self.num_steps}"
+        ending = f"{duration(left)} left" if left else ""
+        self._bars.show(f"group {group}", done=step, total=self.num_steps, amount=amount, left=ending, words=words)
 
     def update(self, group: int, row: dict[str, Any]) -> None:
-        left = self._paces[group].left(row)
+        left = self._paces[group].left(row["step"], now=row["time"])
         if row["kind"] == "evaluate":
             self._validation[group] = row.get("log_loss", row.get("cross_entropy"))
             self.say(f"group {group} step {row['step']}: {describe(row)}")
             return
-        self._words[group] = describe_briefly(row, validation=self._validation[group], room=self._room)
-        self._bars.update(self._tasks[group], completed=row["step"], left=f"{duration(left)} left" if left else "")
+        words = describe_briefly(row, validation=self._validation[group], room=self._bars.room)
+        self._show(group, step=row["step"], left=left, words=words)
 
     def say(self, text: str) -> None:
-        self._live.console.print(text, highlight=False, markup=False)
+        self._bars.say(text)
 
     def close(self) -> None:
-        self._live.stop()
+        self._bars.close()
 
 
 def make_progress(*, show: bool, num_groups: int, num_steps: int) -> Progress:
