@@ -15,8 +15,10 @@ import yaml
 from odist.config.read import SchemaKey, known_keys, load, presets, register, schema_keys
 from odist.config.schema import FREE_KEYS, YOUNGER_KEYS, Config, config_hash, differences, flatten, to_dict
 from odist.errors import UserError
-from odist.launch.check import MODELS_OF_TASKS, remarks, validate
-from odist.launch.launch import content_of, prepare_config
+from odist.launch.check import MODELS_OF_TASKS, validate
+from odist.launch.launch import prepare_config
+from odist.launch.opening import content_of
+from odist.launch.remarks import remarks
 from odist.run.folder import Run
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

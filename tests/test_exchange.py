@@ -23,8 +23,8 @@ from odist.errors import UserError
 from odist.exchange.base import Snapshot, fingerprint
 from odist.exchange.memory import MemoryExchange
 from odist.exchange.store import StoreExchange
-from odist.launch.check import remarks
 from odist.launch.launch import prepare_config
+from odist.launch.remarks import remarks
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = "this-run"

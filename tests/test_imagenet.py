@@ -24,7 +24,8 @@ from odist.data.images import ImageStore
 from odist.engine.checkpoint import common_step, load_weights
 from odist.engine.evaluation import evaluate
 from odist.errors import UserError
-from odist.launch.check import remarks, validate
+from odist.launch.check import validate
+from odist.launch.remarks import remarks
 from odist.losses import LossOptions, Soft, multiclass
 from odist.measure.churn import churn
 from odist.measure.images import ImageMetrics, image_results

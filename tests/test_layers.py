@@ -181,7 +181,7 @@ HEAVY = {"torch", "hydra", "omegaconf", "numpy", "pandas", "matplotlib", "datase
     [
         ("import odist.cli.main", set()),
         ("import odist.config.schema, odist.launch.check, odist.launch.launch, odist.cli.completion", set()),
-        ("import odist.run.folder, odist.registry, odist.run.provenance, odist.cli.show", set()),
+        ("import odist.run.folder, odist.registry, odist.run.provenance, odist.cli.printing", set()),
         ("import odist.measure.churn, odist.measure.predictions, odist.measure.metrics", {"numpy"}),
         ("import odist.claims.plot, odist.claims.reproduce", {"numpy", "pandas", "matplotlib"}),
     ],

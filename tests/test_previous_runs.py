@@ -19,8 +19,9 @@ from test_prepare_commoncrawl import story, write_json
 from odist.config.schema import config_hash
 from odist.data.images import ImageStore
 from odist.errors import Interrupted, UserError
-from odist.launch.check import remarks
-from odist.launch.launch import content_of, prepare_config
+from odist.launch.launch import prepare_config
+from odist.launch.opening import content_of
+from odist.launch.remarks import remarks
 from odist.prepare.criteo.prepare import CriteoOptions, prepare_criteo
 from odist.prepare.images.prepare import ImageOptions, prepare_imagenet
 from odist.prepare.text.prepare import TextOptions, prepare_commoncrawl

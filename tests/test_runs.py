@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_cli import SMOKE, command, environment, odist, refused
 
-from odist.cli.show import untaught
+from odist.cli.printing import untaught
 from odist.launch.results import combine
 from odist.run.folder import Run
 

@@ -16,6 +16,7 @@ from conftest import compose, make_config, weight_hashes
 
 from odist.errors import UserError
 from odist.launch import launch
+from odist.launch.stop import Stop
 from odist.run import sinks
 from odist.run.folder import Run
 
@@ -67,7 +68,7 @@ def follow(tmp_path: Path) -> Callable[..., Run]:
 
     def start(names: str, *overrides: str, name: str = "run") -> Run:
         given = compose("train.log_every=250", f"run.sinks=[{names}]", f"run.dir={tmp_path / name}", *overrides)
-        return launch.train(launch.prepare_config(given), overrides=list(overrides), stop=launch.Stop())
+        return launch.train(launch.prepare_config(given), overrides=list(overrides), stop=Stop())
 
     return start
 

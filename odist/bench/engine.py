@@ -17,7 +17,7 @@ from odist.data.order import Order
 from odist.engine import checkpoint
 from odist.engine.wiring import Parts, build_model, build_task, build_trainer, make_clock
 from odist.exchange.base import Snapshot
-from odist.launch.worker import AgreedStop
+from odist.launch.stop import AgreedStop
 from odist.mesh import Axis, Mesh
 from odist.rng import derive
 from odist.run.folder import Run

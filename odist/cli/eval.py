@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from odist.cli.show import MAIN_METRICS, SHOWN_METRICS, as_json, interval, number, print_metrics, print_table
+from odist.cli.printing import MAIN_METRICS, SHOWN_METRICS, as_json, interval, number, print_metrics, print_table
 from odist.errors import OdistError, UserError
 from odist.run.folder import Run
 

@@ -193,7 +193,7 @@ def churn(
     json: JsonOption = False,
 ) -> None:
     """Measure prediction churn: how much predictions change when the same system is simply retrained."""
-    from odist.cli.show import as_json, print_churn
+    from odist.cli.printing import as_json, print_churn
     from odist.measure.predictions import compare_retrains
 
     result = compare_retrains(
@@ -287,7 +287,7 @@ def bench(
 ) -> None:
     """Measure speed as ratios with their goals. Missed goals are reported but do not fail the command."""
     from odist.bench import suite as bench
-    from odist.cli.show import as_json
+    from odist.cli.printing import as_json
 
     result = bench.run(suite.value, rounds=rounds, output=output)
     if json:
@@ -353,7 +353,7 @@ def show_runs(
     json: JsonOption = False,
 ) -> None:
     """Explain one run, or the differences of two: configuration, data, results, teachers, time, problems."""
-    from odist.cli.compare import show
+    from odist.cli.show import show
 
     show(runs, json=json)
 

@@ -72,7 +72,7 @@ def criteo(
     Interrupted, the same command goes on where it stopped.
     """
     from odist.cli.prepare_show import print_criteo
-    from odist.launch.launch import Stop
+    from odist.launch.stop import Stop
     from odist.prepare.criteo.prepare import CriteoOptions, prepare_criteo
 
     given: dict[str, Any] = {
@@ -169,7 +169,7 @@ def commoncrawl(
     Interrupted, the same command goes on where it stopped, file by file.
     """
     from odist.cli.prepare_show import print_commoncrawl
-    from odist.launch.launch import Stop
+    from odist.launch.stop import Stop
     from odist.prepare.text.prepare import TextOptions, prepare_commoncrawl
     from odist.prepare.text.progress import TextProgress
 
@@ -233,7 +233,7 @@ def imagenet(
     Interrupted, the same command goes on where it stopped.
     """
     from odist.cli.prepare_show import print_imagenet
-    from odist.launch.launch import Stop
+    from odist.launch.stop import Stop
     from odist.prepare.images.prepare import ImageOptions, prepare_imagenet
     from odist.prepare.text.sources import DATASETS
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from odist.cli.show import as_json
+from odist.cli.printing import as_json
 
 if TYPE_CHECKING:
     from odist.prepare.criteo.options import PrepareReport

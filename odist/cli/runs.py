@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from odist.cli.show import MAIN_METRICS, number, state_of, untaught
+from odist.cli.printing import MAIN_METRICS, number, state_of, untaught
 from odist.cli.train_arguments import GROUPS, typed
 from odist.config.read import known_keys
 from odist.config.schema import flatten
@@ -248,7 +248,7 @@ def _blocks(rows: Sequence[Mapping[str, str]], *, width: int) -> Iterator[str]:
 
 def list_runs(words: Sequence[str], *, sort: str, columns: str | None, json: bool) -> None:
     """Print the runs below the folders among `words` that its KEY=VALUE filters keep."""
-    from odist.cli.show import as_json
+    from odist.cli.printing import as_json
 
     filters = [word for word in words if "=" in word and not Path(word).is_dir()]
     folders = [Path(word) for word in words if word not in filters] or [Path("runs")]

@@ -1,167 +1,282 @@
-"""What the command line prints about runs: lines, tables and JSON. Reads run folders; computes nothing."""
+"""`odist show`: what one run is, did and came to; or how two runs differ. Reads run folders; computes nothing new."""
 
 from __future__ import annotations
 
-import json
-import math
-import platform
-import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import shlex
+import shutil
+import statistics
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from odist.launch.launch import trained_by
+from odist.cli.printing import as_json, interval, number, state_of
+from odist.cli.runs import age, overrides_of
+from odist.cli.train_arguments import typed
+from odist.config.composed import composed
+from odist.config.schema import flatten
+from odist.config.systems import system_of
+from odist.errors import UserError
 from odist.run.folder import Run
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from odist.measure.churn import ChurnResult
-
-MAIN_METRICS = ("log_loss", "cross_entropy")  # the first that a run has
-SHOWN_METRICS = (
-    *MAIN_METRICS,
-    "excess_log_loss",
-    "excess_cross_entropy",
-    "perplexity",
-    "bits_per_byte",
-    "auc",
-    "accuracy",
-    "top1",
-)
+BASE = ("task", "data", "scale", "algorithm")  # choices whose defaults a run is compared with
+OWN = ("seed", "data.path", "run.dir", "run.progress")  # no settings: which retrain, and where
 
 
-def main_metric(results: Mapping[str, Any]) -> float | None:
-    """The number by which runs of a task are compared, lower is better."""
-    metrics = results.get("metrics", results)
-    return next((metrics[name] for name in MAIN_METRICS if metrics.get(name) is not None), None)
+def show(paths: Sequence[Path], *, json: bool) -> None:
+    """Print one run, or the differences of two."""
+    if len(paths) > 2:
+        raise UserError(
+            f"odist show explains one run or compares two; {len(paths)} were given. `odist runs` lists many."
+        )
+    runs = [Run.open(path) for path in paths]
+    if len(runs) == 1:
+        content = explained(runs[0])
+        print(as_json(content) if json else "\n".join(_page(content)))
+        return
+    compared = differences(runs[0], runs[1])
+    print(as_json(compared) if json else "\n".join(_differences_page(compared)))
 
 
-def number(value: Any) -> str:
-    """A value for a table cell."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.5g}" if abs(value) < 1e-3 and value != 0 else f"{value:.5f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+# One run
 
 
-def interval(bounds: Sequence[float] | None) -> str:
-    """A confidence interval for a table cell."""
-    return "-" if bounds is None else f"{number(float(bounds[0]))} to {number(float(bounds[1]))}"
+def explained(run: Run) -> dict[str, Any]:
+    """All that is shown of one run, for programs too."""
+    config, status, env = run.config, run.status, run.env
+    results = run.results if (run.path / "results.json").is_file() else {}
+    training = _training(run)
+    return {
+        "path": str(run.path),
+        "state": state_of(run),
+        "step": status.get("step"),
+        "num_steps": status.get("num_steps") or run.horizon.get("num_steps"),
+        "examples_per_step": run.horizon.get("examples_per_step"),
+        "started": status.get("started"),
+        "updated": status.get("updated"),
+        "overrides": overrides_of(run),
+        "changed": _beyond_defaults(config),
+        "config": config,
+        "data_fingerprint": env.get("data_fingerprint"),
+        "metrics": results.get("metrics", {}),
+        "predictor": results.get("predictor"),
+        "examples_per_model": results.get("examples_per_model"),
+        "distinct_examples": results.get("distinct_examples"),
+        "groups": results.get("groups", []),
+        "seconds": results.get("seconds"),
+        "training": training,
+        "commit": env.get("commit"),
+        "source_hash": env.get("source_hash"),
+        "versions": env.get("versions", {}),
+        "hardware": env.get("hardware", {}),
+        "problems": _problems(run, config, status, env, training),
+    }
 
 
-def as_json(content: Any) -> str:
-    """JSON for programs; numbers that are not finite become null."""
-    return json.dumps(_finite(content), indent=1)
+def _beyond_defaults(config: Mapping[str, Any]) -> dict[str, list[Any]] | None:
+    """Dotted keys that are not as task, data, scale and algorithm have them: [default, value]; None if that is unknown."""
+    flat = dict(flatten(config))
+    choices = [f"{group}={flat.get(f'{group}.name', flat.get(group))}" for group in BASE]
+    content = composed(choices)
+    if content is None:
+        return None
+    defaults = dict(flatten(content))
+    return {
+        key: [defaults.get(key), value]
+        for key, value in flat.items()
+        if key not in OWN and value != defaults.get(key) and (key in defaults or value is not None)
+    }
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def result_line(run: Run) -> str:
-    """One line with the numbers of a finished run."""
-    results = run.results
-    shown = [f"{name} {number(results['metrics'][name])}" for name in SHOWN_METRICS if name in results["metrics"]]
-    return f"{run.path}: finished after {results.get('steps', '?')} steps; {results['split']} {', '.join(shown)}"
-
-
-def untaught(run: Run) -> list[str]:
-    """A sentence if groups of a codistilled run never had a teacher, so that they are no codistilled models."""
-    groups = run.untaught_groups
-    if not groups:
+def _training(run: Run) -> list[dict[str, Any]]:
+    """For every group what its rows in metrics.jsonl say of teacher, speed and time."""
+    frame = run.metrics(kind="train")
+    if frame.empty:
         return []
-    named = f"group {groups[0]}" if len(groups) == 1 else f"groups {', '.join(map(str, groups))}"
-    reasons = {own["exchange_reason"] for own in run.results["groups"] if own and own.get("exchange_reason")}
-    why = f" The exchange said: {'; '.join(sorted(reasons))}" if reasons else ""
-    return [f"{run.path}: {named} never had a teacher: trained alone, on the labels only.{why}"]
-
-
-def state_of(run: Run) -> str:
-    """The state of a run; `interrupted` where the process that trained it is gone."""
-    status = run.status
-    state = str(status.get("state", "unknown"))
-    here = status.get("host", platform.node()) == platform.node()
-    return "interrupted" if state == "running" and here and trained_by(run) is None else state
-
-
-def print_metrics(results: Mapping[str, Any]) -> None:
-    """Print metrics with their intervals."""
-    table = _table(["metric", "value", "95 % interval"], right={"value"})
-    for name, value in results.items():
-        if name.endswith("_interval") or not isinstance(value, int | float) or isinstance(value, bool):
-            continue
-        table.add_row(name, number(value), interval(results.get(f"{name}_interval")))
-    _print(table)
-
-
-def print_churn(result: ChurnResult) -> None:
-    """Print churn: the measures, the runs, the slices, then what to know before believing them."""
-    from odist.measure.churn import SHOWN_NAMES
-
-    pairs = len(result.pairs)
-    print(f"{len(result.names)} retrains, {pairs} {'pair' if pairs == 1 else 'pairs'}, {result.rows:,} rows")
-    names = {measure: SHOWN_NAMES.get((result.form, measure), measure) for measure in result.definitions}
-    distance = names["mean_abs_difference"]
-    print_metrics({key.replace("mean_abs_difference", distance): value for key, value in result.metrics.items()})
-    for measure, meaning in result.definitions.items():
-        print(f"{names[measure]}: {meaning}")
-    measured = [name for name in result.runs[0] if any(isinstance(row[name], float) for row in result.runs)]
-    if measured:
-        lines = [{"retrain": row["name"], **{name: number(row[name]) for name in measured}} for row in result.runs]
-        print_table(lines, right=set(measured))
-    for name, rows in result.slices.items():
-        lines = [
+    told = []
+    for group, rows in frame.groupby("group"):
+        heard = rows[rows["teacher_age_steps"].notna()] if "teacher_age_steps" in rows else rows.iloc[:0]
+        ages = [int(value) for value in heard.get("teacher_age_steps", [])]
+        speeds = [float(value) for value in rows["examples_per_second"].dropna()]
+        rejected: Any = rows["exchange_rejected"].dropna() if "exchange_rejected" in rows else []
+        told.append(
             {
-                name: row["value"],
-                "rows": f"{row['rows']:,}",
-                distance: number(row["mean_abs_difference"]),
-                "95 % interval": interval(row["mean_abs_difference_interval"]),
+                "group": int(str(group)),
+                "teacher_heard_from_step": int(heard["step"].iloc[0]) if ages else None,
+                "teacher_age_steps": {"median": statistics.median(ages), "largest": max(ages)} if ages else None,
+                "examples_per_second": statistics.median(speeds) if speeds else None,
+                "seconds": float(rows["seconds"].iloc[-1]),
+                "rejected_snapshots": int(max(rejected, default=0)),
             }
-            for row in rows
-        ]
-        print_table(lines, right={"rows", distance})
-    for note in result.notes:
-        print(f"note: {note}")
+        )
+    return told
 
 
-def print_table(lines: Sequence[Mapping[str, Any]], *, right: set[str], dispensable: Sequence[str] = ()) -> None:
-    """Print lines with equal keys as a table.
-
-    right: columns of numbers; dispensable: columns to leave out, one after another, where the terminal is too narrow
-    """
-    console = _console()
-    columns = list(lines[0])
-    for left_out in (None, *dispensable):
-        columns = [column for column in columns if column != left_out]
-        table = _table(columns, right=right)
-        for line in lines:
-            table.add_row(*(str(line[column]) for column in columns))
-        if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
-            break
-    console.print(table)
-
-
-def _table(columns: Sequence[str], *, right: set[str]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=index > 0)
-    return table
-
-
-def _print(table: Table) -> None:
-    _console().print(table)
+def _problems(
+    run: Run, config: Mapping[str, Any], status: Mapping[str, Any], env: Mapping[str, Any], training: Sequence[Any]
+) -> list[str]:
+    found = []
+    state = state_of(run)
+    if run.missing_groups:
+        found.append(f"groups missing: {run.missing_groups}")
+    elif state != "finished":
+        found.append(f"not finished ({state}); its `odist train` command continues it")
+    if status.get("error"):
+        found.append(str(status["error"]))
+    peers = config.get("algorithm", {}).get("teacher") == "peers"
+    for group in training if peers else ():
+        if group["teacher_heard_from_step"] is None and state == "finished":
+            found.append(f"group {group['group']} never had a teacher")
+        if group["rejected_snapshots"]:
+            found.append(f"group {group['group']} rejected {group['rejected_snapshots']} entries of the exchange")
+    if state == "finished":
+        found += run.results.get("remarks", [])
+    if env.get("continued_by"):
+        found.append("continued by another version of odist's source than began it")
+    path = config.get("data", {}).get("path")
+    if path is not None and not Path(path).is_dir():
+        found.append(f"its data is no longer at {path}")
+    return found
 
 
-def _console() -> Console:
-    from rich.console import Console
+def _page(content: Mapping[str, Any]) -> Iterator[str]:
+    config = content["config"]
+    model, optim, algorithm = config["model"], config["optim"], config["algorithm"]
+    data = config["data"].get("path") or config["data"]["name"]
+    per_step = content["examples_per_step"]
+    state = f"{content['state']} after step {content['step'] or 0} of {content['num_steps'] or '?'}, {age(content['updated'])} ago"
+    trained = f"; trained for {content['seconds']:,.1f} s, all groups together" if content["seconds"] else ""
+    yield content["path"]
+    yield from _field("state", f"{state}{trained}")
+    yield from _field("command", "odist train " + " ".join(map(shlex.quote, content["overrides"])))
+    yield from _field("task", f"{config['task']['name']}, data {data}, scale {config['scale']}, seed {config['seed']}")
+    yield from _field("algorithm", f"{algorithm['name']}: {config['num_groups']} x {model['name']}, {config['workers']} worker{'s' * (config['workers'] > 1)} each, "
+                      f"batch {config['train']['batch']}{f' ({per_step} examples a step)' if per_step else ''}, "
+                      f"{optim['name']} with lr {optim['lr']:g}")  # fmt: skip
+    if content["examples_per_model"]:
+        yield from _field("read", f"{content['examples_per_model']:,} examples a group, "
+                          f"{content['distinct_examples'] or 0:,} different ones in all")  # fmt: skip
+    yield from _field("fingerprint", f"{(content['data_fingerprint'] or '-')[:16]} (of the validation data)")
+    changed = content["changed"]
+    if changed is None:
+        yield from _field("changed", "unknown: a choice of this run is not in this installation")
+    else:
+        yield from _field("changed", ", ".join(f"{key}={typed(new)} (default {typed(old)})" for key, (old, new) in changed.items())
+                          or "nothing: the defaults of task, data, scale and algorithm")  # fmt: skip
+    for group in content["training"]:
+        yield from _field(f"group {group['group']}", _group_line(content, group))
+    machine, versions = content["hardware"], content["versions"]
+    yield from _field("hardware", f"{machine.get('gpu') or 'no GPU'}; {machine.get('cpu')}, {machine.get('cores')} cores, "
+                      f"{machine.get('memory_gb')} GB; device {config['launch']['device']}")  # fmt: skip
+    yield from _field("software", f"odist {versions.get('odist')} ({(content['commit'] or 'no commit')[:12]}), "
+                      f"torch {versions.get('torch')}, Python {versions.get('python')}")  # fmt: skip
+    yield from _field("problems", "; ".join(content["problems"]) or "none")
+    if content["metrics"]:
+        predictor = {"mean": "the mean of the groups"}.get(
+            content["predictor"], str(content["predictor"]).replace("-", " ")
+        )
+        yield from ("", f"Results on the validation part, predicted by {predictor}")
+        for name, value in content["metrics"].items():
+            if isinstance(value, int | float):
+                bounds = content["metrics"].get(f"{name}_interval")
+                yield f"  {name:<24}{number(value):>12}{f'   95 %: {interval(bounds)}' if bounds else ''}"
 
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
+
+def _group_line(content: Mapping[str, Any], group: Mapping[str, Any]) -> str:
+    parts = []
+    results = (content["groups"][group["group"]] if len(content["groups"]) > group["group"] else None) or {}
+    for name in ("log_loss", "cross_entropy"):
+        if results.get(name) is not None:
+            parts.append(f"{name} {number(results[name])}")
+    ages = group["teacher_age_steps"]
+    if ages is not None:
+        parts.append(f"heard its teacher from step {group['teacher_heard_from_step']}, {ages['median']:g} steps old "
+                     f"in the median, {ages['largest']} at most")  # fmt: skip
+    if group["examples_per_second"]:
+        parts.append(f"{group['examples_per_second']:,.0f} examples/s")
+    return "; ".join(parts) or "-"
+
+
+# Two runs
+
+
+def differences(first: Run, second: Run) -> dict[str, Any]:
+    """What differs between two runs, each as [of the first, of the second]."""
+    one, two = explained(first), explained(second)
+    flat = [dict(flatten(content["config"])) for content in (one, two)]
+    keys = [key for key in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(key) != flat[1].get(key)]
+    deciding = {"seed", *system_of(one["config"]), *system_of(two["config"])}
+    metrics = [content["metrics"] for content in (one, two)]
+    software = [{"commit": c["commit"], "source": c["source_hash"], **c["versions"]} for c in (one, two)]
+    return {
+        "paths": [one["path"], two["path"]],
+        "state": [one["state"], two["state"]],
+        "config": {key: [flat[0].get(key), flat[1].get(key)] for key in keys if key in deciding},
+        "config_without_effect": {key: [flat[0].get(key), flat[1].get(key)] for key in keys if key not in deciding},
+        "data_fingerprint": [one["data_fingerprint"], two["data_fingerprint"]],
+        "software": _differing(*software),
+        "hardware": _differing(one["hardware"], two["hardware"]),
+        "metrics": {
+            name: [value, metrics[1][name]]
+            for name, value in metrics[0].items()
+            if isinstance(value, int | float) and isinstance(metrics[1].get(name), int | float)
+        },
+        "problems": [one["problems"], two["problems"]],
+    }
+
+
+def _differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {key: [one.get(key), two.get(key)] for key in dict.fromkeys([*one, *two]) if one.get(key) != two.get(key)}
+
+
+def _differences_page(compared: Mapping[str, Any]) -> Iterator[str]:
+    yield from (
+        f"A  {compared['paths'][0]}  {compared['state'][0]}",
+        f"B  {compared['paths'][1]}  {compared['state'][1]}",
+        "",
+    )
+    same_data = compared["data_fingerprint"][0] == compared["data_fingerprint"][1]
+    config = compared["config"]
+    if config:
+        yield "Configuration (A -> B)"
+        yield from _pairs(config)
+    else:
+        yield "Configuration: no difference in what is learnt"
+    if compared["config_without_effect"]:
+        yield "Without effect on what is learnt (A -> B)"
+        yield from _pairs(compared["config_without_effect"])
+    yield f"Validation data: {'the same rows' if same_data else 'other rows, so results and predictions cannot be compared'}"
+    for title in ("software", "hardware"):
+        if compared[title]:
+            yield f"{title.capitalize()} (A -> B)"
+            yield from _pairs({key: [_short(value) for value in pair] for key, pair in compared[title].items()})
+        else:
+            yield f"{title.capitalize()}: the same"
+    for letter, problems in zip("AB", compared["problems"], strict=True):
+        for problem in problems:
+            yield f"Problem of {letter}: {problem}"
+    if compared["metrics"]:
+        yield from ("", f"  {'result':<24}{'A':>12}{'B':>12}{'B - A':>12}")
+        for name, (one, two) in compared["metrics"].items():
+            yield f"  {name:<24}{number(one):>12}{number(two):>12}{number(two - one):>12}"
+    if same_data and set(config) == {"seed"}:
+        yield from ("", f"Retrains of one system: odist churn {' '.join(map(shlex.quote, compared['paths']))}")
+
+
+def _short(value: Any) -> Any:
+    return value[:12] if isinstance(value, str) and len(value) >= 40 and " " not in value else value
+
+
+def _pairs(pairs: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    at = max(14, *(len(key) + 4 for key in pairs))
+    for key, (one, two) in pairs.items():
+        yield from _field(key, f"{typed(one)} -> {typed(two)}", at=at)
+
+
+def _field(name: str, text: str, *, at: int = 14) -> Iterator[str]:
+    """`name` and its text, which begins at column `at` and is wrapped there; words stay whole."""
+    width = max(40, shutil.get_terminal_size((100, 24)).columns)
+    lines = textwrap.wrap(text, max(20, width - at), break_long_words=False, break_on_hyphens=False) or ["-"]
+    yield f"  {name:<{at - 2}}{lines[0]}"
+    for line in lines[1:]:
+        yield " " * at + line

@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from odist.cli.explain import explain
-from odist.cli.show import main_metric, result_line, untaught
+from odist.cli.printing import main_metric, result_line, untaught
 from odist.cli.train_arguments import Arguments, is_sweep, read_arguments
 from odist.config.folder import config_folder, config_folders
 from odist.config.read import register
 from odist.errors import Interrupted, LostWorkers, OdistError, UserError
 from odist.files import Tail
 from odist.launch import launch
-from odist.launch.check import remarks
+from odist.launch.remarks import remarks
+from odist.launch.stop import Stop
 from odist.run.places import local_folder
 from odist.run.provenance import process_start
 
@@ -42,7 +43,7 @@ SECONDS_TO_SAVE = 60.0
 class Job:
     """What Hydra calls for every combination; goes to other processes with the joblib and submitit launchers."""
 
-    def __init__(self, sweep: Path, stop: launch.Stop) -> None:
+    def __init__(self, sweep: Path, stop: Stop) -> None:
         self.sweep = sweep
         self.stop = stop
         self.failure: BaseException | None = None  # of a single run
@@ -132,7 +133,7 @@ def train(words: list[str]) -> None:
         _show_help(arguments)
         return
     sweep = _sweep_folder(arguments)
-    stop = launch.Stop(sweep / STOP_FILE if arguments.is_multirun else None)
+    stop = Stop(sweep / STOP_FILE if arguments.is_multirun else None)
     job = Job(sweep, stop)
     records: list[dict[str, Any]] = []
     tracebacks = _wants_tracebacks()

@@ -14,13 +14,8 @@ from odist import registry
 from odist.config.key import Key
 from odist.config.read import described
 from odist.config.schema import (
-    JPEG_SIZE,
     Config,
-    CriteoConfig,
-    ImageNetConfig,
-    LMConfig,
     LSTMConfig,
-    ResNetConfig,
     TransformerConfig,
 )
 from odist.config.suggest import choose
@@ -227,82 +222,3 @@ def read_store(path: str) -> dict[str, Any]:
                         "`odist prepare` makes one.") from None  # fmt: skip
     except ValueError:
         raise UserError(f"data.path={path}: its store.json cannot be read. Prepare the folder again.") from None
-
-
-def remarks(config: Config) -> list[str]:
-    """What is allowed but probably not meant, as sentences."""
-    return [
-        *_unheard(config),
-        *_unused_store(config),
-        *_too_small(config),
-        *_first_weights(config),
-        *_has_seen_the_rows(config),
-    ]
-
-
-def _first_weights(config: Config) -> list[str]:
-    path = config.train.init_from
-    if path is None:
-        return []
-    run = Run.open(path)
-    num_groups = run.config.get("num_groups", 1)
-    whose = "every group from its group 0"
-    if num_groups == config.num_groups:
-        whose = "group 0 from its group 0" if num_groups == 1 else "each group from its group of the same number"
-    said = [f"the first weights are those of {path}, {whose}; optimizer state, schedule and steps start afresh."]
-    data = run.config.get("data", {})
-    there: Any = run.env.get("fitted_fingerprint")
-    if data.get("name") == "prepared" and there is None and Path(data["path"]).is_dir():
-        there = read_store(data["path"]).get("fitted_fingerprint")
-    here = None if config.data.path is None else read_store(config.data.path).get("fitted_fingerprint")
-    if there is not None and here is not None and there != here:
-        said.append(f"{path} was trained on data with other fitted parts, so its ids, numbers or classes may have meant something "
-                    f"else. Prepare these with --like {data.get('path') or 'STORE'} if they should mean the same.")  # fmt: skip
-    return said
-
-
-def _has_seen_the_rows(config: Config) -> list[str]:
-    """Of runs to build on that learnt from the rows that this one evaluates, as far as that can be known."""
-    if config.data.path is None or config.data.holdout != "tuning":
-        return []
-    said = []
-    for path in [*config.algorithm.teachers, *([config.train.init_from] if config.train.init_from else [])]:
-        run = Run.open(path)
-        same = run.env.get("data_fingerprint") == read_store(config.data.path).get("fingerprint")
-        if same and run.config.get("data", {}).get("holdout") != "tuning":
-            said.append(f"{path} has been trained on the rows that data.holdout=tuning evaluates, so the results will look better "
-                        "than they are. Use a run with data.holdout=tuning.")  # fmt: skip
-    return said
-
-
-def _unheard(config: Config) -> list[str]:
-    examples = [config.train.max_examples] if config.train.max_examples is not None else []
-    if config.data.name == "synthetic" and isinstance(config.task, CriteoConfig | LMConfig | ImageNetConfig):
-        examples.append(int(config.train.passes * config.task.synthetic.rows))
-    elif config.data.path is not None and isinstance(config.task, ImageNetConfig):  # its passes are many
-        images = read_store(config.data.path).get("splits", {}).get("train", {}).get("images")
-        examples += [] if images is None else [int(config.train.passes * images)]
-    if config.algorithm.teacher in ("peers", "fixed") and examples and config.algorithm.burn_in >= min(examples):
-        return [
-            f"the teacher is never heard: algorithm.burn_in={config.algorithm.burn_in} examples, "
-            f"the run ends after {min(examples)}."
-        ]
-    return []
-
-
-def _unused_store(config: Config) -> list[str]:
-    exchange = config.exchange
-    if exchange.url is None or config.algorithm.teacher != "peers" or exchange.name == "store":
-        return []
-    return [f"exchange.url={exchange.url} is not used: exchange={exchange.name}. Add exchange=store, or launch=local."]
-
-
-def _too_small(config: Config) -> list[str]:
-    task, model, path = config.task, config.model, config.data.path
-    if not isinstance(task, ImageNetConfig) or not isinstance(model, ResNetConfig) or path is None:
-        return []
-    size = task.size or read_store(path).get("decoded") or JPEG_SIZE
-    if model.depth not in SMALL_DEPTHS or size <= 2 * SMALL_SIZE:
-        return []
-    return [f"model.depth={model.depth} is a network for images of {SMALL_SIZE} pixels a side; these have {size}. Did you "
-            "mean model.depth=18, model.depth=50, scale=paper, or a smaller task.size?"]  # fmt: skip

@@ -26,11 +26,12 @@ from odist.engine.trainer import Trainer
 from odist.engine.wiring import Parts, Shelf, build_task, build_trainer, make_clock, set_up_torch
 from odist.errors import GAVE_UP, Interrupted, OdistError, UserError
 from odist.launch.results import combine, finish_group, is_done
+from odist.launch.stop import AgreedStop
 from odist.mesh import Axis, Mesh
 from odist.optim import Clock
 from odist.run.damage import naming
 from odist.run.folder import Run
-from odist.run.log import NOTE, MetricsLog, make_progress
+from odist.run.log import MetricsLog, make_progress, note
 from odist.tasks.base import Task
 
 SECONDS_BETWEEN_BEATS = 0.5
@@ -113,11 +114,6 @@ def _locked(lock: int) -> bool:
     return True
 
 
-def note(text: str) -> None:
-    """Tell the user something; of a process of a group, the command that started it passes it on."""
-    print(f"{NOTE}{text}", file=sys.stderr, flush=True)
-
-
 def _common_start(run: Run, config: Config) -> int:
     """The step from which groups that take turns go on; UserError if each was saved at a step of its own."""
     steps = [run.checkpoint_steps(group) for group in range(config.num_groups)]
@@ -148,21 +144,6 @@ class Heartbeat:
             with contextlib.suppress(OSError):  # a full disk ends training where something is lost by it
                 self._path.touch()
         return self._stop()
-
-
-class AgreedStop:
-    """One answer per step for all groups of a process and all processes of a group, whenever the signal comes."""
-
-    def __init__(self, stop: Callable[[], bool], mesh: Mesh) -> None:
-        self._stop = stop
-        self._mesh = mesh
-        self._step = -1
-        self._answer = False
-
-    def __call__(self, step: int) -> bool:
-        if step != self._step:
-            self._step, self._answer = step, self._mesh.any(self._stop())
-        return self._answer
 
 
 def _take_turns(run: Run, config: Config, trainers: Sequence[Trainer], *, start: int) -> None:

@@ -23,6 +23,11 @@ NOTE = "note: "  # begins a line for the user, also in the log of a group's proc
 PLAIN_SECONDS = 10.0  # between two plain lines of a group
 
 
+def note(text: str) -> None:
+    """Tell the user something that is not an error; what the process of a group says, its command passes on."""
+    print(f"{NOTE}{text}", file=sys.stderr, flush=True)
+
+
 class Progress(Protocol):
     """Shows the state of each group."""
 

@@ -1,0 +1,150 @@
+"""The run folder of a configuration: found again or made, refused where it belongs to another, held by one process."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from odist.config.read import load
+from odist.config.schema import Config, config_hash, differences, to_dict
+from odist.errors import Damaged, UserError
+from odist.launch.check import read_store
+from odist.run import provenance
+from odist.run.folder import Run
+from odist.run.log import note
+from odist.run.mending import mend_identity
+
+
+def content_of(config: Config) -> dict[str, Any]:
+    """What lies at the places that the configuration names, for `config_hash`."""
+    content: dict[str, Any] = {}
+    if config.data.path is not None:
+        content["data.path"] = read_store(config.data.path).get("fingerprint")
+    if config.algorithm.teachers:
+        content["algorithm.teachers"] = [
+            Run.open(teacher).env.get("config_hash", teacher) for teacher in config.algorithm.teachers
+        ]
+    if config.train.init_from is not None:
+        groups = Run.open(config.train.init_from).results["groups"]
+        content["train.init_from"] = [group["weight_hash"] for group in groups]
+    return content
+
+
+def run_name(config: Config, digest: str) -> str:
+    """Name of the folder: task, folder of prepared data, algorithm, seed and eight digits of the hash."""
+    data = "" if config.data.path is None else re.sub(r"[^\w.]+", "_", Path(config.data.path).name)[:40]
+    return f"{config.task.name}-{f'{data}-' if data else ''}{config.algorithm.name}-s{config.seed}-{digest[:8]}"
+
+
+def run_path(config: Config, digest: str, *, in_multirun: bool) -> Path:
+    """Where the run of a configuration lies or shall lie.
+
+    Without a run.dir of its own that is a folder by the name of `run_name`; a folder of the same seed and hash counts too,
+    for the data may have been moved since, and older versions gave other names.
+    """
+    if config.run.dir is not None and not in_multirun:
+        return Path(config.run.dir)
+    parent = Path(config.run.dir or "runs")
+    path = parent / run_name(config, digest)
+    if Run.lies_at(path):
+        return path
+    same = sorted(parent.glob(f"{config.task.name}-*-s{config.seed}-{digest[:8]}"))
+    return next((found for found in same if Run.lies_at(found)), path)
+
+
+def open_or_create(config: Config, *, overrides: list[str], in_multirun: bool) -> tuple[Run, bool]:
+    """The run folder of `config`, and whether it was made now.
+
+    UserError if the folder belongs to another configuration, to other data, or is no run folder.
+    """
+    content = content_of(config)
+    digest = config_hash(config, content=content)
+    path = run_path(config, digest, in_multirun=in_multirun)
+    if Run.lies_at(path):
+        run = Run.open(path)
+        fingerprint = content.get("data.path")
+        mend_identity(run, config, digest=digest, data_fingerprint=fingerprint, say=note)
+        _check_same(run, config, content=content, digest=digest)
+        return run, False
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: exists and is not a run folder. Choose another run.dir, or remove it.")
+    env = provenance.environment(config_hash=digest, data_fingerprint=content.get("data.path"))
+    return _create(path, config, overrides=overrides, env=env), True
+
+
+def _create(path: Path, config: Config, *, overrides: list[str], env: dict[str, Any]) -> Run:
+    """Make the folder beside its place and move it there whole, so that no half of one is ever seen."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        Run.create(temporary, to_dict(config), overrides=overrides, env=env)
+        os.rename(temporary, path)
+    except OSError as error:
+        if (path / "config.yaml").is_file():
+            raise UserError(f"{path}: another process made this run at the same moment.") from error
+        raise UserError(f"{path}: cannot make the run folder: {error.strerror}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Run(path)
+
+
+def _check_same(run: Run, config: Config, *, content: dict[str, Any], digest: str) -> None:
+    known = load(run.config)
+    if run.env.get("config_hash") == digest:
+        return
+    changed = differences(known, config)
+    if "algorithm.teachers" in content:
+        changed = changed or ["algorithm.teachers: other runs lie at the same paths"]
+    if "train.init_from" in content:
+        changed = changed or ["train.init_from: other weights lie at the same path"]
+    if "data.path" in content and run.env.get("data_fingerprint") != content["data.path"]:
+        changed.append(f"data: fingerprint {run.env.get('data_fingerprint')} -> {content['data.path']}")
+    if changed:
+        shown = "\n".join(f"  {line}" for line in changed[:20])
+        more = f"\n  and {len(changed) - 20} more" if len(changed) > 20 else ""
+        raise UserError(f"{run.path} holds a run of another configuration (saved run -> this command):\n{shown}{more}\n"
+                        "Choose another run.dir, or leave run.dir out: every configuration has its own folder.")  # fmt: skip
+
+
+def trained_by(run: Run) -> int | None:
+    """Id of the living process of this machine that trains the run, None if there is none."""
+    try:
+        status = run.status
+    except Damaged:
+        return None
+    pid = status.get("pid")
+    if status.get("state") not in ("created", "running") or not isinstance(pid, int) or not 0 < pid < 2**31:
+        return None
+    if status.get("host", platform.node()) != platform.node():
+        return None
+    began = provenance.process_start(pid)
+    if began is None or status.get("pid_started", began) != began:
+        return None  # gone, or its number now belongs to another process
+    return pid
+
+
+@contextlib.contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Hold the run for this process; UserError if another one trains it."""
+    folder = os.open(run.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            busy = False
+        except BlockingIOError:
+            busy = True
+        except OSError:
+            busy = False  # no locks on this file system: the process id has to do
+        pid = trained_by(run)
+        if (busy or pid is not None) and pid != os.getpid():
+            by = f"process {pid}" if pid is not None else "another process"
+            raise UserError(f"{run.path} is being trained by {by}. Wait for it, or stop it first.")
+        yield
+    finally:
+        os.close(folder)
