@@ -23,6 +23,9 @@ ALGORITHMS = {
                           "optim.momentum=0.9", "optim.lr=0.05"],
     "delayed": ["algorithm=delayed", "workers=4", "train.batch=25"],
     "local_sgd": ["algorithm=local_sgd", "workers=4", "train.batch=25", "algorithm.average_every=400"],
+    "averages": ["algorithm=codistill", "train.average=ema", "exchange.publish=average", "algorithm.include_self=true",
+                 "exchange.lag=1"],
+    "swa-local_sgd": ["algorithm=local_sgd", "workers=4", "train.batch=25", "train.average=swa", "train.average_from=300"],
 }  # fmt: skip
 
 

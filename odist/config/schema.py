@@ -205,6 +205,7 @@ class AlgorithmConfig:
     distill_weight: float = key(1.0, "weight of the teacher's loss", bounds=NOT_NEGATIVE)
     distill_loss: str = key("cross_entropy", "loss against the teacher's prediction", choices=DISTILL_LOSSES)
     average: str = key("probabilities", "what is averaged over several teachers", choices=("probabilities", "logits"))
+    include_self: bool = key(False, "peers: the group's own published weights are among its teachers")
     burn_in: int = key(0, "examples before the teacher is heard", bounds=NOT_NEGATIVE, as_steps=True)
     distribution: str = key("uniform", "prediction of the constant teacher", choices=DISTRIBUTIONS)
     teachers: list[str] = key([], "folders of the finished runs that teach, for algorithm=distill")
@@ -218,6 +219,9 @@ TIMINGS = {"lockstep": "the agreed snapshot, the same bits every time", "freshes
 @dataclass
 class ExchangeConfig:
     name: str = key(MISSING, "how groups see each other's weights", parts="exchange")
+    publish: str = key(
+        "weights", "what a group publishes; average: that of train.average", choices=("weights", "average")
+    )
     timing: str = key("lockstep", "which snapshot of a peer is used", choices=TIMINGS)
     url: str | None = key(None, "store: folder or fsspec URL; null: exchange/ in the run folder")
     timeout: float = key(600.0, "lockstep: seconds to wait for a peer before saving and giving up", bounds=POSITIVE)
@@ -240,6 +244,9 @@ class LaunchConfig:
     device: str = key("cpu", "where it computes", choices=("cpu", "cuda"))
 
 
+AVERAGES = {"none": "the last weights", "ema": "their exponential average", "swa": "their plain mean"}
+
+
 @dataclass
 class TrainConfig:
     batch: int = key(MISSING, "examples per virtual worker and step", bounds=POSITIVE)
@@ -252,10 +259,17 @@ class TrainConfig:
     checkpoint_every: int = key(0, "examples between checkpoints; 0: at the end", bounds=NOT_NEGATIVE, as_steps=True)
     keep_checkpoints: int = key(1, "newest checkpoints that are kept", bounds=POSITIVE)
     log_every: int = key(0, "examples between rows of metrics.jsonl; 0: 100 rows", bounds=NOT_NEGATIVE, as_steps=True)
+    average: str = key("none", "what predicts: the weights or an average of them", choices=AVERAGES)
+    average_horizon: int | None = key(
+        None, "ema: examples after which a step counts 1/e; null: a tenth of the run", bounds=POSITIVE, as_steps=True
+    )
+    average_from: int | None = key(
+        None, "examples before the average; null: none, of swa 3/4 of the run", bounds=NOT_NEGATIVE, as_steps=True
+    )
     prefetch: int = key(2, "steps prepared ahead by threads", bounds=NOT_NEGATIVE)
     # Group k starts from its group k, or all from its group 0 where it has another number of groups. Optimizer state,
     # schedule and steps start afresh.
-    init_from: str | None = key(None, "finished run whose weights come first; null: random weights")
+    init_from: str | None = key(None, "finished run whose model comes first; null: random weights")
 
 
 @dataclass
@@ -346,7 +360,14 @@ FREE_KEYS = (
 )
 
 # Keys that are younger than finished runs, which have to keep their hash: hashed only where they differ from their default.
-YOUNGER_KEYS: dict[str, Any] = {"train.init_from": None}
+YOUNGER_KEYS: dict[str, Any] = {
+    "train.init_from": None,
+    "train.average": "none",
+    "train.average_horizon": None,
+    "train.average_from": None,
+    "exchange.publish": "weights",
+    "algorithm.include_self": False,
+}
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -23,8 +23,12 @@ UNREAD: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("exchange.name", "exchange.timing", ("lockstep",)),  # equal bits in memory and through a store
     *(
         (f"exchange.{key}", "algorithm.teacher", ("none", "constant", "fixed"))
-        for key in ("name", "timing", "interval", "lag")
+        for key in ("name", "timing", "interval", "lag", "publish")
     ),
+    ("exchange.publish", "train.average", ("none",)),
+    ("train.average_horizon", "train.average", ("none", "swa")),
+    ("train.average_from", "train.average", ("none",)),
+    ("algorithm.include_self", "algorithm.teacher", ("none", "constant", "fixed")),
     ("exchange.lookahead", "algorithm.teacher", ("none", "constant")),
     ("algorithm.distill_weight", "algorithm.teacher", ("none",)),
     ("algorithm.distill_loss", "algorithm.teacher", ("none",)),

@@ -26,15 +26,18 @@ from odist.run.damage import SET_ASIDE, set_aside, writing
 from odist.run.digest import check_digest, write_digest
 from odist.run.folder import Run, step_name
 
-WEIGHTS, STATE = "model.safetensors", "state.pt"
+WEIGHTS, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.pt"
 STATE_KEYS = ("step", "unfinished", "strategy", "teacher", "carry", "seconds", "window")
 UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, SafetensorError)
 Say = Callable[[str], None]
 
 
-def save(run: Run, group: int, *, step: int, model: nn.Module, state: dict[str, Any]) -> Path:
+def save(
+    run: Run, group: int, *, step: int, model: nn.Module, average: nn.Module | None = None, state: dict[str, Any]
+) -> Path:
     """Save a group after `step` completed steps; return the folder.
 
+    average: predicts in place of the model, see odist.engine.average
     state: nested dicts and lists of tensors, numbers and strings
     CannotWrite if the disk is full; older checkpoints stay whole.
     """
@@ -42,18 +45,21 @@ def save(run: Run, group: int, *, step: int, model: nn.Module, state: dict[str, 
     final = root / step_name(step)
     temporary = root / f".{step_name(step)}.{os.getpid()}.tmp"
     try:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        models = {WEIGHTS: model, **({} if average is None else {AVERAGE: average})}
+        names = (*models, STATE)
         with writing(final):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            with writing(final, SafetensorError):
-                save_file(weights, temporary / WEIGHTS)
+            for name, one in models.items():
+                weights = {key: tensor.detach().cpu().contiguous() for key, tensor in one.state_dict().items()}
+                with writing(final, SafetensorError):
+                    save_file(weights, temporary / name)
             with writing(final, RuntimeError):  # what torch's own writer raises
                 torch.save(state, temporary / STATE)
-            for name in (WEIGHTS, STATE):
+            for name in names:
                 with open(temporary / name, "rb") as file:
                     os.fsync(file.fileno())
-            write_digest(temporary, (WEIGHTS, STATE), env=run.env)
+            write_digest(temporary, names, env=run.env)
             replaced = root / f".{step_name(step)}.replaced"
             if final.exists():
                 shutil.rmtree(replaced, ignore_errors=True)
@@ -136,6 +142,8 @@ def _problem(run: Run, group: int, *, step: int) -> tuple[Path, str] | None:
             with safe_open(folder / WEIGHTS, framework="pt") as weights:
                 weights.keys()
             _load_state(folder, cure="")
+        elif "average" in _load_state(folder, cure=""):
+            check_digest(folder, (AVERAGE,), cure="")
     except Damaged as error:
         return folder, str(error).strip()
     except UNREADABLE as error:
@@ -178,13 +186,16 @@ def _load_state(folder: Path, *, cure: str) -> dict[str, Any]:
     return dict(state)
 
 
-def load_weights(run: Run, group: int, *, step: int, model: nn.Module) -> None:
-    """Load a group's weights of `step` into `model`; UserError if the checkpoint is damaged or another model's."""
+def load_weights(run: Run, group: int, *, step: int, model: nn.Module, averaged: bool = False) -> None:
+    """Load a group's weights of `step` into `model`; UserError if the checkpoint is damaged or another model's.
+
+    averaged: those of the average that predicts in their place
+    """
     folder = run.checkpoint_root(group) / step_name(step)
-    path = folder / WEIGHTS
+    path = folder / (AVERAGE if averaged else WEIGHTS)
     cure = (f"The run's results stay valid; for its weights bring the file back from a copy, or remove {run.path} and train the "
             "run again." if run.finished else "The run's `odist train` command goes back to an older checkpoint.")  # fmt: skip
-    check_digest(folder, (WEIGHTS,), cure=cure)
+    check_digest(folder, (path.name,), cure=cure)
     try:
         weights = load_file(path)
     except UNREADABLE as error:

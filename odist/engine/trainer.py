@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from odist.data.loader import Loader
 from odist.engine import checkpoint
+from odist.engine.average import WeightAverage
 from odist.engine.prediction import predict_batches
 from odist.errors import Diverged, Interrupted, LostWorkers
 from odist.mesh import Mesh
@@ -30,6 +32,7 @@ from odist.tasks.base import Batch, Carry, Task
 from odist.teachers.base import Teacher
 
 CROSS_ENTROPIES = ("log_loss", "cross_entropy")  # main metrics of tasks whose label loss cannot be negative
+LAST_WEIGHTS = "last_weights_"  # begins the metrics of the weights themselves where their average predicts
 ROUNDING = 1e-6  # nats by which the mean of many losses may miss 0
 
 
@@ -67,6 +70,8 @@ class Trainer:
 
     loader: step -> one batch per virtual worker; seed: the run's; stop: asked once per step with the
     number of completed steps, the same answer for every group
+    average: predicts in place of the weights, and is what peers see with publish_average; None: no average, or another
+    process of the group keeps it, which writes the group's files
     """
 
     task: Task
@@ -83,6 +88,8 @@ class Trainer:
     seed: int
     stop: Callable[[int], bool] = field(default=lambda step: False)
     device: str = "cpu"
+    average: WeightAverage | None = None
+    publish_average: bool = False
     carry: dict[int, Carry] = field(default_factory=dict)
     seconds: float = 0.0  # of training: neither evaluation nor saving is counted
     stopped: bool = False
@@ -103,7 +110,9 @@ class Trainer:
             began = time.perf_counter()
             self._train_step(step)
             done = step + 1
-            self.teacher.publish(done, self.model)
+            if self.average is not None:
+                self.average.update(done)
+            self.teacher.publish(done, partial(self._offered, done))
             self._count_time(began)
             yield done
             if not self._finish_step(done):
@@ -134,6 +143,14 @@ class Trainer:
         if last or self.stopped or _due(done, self.cadence.checkpoint):
             self.save(done)
         return not self.stopped
+
+    def _offered(self, done: int) -> nn.Module:
+        """What peers see of the group after `done` completed steps."""
+        return self.average.offer(done) if self.average is not None and self.publish_average else self.model
+
+    def predicting(self, done: int) -> nn.Module:
+        """The model that predicts after `done` completed steps: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.ready(done)
 
     def _train_step(self, step: int) -> None:
         batches = [batch.to(self.device) for batch in self.loader[step]]
@@ -200,17 +217,15 @@ class Trainer:
     def _log_evaluation(self, done: int, *, rows: int | None) -> None:
         if not self.mesh.is_writer:
             return
-        metrics = self.task.metrics()
-        kept = []
-        for logits, batch in self._evaluate(rows):
-            metrics.update(logits, batch.targets, batch.weights, bayes=batch.bayes)
-            if self.cadence.keep_evaluations:
-                kept.append(self.task.probabilities(logits.float(), batch).cpu().numpy().astype(np.float32))
+        results, kept = self._evaluate(self.predicting(done), rows)
         if kept:
             root = self.run.evaluation_root(self.mesh.group.index)
             root.mkdir(parents=True, exist_ok=True)
             np.save(root / f"{step_name(done)}.npy", np.concatenate(kept))
-        self._write("evaluate", done, split="validation", **metrics.result())
+        if self.average is not None:
+            results |= {f"{LAST_WEIGHTS}{name}": value for name, value in self._evaluate(self.model, rows)[0].items()}
+        self._write("evaluate", done, split="validation", **results)
+        self.model.train()
 
     def _write(self, kind: str, done: int, **values: Any) -> None:
         if self.mesh.is_writer:
@@ -223,16 +238,17 @@ class Trainer:
                 **values,
             )
 
-    def _evaluate(self, rows: int | None) -> Iterator[tuple[Tensor, Batch]]:
-        yield from predict_batches(
-            self.task,
-            self.model,
-            split="validation",
-            rows=rows,
-            batch_size=self.cadence.evaluate_batch,
-            device=self.device,
-        )
-        self.model.train()
+    def _evaluate(self, model: nn.Module, rows: int | None) -> tuple[dict[str, float], list[np.ndarray]]:
+        """Metrics of a model on the first `rows` validation rows, None for all, and its predictions where they are kept."""
+        metrics, size = self.task.metrics(), self.cadence.evaluate_batch
+        kept = []
+        for logits, batch in predict_batches(
+            self.task, model, split="validation", rows=rows, batch_size=size, device=self.device
+        ):
+            metrics.update(logits, batch.targets, batch.weights, bayes=batch.bayes)
+            if self.cadence.keep_evaluations:
+                kept.append(self.task.probabilities(logits.float(), batch).cpu().numpy().astype(np.float32))
+        return metrics.result(), kept
 
     def save(self, done: int) -> None:
         """Save everything that the next step needs; all processes of the group call it, one writes."""
@@ -253,7 +269,10 @@ class Trainer:
             "window": window,
         }
         if self.mesh.is_writer:
-            checkpoint.save(self.run, self.mesh.group.index, step=done, model=self.model, state=state)
+            average = None if self.average is None else self.average.ready(done)
+            if self.average is not None:
+                state["average"] = self.average.state_dict()
+            checkpoint.save(self.run, self.mesh.group.index, step=done, model=self.model, average=average, state=state)
 
     def load(self, step: int) -> None:
         """Continue from the checkpoint of `step`; Damaged if its state is not one that these parts have saved."""
@@ -266,7 +285,13 @@ class Trainer:
             self.unfinished = state["unfinished"]
             if self.mesh.is_writer:
                 self.window = Window(**state["window"])
-        self.teacher.publish(step, self.model)  # peers may still ask for it, and what was published may be gone
+            if self.average is not None:
+                checkpoint.load_weights(
+                    self.run, self.mesh.group.index, step=step, model=self.average.model, averaged=True
+                )
+                self.average.load_state_dict(state["average"], step=step)
+        # Peers may still ask for it, and what was published may be gone.
+        self.teacher.publish(step, lambda: self.predicting(step) if self.publish_average else self.model)
 
 
 def _due(done: int, every: int) -> bool:

@@ -20,6 +20,7 @@ from odist.config.schema import Config
 from odist.data.loader import Loader
 from odist.data.order import order_seed
 from odist.engine import checkpoint
+from odist.engine.average import WeightAverage, decay_of
 from odist.engine.trainer import CROSS_ENTROPIES, Cadence, Trainer
 from odist.errors import UserError
 from odist.exchange.base import Exchange, Snapshot, fingerprint
@@ -30,7 +31,7 @@ from odist.rng import derive
 from odist.run.folder import Run
 from odist.run.log import MetricsLog
 from odist.strategies.base import Strategy
-from odist.tasks.base import Batch, Task
+from odist.tasks.base import Batch, Forward, Task
 from odist.teachers.base import Teacher
 
 Shelf = dict[int, dict[int, Snapshot]]
@@ -113,14 +114,17 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
         seed=order_seed(config.seed, group=group, partition=config.data.partition),
     )
 
-    def batches(step: int) -> list[Batch]:
+    def batches(step: int, workers: range = mesh.local_workers) -> list[Batch]:
         ids = np.split(order.ids(step), mesh.workers)
-        seeds = [derive(config.seed, "augmentation", group=group, replica=w, step=step) for w in mesh.local_workers]
-        made = [task.batch(ids[w], "train", seed) for w, seed in zip(mesh.local_workers, seeds, strict=True)]
+        seeds = [derive(config.seed, "augmentation", group=group, replica=w, step=step) for w in workers]
+        made = [task.batch(ids[w], "train", seed) for w, seed in zip(workers, seeds, strict=True)]
         if task.main_metric in CROSS_ENTROPIES:
-            for worker, batch in zip(mesh.local_workers, made, strict=True):
+            for worker, batch in zip(workers, made, strict=True):
                 _check_labels(config, batch, ids[worker])
         return made
+
+    def first_batch(step: int) -> Batch:
+        return batches(step, range(1))[0].to(config.launch.device)
 
     train = config.train
     loader = Loader(batches, num_steps=clock.num_steps, prefetch=train.prefetch, keep=config.exchange.lookahead)
@@ -146,6 +150,35 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
         seed=config.seed,
         stop=stop,
         device=config.launch.device,
+        average=build_average(config, model, clock=clock, forward=task.forward, batch_at=first_batch)
+        if mesh.is_writer
+        else None,
+        publish_average=config.exchange.publish == "average",
+    )
+
+
+def build_average(
+    config: Config, model: nn.Module, *, clock: Clock, forward: Forward, batch_at: Callable[[int], Batch]
+) -> WeightAverage | None:
+    """The average that predicts in place of the weights; None where the weights themselves do.
+
+    batch_at: step -> a batch that every process of the group has or can make
+    """
+    train, horizon = config.train, clock.horizon
+    if train.average == "none":
+        return None
+    begin = train.average_from if train.average_from is not None else horizon * 3 // 4 if train.average == "swa" else 0
+    if begin >= horizon:
+        raise UserError(
+            f"train.average_from={begin}: the run ends after {horizon} examples, so nothing would be averaged."
+        )
+    decay = decay_of(train.average_horizon or horizon / 10, examples_per_step=clock.examples_per_step)
+    return WeightAverage(
+        model,
+        forward=forward,
+        batch_at=batch_at,
+        start=clock.steps(begin),
+        decay=decay if train.average == "ema" else None,
     )
 
 
@@ -195,7 +228,7 @@ def build_teacher(parts: Parts, mesh: Mesh, *, model: nn.Module, loader: Loader[
     if algorithm.teacher == "fixed":
         return make(task.forward, models=load_teachers(algorithm.teachers, config, task), **shared)
     interval = max(1, clock.steps(exchange.interval))
-    peers = [peer for peer in range(config.num_groups) if peer != mesh.group.index]
+    peers = [peer for peer in range(config.num_groups) if algorithm.include_self or peer != mesh.group.index]
     return make(
         task.forward,
         student=model,
@@ -281,19 +314,20 @@ def load_teachers(paths: Sequence[str], config: Config, task: Task) -> list[nn.M
 
 
 def load_first_weights(path: str, config: Config, model: nn.Module, *, group: int) -> None:
-    """Start a group from a finished run's weights: from its group of the same number, or its group 0 if it has others.
+    """Start a group from the weights that predict for a finished run: from its group of the same number, or its group 0 if it has others.
 
     Raises UserError if the run is not finished or its model is another one.
     """
     run = Run.open(path)
     if not run.finished:
         raise UserError(f"train.init_from={path}: not finished (state {run.status.get('state')}).")
-    source = group if load(run.path / "config.yaml").num_groups == config.num_groups else 0
+    theirs = load(run.path / "config.yaml")
+    source = group if theirs.num_groups == config.num_groups else 0
     steps = run.checkpoint_steps(source)
     if not steps:
         raise UserError(f"train.init_from={path}: its group {source} has no checkpoint any more.")
     try:
-        checkpoint.load_weights(run, source, step=steps[-1], model=model)
+        checkpoint.load_weights(run, source, step=steps[-1], model=model, averaged=theirs.train.average != "none")
     except UserError as error:
         raise UserError(f"train.init_from: {error}") from error
 
@@ -309,7 +343,7 @@ def load_models(run: Run, config: Config, task: Task) -> tuple[list[nn.Module], 
     models = []
     for group in groups:
         model = build_model(config, task, group=group)
-        checkpoint.load_weights(run, group, step=step, model=model)
+        checkpoint.load_weights(run, group, step=step, model=model, averaged=config.train.average != "none")
         models.append(model)
     return models, step
 

@@ -40,6 +40,7 @@ def validate(config: Config) -> None:
     _check_optim(config)
     _check_train(config)
     _check_algorithm(config)
+    _check_average(config)
     _check_launch(config)
     _check_exchange(config)
     _check_data(config)
@@ -162,6 +163,16 @@ def _check_algorithm(config: Config) -> None:
     if algorithm.label_weight == 0 and algorithm.burn_in > 0:
         raise UserError(f"algorithm.label_weight=0 with algorithm.burn_in={algorithm.burn_in} leaves nothing to learn "
                         "before the teacher is heard: add algorithm.burn_in=0.")  # fmt: skip
+
+
+def _check_average(config: Config) -> None:
+    if config.exchange.publish == "average" and config.train.average == "none":
+        raise UserError(
+            "exchange.publish=average: there is no average to publish. Add train.average=ema or train.average=swa."
+        )
+    if config.algorithm.include_self and config.algorithm.teacher != "peers":
+        raise UserError(f"algorithm.include_self=true: only groups that teach each other have published weights of their own "
+                        f"(algorithm.teacher=peers, not {config.algorithm.teacher}). Type algorithm=codistill.")  # fmt: skip
 
 
 def _check_teachers(config: Config) -> None:

@@ -33,7 +33,7 @@ def content_of(config: Config) -> dict[str, Any]:
         ]
     if config.train.init_from is not None:
         groups = Run.open(config.train.init_from).results["groups"]
-        content["train.init_from"] = [group["weight_hash"] for group in groups]
+        content["train.init_from"] = [group.get("average_hash", group["weight_hash"]) for group in groups]
     return content
 
 

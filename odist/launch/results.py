@@ -34,15 +34,19 @@ def finish_group(trainer: Trainer, config: Config) -> None:
     """Write a trained group's predictions, and its results beside them as the mark that it is done."""
     task, clock, group = trainer.task, trainer.clock, trainer.mesh.group.index
     root = trainer.run.prediction_root("validation")
-    prediction = predict_split(task, [trainer.model], batch_size=config.train.evaluate_batch, device=trainer.device)
+    model = trainer.predicting(clock.num_steps)
+    prediction = predict_split(task, [model], batch_size=config.train.evaluate_batch, device=trainer.device)
     results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes, split="validation")
     training = {"seconds": round(trainer.seconds, 3), "weight_hash": checkpoint.weight_hash(trainer.model)}
     own = {**results, **training, **trainer.teacher.summary()}
+    if trainer.average is not None:
+        own |= {"average_hash": checkpoint.weight_hash(model), "last_weights": _last_weights(trainer, config, root)}
     length = {
         "rows": len(prediction.targets),
         "steps": clock.num_steps,
         "examples_per_model": clock.horizon,
         "flops_per_forward": forward_flops(config, task, trainer.model),
+        "averaged_examples": 0 if trainer.average is None else trainer.average.num_forwards,
     }
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -51,6 +55,19 @@ def finish_group(trainer: Trainer, config: Config) -> None:
         if prediction.bayes is not None:
             save_array(root / "bayes.npy", prediction.bayes)
         write_atomically(trainer.run.group_results(group), json.dumps({**own, "length": length}) + "\n")
+
+
+def _last_weights(trainer: Trainer, config: Config, root: Path) -> dict[str, Any]:
+    """Results of the weights themselves, whose predictions go beside those of their average."""
+    batch_size = config.train.evaluate_batch
+    prediction = predict_split(trainer.task, [trainer.model], batch_size=batch_size, device=trainer.device)
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        name = f"group-{trainer.mesh.group.index}-last-weights.npy"
+        save_array(root / name, prediction.probabilities.astype(np.float32))
+    return trainer.task.results(
+        prediction.probabilities, prediction.targets, bayes=prediction.bayes, split="validation"
+    )
 
 
 def _group_results(run: Run, group: int) -> dict[str, Any]:
@@ -96,7 +113,8 @@ def combine(run: Run, *, missing: Sequence[int] = ()) -> None:
         "distinct_examples": task.distinct_rows(num_groups=len(sound), examples=length["examples_per_model"]),
         "flops": training_flops(
             config, length["flops_per_forward"], examples=length["examples_per_model"], groups=len(sound)
-        ),
+        )
+        + round(sum(each.get("averaged_examples", 0) * each["flops_per_forward"] for each in lengths)),
         **lost,
     }
     meta = {"predictor": content["predictor"], "num_groups": config.num_groups, "fingerprint": task.fingerprint, **lost}
@@ -156,6 +174,8 @@ def training_flops(config: Config, forward: float, *, examples: int, groups: int
     forward: of one example; examples: of each group; groups: that were trained
     """
     algorithm = config.algorithm
-    num_teachers = {"peers": config.num_groups - 1, "fixed": len(algorithm.teachers)}.get(algorithm.teacher, 0)
+    num_teachers = {"peers": config.num_groups - (not algorithm.include_self), "fixed": len(algorithm.teachers)}.get(
+        algorithm.teacher, 0
+    )
     taught = max(0, examples - algorithm.burn_in)
     return round(groups * forward * (3 * examples + num_teachers * taught))

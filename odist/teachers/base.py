@@ -23,8 +23,8 @@ class Teacher(Protocol):
 
     lookahead: int  # steps whose batches are predicted in one pass
 
-    def publish(self, step: int, model: nn.Module) -> None:
-        """Offer the group's own weights to its peers; `step` is the number of completed steps."""
+    def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
+        """Offer the group's own weights to its peers, if they are due after `step` completed steps."""
         ...
 
     def refresh(self, step: int, model: nn.Module) -> None:
@@ -53,7 +53,7 @@ class NoTeacher:
 
     lookahead = 1
 
-    def publish(self, step: int, model: nn.Module) -> None:
+    def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         pass
 
     def refresh(self, step: int, model: nn.Module) -> None:

@@ -6,6 +6,7 @@ matches the uniform or the unigram distribution. Its weights are the loss's, 1 -
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class Constant:
     def __init__(self, distribution: Tensor) -> None:
         self.distribution = distribution
 
-    def publish(self, step: int, model: nn.Module) -> None:
+    def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         pass
 
     def refresh(self, step: int, model: nn.Module) -> None:

@@ -5,7 +5,7 @@ Source: Anil et al. 2018, section 3.4.1. Loading the finished runs is left to wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Fixed:
         for number, model in enumerate(models):
             self.panel.place(number, model, step=burn_in)
 
-    def publish(self, step: int, model: nn.Module) -> None:
+    def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         pass
 
     def refresh(self, step: int, model: nn.Module) -> None:

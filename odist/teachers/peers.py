@@ -29,7 +29,8 @@ from odist.teachers.base import Batches, Panel
 class Peers:
     """Teachers that train at the same time.
 
-    student: the group's own model, copied for each peer; group: its index; peers: the other groups
+    student: the group's own model, copied for each peer; group: its index; peers: the groups that teach, which may
+    include its own
     interval: steps between two reloads; lag: intervals that a snapshot is old when it is taken
     burn_in: steps before the teachers are heard; others: see `Panel`
     timing: "lockstep" waits for the agreed snapshots, up to `timeout` seconds or until `stop` says so;
@@ -77,10 +78,10 @@ class Peers:
         self._now = 0  # completed steps at the last refresh
         self._heard_at = 0  # the step that last used the snapshots
 
-    def publish(self, step: int, model: nn.Module) -> None:
+    def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         heard_until = step + (self.lag + 1) * self.interval
         if step % self.interval == 0 and heard_until > self.burn_in and step < self.num_steps:
-            weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+            weights = {name: tensor.detach() for name, tensor in offered().state_dict().items()}
             self.exchange.publish(step, weights)
 
     def refresh(self, step: int, model: nn.Module) -> None:

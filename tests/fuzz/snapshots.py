@@ -52,7 +52,7 @@ class Target:
             trainer = self._trainer(parts, group=1)
             self._weigh(trainer, step)
             self.published[step] = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-            trainer.teacher.publish(step, trainer.model)
+            trainer.teacher.publish(step, lambda model=trainer.model: model)
             self._close(parts, trainer)
         names = sorted((root / "exchange" / "group-1").glob("*.json"))
         self.manifests = dict(zip((OLD, BAD, NEW), names, strict=True))
@@ -128,7 +128,7 @@ class Target:
         trainer = self._trainer(parts, group=1)
         try:
             trainer.model.load_state_dict(self.published[NEW])
-            trainer.teacher.publish(NEW, trainer.model)
+            trainer.teacher.publish(NEW, lambda: trainer.model)
         finally:
             self._close(parts, trainer)
 
