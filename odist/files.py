@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all, and JSON-lines files, which grow while others read them."""
+"""Files that appear whole or not at all, JSON-lines files, which grow while others read them, and folders with one writer."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -105,6 +106,18 @@ def json_objects(lines: Iterable[bytes]) -> tuple[list[dict[str, Any]], int]:
         else:
             damaged += 1
     return found, damaged
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process that is inside for this folder, on file systems that have locks; wait until that is so."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _beside(path: Path) -> Path:

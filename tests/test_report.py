@@ -6,19 +6,21 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 import odist
+from odist.claims.collect import records_of
 from odist.claims.page import build_report
 from odist.claims.recipe import Claim, PlannedRun, load_recipe
 from odist.claims.recipe_file import parse_recipe
-from odist.claims.record import write_records
+from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.references import write_reference
 from odist.claims.summary import Retrains, judge, judge_ratios, summarise, verdict_of
 from odist.claims.table import csv_table, estimate, markdown_table
@@ -83,18 +85,26 @@ def folder(tmp_path: Path) -> Path:
             planned.append(PlannedRun("", system, seed, ()))
             runs.append(make_run(tmp_path / "runs" / planned[-1].name, seed=seed, noise=noise, algorithm=algorithm))
     report = tmp_path / "reports" / "two"
-    write_records("two", planned, runs=runs, folder=report / "runs")
+    update_lines(report / RUNS_FILE, Record, write=records_of("two", planned, runs=runs))
     write_atomically(report / "recipe.yaml", RECIPE)
     return report
 
 
+def change(folder: Path, rewrite: Callable[[Record], Record | None]) -> None:
+    """Replace every record of a report by what `rewrite` makes of it; None removes it."""
+    found = read_lines(folder / RUNS_FILE, Record).lines
+    changed = [new for record in found if (new := rewrite(record)) is not None]
+    update_lines(folder / RUNS_FILE, Record, write=changed, remove=lambda _: True)
+
+
 def test_the_report_is_the_same_bytes_twice_and_elsewhere(folder: Path, tmp_path: Path) -> None:
     written = build_report(folder, name="two")
-    assert sorted(path.name for path in written) == ["manifest.json", "two.csv", "two.md", "two.png", "two.svg"]
+    assert sorted(path.name for path in written) == ["manifest.json", "two.csv", "two.md", "two.svg"]
     first = {path.name: path.read_bytes() for path in written}
     assert {path.name: path.read_bytes() for path in build_report(folder, name="two")} == first
-    shutil.copytree(folder / "runs", tmp_path / "copy" / "deep" / "runs")
-    shutil.copy(folder / "recipe.yaml", tmp_path / "copy" / "deep" / "recipe.yaml")
+    (tmp_path / "copy" / "deep").mkdir(parents=True)
+    for name in (RUNS_FILE, "recipe.yaml"):
+        shutil.copy(folder / name, tmp_path / "copy" / "deep" / name)
     shutil.rmtree(tmp_path / "runs")
     again = build_report(tmp_path / "copy" / "deep", name="two")
     assert {path.name: path.read_bytes() for path in again} == first
@@ -102,16 +112,12 @@ def test_the_report_is_the_same_bytes_twice_and_elsewhere(folder: Path, tmp_path
 
 def test_no_interval_of_a_report_leaves_what_the_metric_can_be(folder: Path) -> None:
     """Three retrains that differ widely: the intervals with two degrees of freedom would reach below 0 and beyond 1."""
-    for path in (folder / "runs").glob("*.json"):
-        record = json.loads(path.read_text())
-        if record["seed"] > 3:
-            path.unlink()
-            continue
-        record["results"]["metrics"] |= {
-            "calibration_error": 0.02 * record["seed"],
-            "auc": 0.75 + 0.08 * record["seed"],
-        }
-        path.write_text(json.dumps(record))
+
+    def three_that_differ(record: Record) -> Record | None:
+        metrics = {"calibration_error": 0.02 * record.seed, "auc": 0.75 + 0.08 * record.seed}
+        return record.with_metrics(metrics) if record.seed <= 3 else None
+
+    change(folder, three_that_differ)
     recipe = RECIPE.replace("metrics: [log_loss,", "metrics: [calibration_error, auc, log_loss,")
     write_atomically(folder / "recipe.yaml", recipe)
     build_report(folder, name="two")
@@ -125,10 +131,10 @@ def test_no_interval_of_a_report_leaves_what_the_metric_can_be(folder: Path) -> 
 
 def test_no_file_of_a_report_names_a_folder_of_the_machine(folder: Path, tmp_path: Path) -> None:
     build_report(folder, name="two")
-    for path in (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"):
+    for path in (path for path in folder.rglob("*") if path.is_file()):
         assert str(tmp_path) not in path.read_text(), path
         assert "17000000" not in path.read_text(), path  # the runs' clock
-    assert all(path.stat().st_size < 200_000 for path in (folder / "runs").iterdir())
+    assert (folder / RUNS_FILE).stat().st_size < 8 * 10_000
 
 
 def test_the_numbers_of_the_report_are_those_of_the_runs(folder: Path, tmp_path: Path) -> None:
@@ -163,18 +169,15 @@ def test_the_numbers_of_the_report_are_those_of_the_runs(folder: Path, tmp_path:
 def test_runs_that_never_had_a_teacher_are_said(folder: Path) -> None:
     build_report(folder, name="two")
     assert "never had a teacher" not in (folder / "two.md").read_text()
-    path = folder / "runs" / "steady-s4.json"
-    record = json.loads(path.read_text())
-    record["results"]["groups"] = [{"taught": True}, {"taught": False, "teacher_swaps": 0}]
-    path.write_text(json.dumps(record))
+    groups = [{"taught": True}, {"taught": False, "teacher_swaps": 0}]
+    change(folder, lambda r: replace(r, results=r.results | {"groups": groups}) if r.name == "steady-s4" else r)
     build_report(folder, name="two")
     assert "never had a teacher, though they were to codistil: steady-s4." in (folder / "two.md").read_text()
 
 
 def test_missing_runs_and_unlike_sources_are_said(folder: Path) -> None:
-    (folder / "runs" / "steady-s4.json").unlink()
-    record = folder / "runs" / "plain-s1.json"
-    record.write_text(record.read_text().replace('"source_hash": "5e"', '"source_hash": "6f"'))
+    change(folder, lambda record: None if record.name == "steady-s4" else record)
+    change(folder, lambda r: replace(r, env=r.env | {"source_hash": "6f"}) if r.name == "plain-s1" else r)
     build_report(folder, name="two")
     page = (folder / "two.md").read_text()
     assert "Missing runs: steady-s4." in page
@@ -182,13 +185,14 @@ def test_missing_runs_and_unlike_sources_are_said(folder: Path) -> None:
     assert json.loads((folder / "manifest.json").read_text())["sources"] == ["5e", "6f"]
 
 
-def test_a_report_without_records_and_a_broken_record_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_report_without_records_and_records_of_another_version_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no report of a recipe"):
         build_report(tmp_path / "nothing", name="two")
-    (folder / "runs" / "plain-s1.json").write_text('{"format": "other"}')
-    with pytest.raises(UserError, match=r"plain-s1.json: not a record of this version"):
+    with open(folder / RUNS_FILE, "a") as file:
+        file.write('{"format": "other"}\n')
+    with pytest.raises(UserError, match=r"runs.jsonl, line 9: not a line of this version \(odist-record-1\)"):
         build_report(folder, name="two")
-    shutil.rmtree(folder / "runs")
+    (folder / RUNS_FILE).unlink()
     with pytest.raises(UserError, match="no records of finished runs"):
         build_report(folder, name="two")
 
@@ -198,14 +202,13 @@ def test_retrains_of_other_rows_are_not_recorded_together(tmp_path: Path) -> Non
     meta = runs[1].prediction_root("validation") / "meta.json"
     meta.write_text(meta.read_text().replace("f00d", "beef"))
     with pytest.raises(UserError, match="different rows"):
-        write_records("two", [PlannedRun("", "plain", s, ()) for s in (1, 2)], runs=runs, folder=tmp_path / "records")
+        records_of("two", [PlannedRun("", "plain", s, ()) for s in (1, 2)], runs=runs)
 
 
-def record(seed: int, log_loss: float, churn: dict[int, float], system: str = "a") -> dict[str, Any]:
+def record(seed: int, log_loss: float, churn: dict[int, float], system: str = "a") -> Record:
     measures = ("root_mean_square", "flips", "relative_difference", "rank_correlation")
     pairs = {str(k): {"mean_abs_difference": v, **dict.fromkeys(measures, 0.5)} for k, v in churn.items()}
-    results = {"metrics": {"log_loss": log_loss}}
-    return {"seed": seed, "system": system, "variant": "", "results": results, "churn": pairs}
+    return Record(system, seed, results={"metrics": {"log_loss": log_loss}}, churn=pairs)
 
 
 def claim(metric: str, relation: str, **options: float) -> Claim:
@@ -456,7 +459,7 @@ def wide(tmp_path: Path) -> Path:
             planned.append(PlannedRun(variant, system, seed, ()))
             runs.append(make_run(tmp_path / "runs" / planned[-1].name, seed=seed, noise=noise))
     report = tmp_path / "reports" / "two"
-    write_records("two", planned, runs=runs, folder=report / "runs")
+    update_lines(report / RUNS_FILE, Record, write=records_of("two", planned, runs=runs))
     write_atomically(report / "recipe.yaml", RECIPE.replace("scales:", RATIO + "scales:") + MORE)
     return report
 
@@ -521,10 +524,7 @@ def test_the_page_says_how_settings_were_tuned_or_that_they_were_not(wide: Path)
     found |= {"grid": [0.1, 0.2, 0.4], "systems": {"plain": entry, "steady": odd}}
     tuning = {"format": "odist-tuning-1", "recipe": "two", "scales": {"small": {"real": found}}}
     (wide / "tuning.json").write_text(json.dumps(tuning))
-    for path in (wide / "runs").glob("real-*.json"):
-        content = json.loads(path.read_text())
-        content["config"]["optim"] = {"lr": 0.2}
-        path.write_text(json.dumps(content))
+    change(wide, lambda r: replace(r, config=r.config | {"optim": {"lr": 0.2}}) if r.variant == "real" else r)
     build_report(wide, name="two")
     page = (wide / "two.md").read_text()
     made, real = page.split("## Made")[1].split("## Real")
@@ -542,10 +542,8 @@ SIZED = RECIPE.replace("{label: Plain,", '{label: "SGD, {batch}", paper_label: 1
 
 
 def test_labels_say_what_was_run_and_what_the_paper_ran_beside_it(folder: Path) -> None:
-    for path in (folder / "runs").glob("plain-*.json"):
-        record = json.loads(path.read_text())
-        record["config"] |= {"train": {"batch": 8}, "workers": 4}
-        path.write_text(json.dumps(record))
+    sizes = {"train": {"batch": 8}, "workers": 4}
+    change(folder, lambda r: replace(r, config=r.config | sizes) if r.system == "plain" else r)
     write_atomically(folder / "recipe.yaml", SIZED)
     build_report(folder, name="two")
     page, drawn = (folder / "two.md").read_text(), (folder / "two.svg").read_text()
@@ -568,11 +566,11 @@ def test_a_system_looks_the_same_in_every_panel_of_a_report(folder: Path) -> Non
     """In the second variant the first system is missing; the other keeps its colour."""
     recipe = RECIPE + "variants: {one: {}, two: {without: [plain]}}\n"
     write_atomically(folder / "recipe.yaml", recipe)
-    for path in list((folder / "runs").glob("*.json")):
-        record = json.loads(path.read_text())
-        for variant in ("one", "two") if record["system"] == "steady" else ("one",):
-            (folder / "runs" / f"{variant}-{path.name}").write_text(json.dumps(record | {"variant": variant}))
-        path.unlink()
+    records = read_lines(folder / RUNS_FILE, Record).lines
+    inside = [("one", record) for record in records]
+    inside += [("two", record) for record in records if record.system == "steady"]
+    placed = [replace(record, variant=variant) for variant, record in inside]
+    update_lines(folder / RUNS_FILE, Record, write=placed, remove=lambda _: True)
     build_report(folder, name="two")
     panels = re.split(r'<g id="(?:axes|legend)_\d+">', (folder / "two.svg").read_text())[1:5]
     drawn = [set(re.findall(r"#(?!000000|ffffff|dddddd)[0-9a-f]{6}", panel)) for panel in panels]

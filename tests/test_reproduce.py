@@ -17,6 +17,7 @@ import pytest
 
 import odist
 from odist.claims.recipe import load_recipe
+from odist.claims.record import RUNS_FILE, Record, read_lines
 from odist.claims.reproduce import ReproduceResult, reproduce
 from odist.errors import OdistError, UserError
 from odist.run.folder import Run
@@ -52,14 +53,15 @@ def test_runs_are_trained_recorded_and_reported(done: tuple[Path, ReproduceResul
     assert "skipped variant real: give --data-path DIR" in lines
     assert sum("finished" in line for line in lines) == 3
     assert result.folder == root / "reports" / "tiny"
-    assert {path.name for path in result.files} == {"tiny.md", "tiny.csv", "tiny.png", "tiny.svg", "manifest.json"}
+    assert {path.name for path in result.files} == {"tiny.md", "tiny.csv", "tiny.svg", "manifest.json"}
     runs = [Run.open(root / "runs" / "tiny" / "smoke" / f"made-dnn-s{seed}") for seed in (1, 2, 3)]
     assert all(run.finished for run in runs)
-    record = json.loads((result.folder / "runs" / "made-dnn-s1.json").read_text())
+    record, *_ = read_lines(result.folder / RUNS_FILE, Record).lines
+    assert record.name == "made-dnn-s1"
     predictions = [run.predictions().probabilities for run in runs]
-    assert record["results"] == runs[0].results
-    assert record["churn"]["2"]["mean_abs_difference"] == np.abs(predictions[0] - predictions[1]).mean()
-    assert record["evaluations"][-1]["examples"] == 200
+    assert record.results == runs[0].results
+    assert record.churn["2"]["mean_abs_difference"] == np.abs(predictions[0] - predictions[1]).mean()
+    assert record.evaluations[-1]["examples"] == 200
     churn = np.mean([np.abs(a - b).mean() for a, b in combinations(predictions, 2)])
     assert churn > 0
     table = (result.folder / "tiny.csv").read_text().splitlines()
@@ -131,16 +133,16 @@ def test_only_the_named_variants_are_trained_and_the_others_stay_as_they_are(
 ) -> None:
     _, result, _ = done
     shutil.copytree(result.folder, tmp_path / "reports" / "tiny")
-    records = tmp_path / "reports" / "tiny" / "runs"
-    before = {path.name: path.read_bytes() for path in records.glob("made-*.json")}
+    records = tmp_path / "reports" / "tiny" / RUNS_FILE
+    before = records.read_bytes().splitlines()
     again = RECIPE.replace("real:", "again: {label: Again, overrides: [data=synthetic, data.seed=1]}, real:")
     (tmp_path / "tiny.yaml").write_text(again.replace("seeds: [1, 2, 3]", "seeds: [1]"))
     where = {"output": tmp_path / "reports", "runs_dir": tmp_path / "runs"}
     lines: list[str] = []
     reproduce(tmp_path / "tiny.yaml", variants=["again"], echo=lines.append, **where)
     assert [path.name for path in (tmp_path / "runs" / "tiny" / "smoke").iterdir() if path.is_dir()] == ["again-dnn-s1"]
-    assert {path.name: path.read_bytes() for path in records.glob("made-*.json")} == before
-    assert (records / "again-dnn-s1.json").is_file()
+    assert records.read_bytes().splitlines()[1:] == before  # one more run is one more line
+    assert read_lines(records, Record).lines[0].name == "again-dnn-s1"
     page = (tmp_path / "reports" / "tiny" / "tiny.md").read_text()
     assert "## Synthetic" in page
     assert "## Again" in page

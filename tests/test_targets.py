@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from odist.claims.collect import records_of
 from odist.claims.figure import paper_points
 from odist.claims.page import build_report
 from odist.claims.recipe import Claim, Recipe, load_recipe, paper_figure
 from odist.claims.recipe_file import parse_recipe
-from odist.claims.record import write_records
+from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.reproduce import reproduce
 from odist.claims.summary import Retrains, judge, judge_ratios
 from odist.claims.targets import curve_of, first_reach, target_parts, targets_of, with_targets
@@ -42,7 +43,7 @@ def recipe() -> Recipe:
     return parse_recipe(RECIPE, name="t")
 
 
-def record(system: str, seed: int, losses: list[float], *, groups: int = 1, group: int = 0) -> dict[str, Any]:
+def record(system: str, seed: int, losses: list[float], *, groups: int = 1, group: int = 0) -> Record:
     """A run of 100 steps an evaluation, 8 examples a step and group, a second a step."""
     rows = [
         {"group": group, "step": 100 * (i + 1), "seconds": 100.0 * (i + 1), "cross_entropy": loss}
@@ -51,7 +52,7 @@ def record(system: str, seed: int, losses: list[float], *, groups: int = 1, grou
     steps = 100 * len(losses)
     results = {"metrics": {"cross_entropy": losses[-1]}, "steps": steps, "total_examples": 8 * steps * groups,
                "groups": [{"seconds": float(steps)}] * groups}  # fmt: skip
-    return {"variant": "", "system": system, "seed": seed, "evaluations": rows, "results": results, "churn": {}}
+    return Record(system, seed, evaluations=rows, results=results)
 
 
 BASE = [5.0, 4.0, 3.5, 3.3, 3.2, 3.1, 3.1, 3.1]
@@ -78,27 +79,27 @@ def test_steps_examples_and_seconds_are_metrics_and_what_is_never_reached_is_cen
     base, fast, late = with_targets(
         recipe(), [record("base", 1, BASE), record("fast", 1, [3.0] * 8, groups=2), record("fast", 2, slow)]
     )
-    assert base["results"]["metrics"]["steps_to_end"] == pytest.approx(600)
-    assert fast["results"]["metrics"]["steps_to_end"] == 100
-    assert fast["results"]["metrics"]["examples_to_end"] == pytest.approx(100 * 8 * 2)
-    assert late["censored"] == ["steps_to_50", "steps_to_75", "steps_to_end"]
-    assert late["results"]["metrics"]["steps_to_end"] == 800
-    assert base["censored"] == fast["censored"] == []
+    assert base.metrics["steps_to_end"] == pytest.approx(600)
+    assert fast.metrics["steps_to_end"] == 100
+    assert fast.metrics["examples_to_end"] == pytest.approx(100 * 8 * 2)
+    assert late.censored == ("steps_to_50", "steps_to_75", "steps_to_end")
+    assert late.metrics["steps_to_end"] == 800
+    assert base.censored == fast.censored == ()
 
 
 def test_a_student_pays_for_its_teachers() -> None:
     records = [record("base", 1, BASE), record("pupil", 1, [3.0] * 8)]
     _, pupil = with_targets(recipe(), records)
-    assert pupil["results"]["metrics"]["steps_to_end"] == 900
-    assert pupil["results"]["metrics"]["examples_to_end"] == pytest.approx(900 * 8)
-    assert pupil["first_phase_steps"] == 800
+    assert pupil.metrics["steps_to_end"] == 900
+    assert pupil.metrics["examples_to_end"] == pytest.approx(900 * 8)
+    assert pupil.first_phase_steps == 800
     alone = with_targets(recipe(), [record("base", 2, BASE), record("pupil", 1, BASE)])[1]
-    assert "steps_to_end" not in alone["results"]["metrics"]
+    assert "steps_to_end" not in alone.metrics
 
 
 def test_the_mean_of_an_ensemble_is_its_curve() -> None:
     both = record("base", 1, BASE)
-    both["evaluations"] += record("base", 1, [2.0] * 8, group=-1)["evaluations"]
+    both.evaluations.extend(record("base", 1, [2.0] * 8, group=-1).evaluations)
     assert [row["cross_entropy"] for row in curve_of(both)] == [2.0] * 8
 
 
@@ -106,21 +107,20 @@ ACCURATE = RECIPE.replace("cross_entropy", "top1")
 RISING = [0.1, 0.3, 0.5, 0.6, 0.62, 0.7, 0.7, 0.7]
 
 
-def accurate(system: str, seed: int, values: list[float]) -> dict[str, Any]:
+def accurate(system: str, seed: int, values: list[float]) -> Record:
     one = record(system, seed, values)
-    for row in one["evaluations"]:
+    for row in one.evaluations:
         row["top1"] = row.pop("cross_entropy")
-    one["results"]["metrics"] = {"top1": values[-1]}
-    return one
+    return replace(one, results=one.results | {"metrics": {"top1": values[-1]}})
 
 
 def test_an_accuracy_is_reached_from_below() -> None:
-    curve = accurate("base", 1, RISING)["evaluations"]
+    curve = accurate("base", 1, RISING).evaluations
     assert first_reach(curve, metric="top1", target=0.4) == pytest.approx((250.0, 250.0))
     assert first_reach(curve, metric="top1", target=0.6) == pytest.approx((400.0, 400.0))
     assert first_reach(curve, metric="top1", target=0.1) == (100.0, 100.0)
     assert first_reach(curve, metric="top1", target=0.71) is None
-    assert first_reach(accurate("base", 1, [0.1, 0.5, 0.2])["evaluations"], metric="top1", target=0.3) == (150.0, 150.0)
+    assert first_reach(accurate("base", 1, [0.1, 0.5, 0.2]).evaluations, metric="top1", target=0.3) == (150.0, 150.0)
 
 
 def test_the_table_of_accuracies_says_so_and_marks_what_never_gets_there() -> None:
@@ -131,9 +131,9 @@ def test_the_table_of_accuracies_says_so_and_marks_what_never_gets_there() -> No
     assert {target.name: target.value for target in targets_of(recipe, records)} == pytest.approx(
         {"steps_to_50": 0.6, "steps_to_75": 0.7, "steps_to_end": 0.7}
     )
-    assert [one["results"]["metrics"]["steps_to_50"] for one in records] == pytest.approx([400, 400, 100, 800])
-    assert [one["censored"] for one in records[:3]] == [[], [], []]
-    assert records[3]["censored"] == ["steps_to_50", "steps_to_75", "steps_to_end"]
+    assert [one.metrics["steps_to_50"] for one in records] == pytest.approx([400, 400, 100, 800])
+    assert [one.censored for one in records[:3]] == [(), (), ()]
+    assert records[3].censored == ("steps_to_50", "steps_to_75", "steps_to_end")
     [heading, table] = target_parts(recipe, records)
     assert heading.startswith("Steps to the top-1 accuracy of Base at 50 %")
     assert "the end: 0.7000; the last" in heading
@@ -197,10 +197,8 @@ def judged(left: list[float], right: list[float], relation: str, censored: str) 
     for name, values in (("a", left), ("b", right)):
         own = []
         for seed, value in enumerate(values):
-            one = record(name, seed, BASE)
-            one["results"]["metrics"]["steps_to_end"] = value
-            one["censored"] = ["steps_to_end"] if name in censored else []
-            own.append(one)
+            one = record(name, seed, BASE).with_metrics({"steps_to_end": value})
+            own.append(replace(one, censored=("steps_to_end",) if name in censored else ()))
         sides.append(Retrains(own))
     claim = Claim(id="x", text="", metric="steps_to_end", left="a", right="b", relation=relation)
     return judge(claim, left=sides[0], right=sides[1]).verdict
@@ -218,13 +216,13 @@ def test_a_lower_bound_decides_only_what_it_can(relation: str, censored: str, ex
 def test_ratios_of_lower_bounds_are_open() -> None:
     sides = []
     for factor in (1.0, 2.0, 1.0, 4.0):
-        own = [record("a", seed, BASE) for seed in range(3)]
-        for seed, one in enumerate(own):
-            one["results"]["metrics"]["steps_to_end"] = factor * (100 + seed)
-        sides.append(Retrains(own))
+        sides.append(
+            Retrains([record("a", s, BASE).with_metrics({"steps_to_end": factor * (100 + s)}) for s in range(3)])
+        )
     claim = Claim(id="x", text="", metric="steps_to_end", left="a", right="a", relation=">", versus=("a", "a"))
     assert judge_ratios(claim, sides=sides).verdict == "holds"
-    sides[3].by_seed[0]["censored"] = ["steps_to_end"]
+    first, *others = sides[3].by_seed.values()
+    sides[3] = Retrains([replace(first, censored=("steps_to_end",)), *others])
     assert judge_ratios(claim, sides=sides).verdict == "not resolved"
 
 
@@ -270,7 +268,7 @@ def test_recipes_share_runs_records_and_students_follow_their_teachers(tmp_path:
     (tmp_path / "second.yaml").write_text(PAGE.format(systems="sync, ensemble, student", left="student"))
     places = {"output": tmp_path / "reports", "runs_dir": tmp_path / "runs", "jobs": 2}
     reproduce(tmp_path / "first.yaml", **places, echo=lambda text: None)
-    assert len(list((tmp_path / "reports/shared/runs").glob("*.json"))) == 4
+    assert len(read_lines(tmp_path / "reports/shared" / RUNS_FILE, Record).lines) == 4
     trained = {
         path: (path / "results.json").stat().st_mtime_ns for path in (tmp_path / "runs/shared/smoke").glob("*-s?")
     }
@@ -282,7 +280,7 @@ def test_recipes_share_runs_records_and_students_follow_their_teachers(tmp_path:
     first, second = ((tmp_path / f"reports/{name}/{name}.md").read_text() for name in ("first", "second"))
     assert "student" not in first
     assert "student" in second
-    assert "../shared/runs/" in second
+    assert "../shared/runs.jsonl" in second
     for name in ("first", "second"):
         folder = tmp_path / "reports" / name
         before = (folder / f"{name}.md").read_bytes(), (folder / f"{name}.svg").read_bytes()
@@ -397,7 +395,7 @@ def test_a_recipe_of_images_reports_accuracies_churn_and_the_papers_points(
     plan, _ = recipe.plan("smoke", variables={})
     runs = [train(*run.overrides, f"seed={run.seed}", name=run.name) for run in plan]
     folder = tmp_path / "images"
-    write_records("images", plan, runs=runs, folder=folder / "runs")
+    update_lines(folder / RUNS_FILE, Record, write=records_of("images", plan, runs=runs))
     (folder / "recipe.yaml").write_text(IMAGES)
     (folder / "paper.csv").write_text(paper_figure(recipe.paper_figure or ""))
     build_report(folder, name="images")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from odist.claims.recipe_file import parse_recipe
+from odist.claims.record import RUNS_FILE, TRIALS_FILE, Record, Trial, read_lines
 from odist.claims.reproduce import reproduce
 from odist.claims.tune import TuneResult, tune
 from odist.claims.tuning import choose, read_tuning
@@ -49,14 +50,14 @@ def test_every_system_gets_the_same_trials_on_rows_and_seeds_that_are_not_report
     found = read_tuning(result.path)
     assert found is not None
     made = found["scales"]["smoke"]["made"]
-    records = [json.loads(path.read_text()) for path in (root / "reports" / "tiny" / "tuning").glob("*.json")]
+    trials = read_lines(root / "reports" / "tiny" / TRIALS_FILE, Trial).lines
     for system in ("dnn", "wide"):
-        own = [record for record in records if record["system"] == system]
-        assert sorted(record["value"] for record in own) == made["grid"]
-        assert {record["seed"] for record in own} == {101}
-        assert {record["config"]["data.holdout"] for record in own} == {"tuning"}
-        assert all(record["env"]["source_hash"] for record in own)
-    assert all(len(json.dumps(record)) < 8_000 for record in records)
+        own = [trial for trial in trials if trial.system == system]
+        assert sorted(trial.value for trial in own) == made["grid"]
+        assert {trial.seed for trial in own} == {101}
+        assert {trial.config["data.holdout"] for trial in own} == {"tuning"}
+        assert all(trial.env["source_hash"] for trial in own)
+    assert all(len(trial.text) < 8_000 for trial in trials)
     assert not list((root / "runs").rglob("*.safetensors"))  # a trial's weights are of no use
     assert str(root) not in result.path.read_text()
 
@@ -89,9 +90,9 @@ def test_reproduce_uses_and_shows_what_was_tuned(tuned: tuple[Path, TuneResult, 
     root, result, _ = tuned
     done = reproduce(root / "tiny.yaml", output=root / "reports", runs_dir=root / "runs", jobs=2, echo=lambda _: None)
     chosen = result.chosen["made", "dnn"]
-    record = json.loads((done.folder / "runs" / "made-dnn-s1.json").read_text())
-    assert record["config"]["optim"]["lr"] == chosen
-    assert record["config"]["data"]["holdout"] == "validation"
+    record, _ = read_lines(done.folder / RUNS_FILE, Record).lines
+    assert record.config["optim"]["lr"] == chosen
+    assert record.config["data"]["holdout"] == "validation"
     page = (done.folder / "tiny.md").read_text()
     made = (read_tuning(result.path) or {})["scales"]["smoke"]["made"]
     [value] = [value for value in made["systems"]["dnn"]["values"] if value["value"] == chosen]
@@ -112,16 +113,17 @@ def test_only_the_named_variants_are_tuned_and_the_others_keep_what_was_found(
 ) -> None:
     _, result, _ = tuned
     shutil.copytree(result.path.parent, tmp_path / "reports" / "tiny")
-    records = tmp_path / "reports" / "tiny" / "tuning"
-    before = {path.name: path.read_bytes() for path in records.glob("smoke-made-*.json")}
+    trials = tmp_path / "reports" / "tiny" / TRIALS_FILE
+    before = trials.read_bytes().splitlines()
     again = RECIPE.replace("real:", "again: {label: Again, overrides: [data=synthetic], without: [wide]}, real:")
     (tmp_path / "tiny.yaml").write_text(again.replace("extensions: 1", "extensions: 0"))
     where = {"output": tmp_path / "reports", "runs_dir": tmp_path / "runs", "jobs": 3}
     later = tune(tmp_path / "tiny.yaml", variants=["again"], echo=lambda _: None, **where)
     assert {variant for variant, _ in later.chosen} == {"again"}
-    assert len(later.commands) == len(list(records.glob("smoke-again-*.json"))) == 3
+    assert len(later.commands) == 3
     assert before
-    assert {path.name: path.read_bytes() for path in records.glob("smoke-made-*.json")} == before
+    assert [trial.variant for trial in read_lines(trials, Trial).lines[:3]] == ["again"] * 3
+    assert trials.read_bytes().splitlines()[3:] == before
     found = (read_tuning(later.path) or {})["scales"]["smoke"]
     assert set(found) == {"made", "again"}
     assert found["made"] == (read_tuning(result.path) or {})["scales"]["smoke"]["made"]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from odist.claims import style
 from odist.claims.plot import BARS, ONE_MEMBER, Curves, Point, band_notes, draw_curves, draw_points, draw_tradeoff
 from odist.claims.quantities import higher_is_better, loss_or_accuracy
 from odist.claims.recipe import Recipe
+from odist.claims.record import Record
 from odist.claims.style import Look
 from odist.claims.summary import CHURN, SystemSummary
 from odist.claims.targets import LAST, curve_of, targets_of
@@ -29,10 +30,10 @@ def draw_report(
     *,
     recipe: Recipe,
     summaries: Sequence[SystemSummary],
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[Record],
     paper: Mapping[str, Sequence[tuple[float, float]]] | None,
 ) -> list[Path]:
-    """Draw `base`.png and `base`.svg, one row of panels a variant; the paths written.
+    """Draw `base`.svg, one row of panels a variant; the paths written.
 
     Learning curves of the first metric beside it against churn, or, in a recipe with targets, those of the targets' metric
     beside the paper's curves. A system has one look in all panels.
@@ -50,24 +51,24 @@ def draw_report(
         for index, variant in enumerate(variants):
             tradeoff, panel = axes[2 * index], axes[2 * index + 1]
             _draw_tradeoff(tradeoff, [s for s in summaries if s.variant == variant], looks, metric)
-            drawn += _draw_curves(panel, recipe, [r for r in records if r["variant"] == variant], looks, metric)
+            drawn += _draw_curves(panel, recipe, [r for r in records if r.variant == variant], looks, metric)
             if variant:
                 tradeoff.set_title(recipe.variants[variant].label or variant)
         notes = [*_line_notes(records, drawn), BARS]
         style.legend(figure, _entries(recipe, looks, {s.system for s in summaries}), notes=[" ".join(notes)])
-        return style.save(figure, base)
+        return style.save(figure, base, kinds=("svg",))
 
 
 def _entries(recipe: Recipe, looks: Mapping[str, Look], present: set[str]) -> dict[str, Look]:
     return {system.full_label: looks[name] for name, system in recipe.systems.items() if name in present}
 
 
-def _line_notes(records: Sequence[Mapping[str, Any]], curves: Sequence[Curves]) -> list[str]:
+def _line_notes(records: Sequence[Record], curves: Sequence[Curves]) -> list[str]:
     """What the curves are: how many seeds they are means of, their bands, and where one is not what predicts."""
     numbers = sorted({len(system.seeds) for system in curves})
     seeds = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}" if numbers else ""
     notes = [note.replace("over seeds", f"over {seeds} seeds") for note in band_notes(curves)]
-    means = [record for record in records if record["results"].get("predictor") == "mean"]
+    means = [record for record in records if record.results.get("predictor") == "mean"]
     one_member = any(row.get("group", 0) == 0 for record in means for row in curve_of(record))
     return [*notes, ONE_MEMBER] if one_member else notes
 
@@ -86,18 +87,18 @@ def _draw_tradeoff(axes: Axes, summaries: Sequence[SystemSummary], looks: Mappin
 
 
 def _draw_curves(
-    axes: Axes, recipe: Recipe, records: Sequence[Mapping[str, Any]], looks: Mapping[str, Look], metric: str
+    axes: Axes, recipe: Recipe, records: Sequence[Record], looks: Mapping[str, Look], metric: str
 ) -> list[Curves]:
     """Draw one line a system; the curves drawn."""
     import pandas as pd
 
     curves = []
     for name in recipe.systems:
-        own = [record for record in records if record["system"] == name]
+        own = [record for record in records if record.system == name]
         frames = [pd.DataFrame(curve_of(record)) for record in own]
         for frame, record in zip(frames, own, strict=True):
-            if record.get("first_phase_steps"):
-                frame["step"] += record["first_phase_steps"]
+            if record.first_phase_steps:
+                frame["step"] += record.first_phase_steps
         frames = [frame for frame in frames if not frame.empty and metric in frame]
         if frames:
             curves.append(Curves(name, looks[name], frames))
@@ -114,7 +115,7 @@ def _draw_with_paper(
     recipe: Recipe,
     variants: Sequence[str],
     looks: Mapping[str, Look],
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[Record],
     paper: Mapping[str, Sequence[tuple[float, float]]],
 ) -> list[Path]:
     """One row of panels a variant, ours and the paper's."""
@@ -123,7 +124,7 @@ def _draw_with_paper(
     with style.panels(columns, rows=len(variants)) as (figure, axes):
         for index, variant in enumerate(variants):
             ours, *theirs = axes[columns * index : columns * (index + 1)]
-            own = [record for record in records if record["variant"] == variant]
+            own = [record for record in records if record.variant == variant]
             drawn += _draw_curves(ours, recipe, own, looks, metric)
             ends = [target.value for target in targets_of(recipe, own)]
             for value in ends[-1:]:
@@ -142,9 +143,9 @@ def _draw_with_paper(
         if dotted and recipe.targets:
             notes.append(f"Dotted: the last {loss_or_accuracy(metric)} of {recipe.systems[recipe.targets.system].label} (mean of "
                          f"its last {LAST} evaluations), to which steps are counted.")  # fmt: skip
-        present = {str(record["system"]) for record in records}
+        present = {record.system for record in records}
         style.legend(figure, _entries(recipe, looks, present), notes=[" ".join(notes)] if notes else [])
-        return style.save(figure, base)
+        return style.save(figure, base, kinds=("svg",))
 
 
 def _limits(metric: str, values: Sequence[float], *, first_target: float) -> tuple[float, float]:

@@ -11,14 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 from odist.claims.recipe import Recipe
+from odist.claims.record import Record
 
 PLACES = ("batch", "reload")
 PLACE = re.compile(r"\{(\w*)\}")
 
 
-def with_sizes(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> Recipe:
+def with_sizes(recipe: Recipe, records: Sequence[Record]) -> Recipe:
     """The recipe with every label filled from the records of its system; of one without records the place is left out."""
-    configs = {record["system"]: record["config"] for record in records}
+    configs = {record.system: record.config for record in records}
     systems = {
         name: replace(system, label=_filled(system.label, configs.get(name)))
         for name, system in recipe.systems.items()

@@ -1,10 +1,10 @@
 """A recipe's report: page, table, figure and manifest, made from its folder alone.
 
     reports/NAME/recipe.yaml           the recipe as it was
-                 runs/*.json           one record a run
+                 runs.jsonl            one record a run
                  references/*.json     other methods on the same rows
                  tuning.json           how the settings were chosen
-                 NAME.md NAME.csv NAME.png NAME.svg manifest.json   made from those
+                 NAME.md NAME.csv NAME.svg manifest.json   made from those
 
 The same folder gives the same bytes, wherever it lies and whenever it is built. A variant's section is left to section,
 the figure to figure.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from odist.claims.labels import with_sizes
 from odist.claims.quantities import loss_or_accuracy
 from odist.claims.recipe import Claim, Recipe
 from odist.claims.recipe_file import parse_recipe
-from odist.claims.record import read_records
+from odist.claims.record import RUNS_FILE, Record, read_lines
 from odist.claims.references import read_reference
 from odist.claims.section import variant_parts
 from odist.claims.summary import SystemSummary, Verdict, judge_all, retrains_by_system, summarise
@@ -43,24 +43,27 @@ _HOW_TARGETS = (
 )
 
 
-def build_report(folder: Path, *, name: str) -> list[Path]:
+def build_report(folder: Path, *, name: str, echo: Callable[[str], None] = print) -> list[Path]:
     """Write page, table, figure and manifest of the records in `folder`; the paths written.
 
     name: the recipe's, and the base name of the files
+    echo: told of every line of the records that cannot be read
     UserError when the folder holds no recipe or no record.
     """
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder}: no report of a recipe (it has no recipe.yaml). `odist reproduce {name}` makes it.")
     recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), name=name)
     home = home_of(recipe, folder)
-    records = {key: record for key, record in read_records(home / "runs").items()
-               if not recipe.runs_of or record["system"] in recipe.systems}  # fmt: skip
+    read = read_lines(home / RUNS_FILE, Record)
+    for note in read.notes:
+        echo(note)
+    records = [record for record in read.lines if not recipe.runs_of or record.system in recipe.systems]
     if not records:
-        raise UserError(f"{home / 'runs'}: no records of finished runs. `odist reproduce {name}` trains them.")
-    records = dict(zip(records, with_targets(recipe, list(records.values())), strict=True))
-    recipe = with_sizes(recipe, list(records.values()))
-    summaries = summarise(list(records.values()), recipe)
-    retrains = retrains_by_system(list(records.values()), recipe)
+        raise UserError(f"{read.path}: no records of finished runs. `odist reproduce {name}` trains them.")
+    records = with_targets(recipe, records)
+    recipe = with_sizes(recipe, records)
+    summaries = summarise(records, recipe)
+    retrains = retrains_by_system(records, recipe)
     verdicts = {
         variant: judge_all(_claims_of(recipe, variant), retrains, variant=variant) for variant in recipe.variants
     }
@@ -73,9 +76,7 @@ def build_report(folder: Path, *, name: str) -> list[Path]:
     paper = None
     if recipe.paper_figure and recipe.targets:
         paper = paper_points(folder / PAPER_FILE, metric=recipe.targets.metric)
-    written = draw_report(
-        folder / name, recipe=recipe, summaries=summaries, records=list(records.values()), paper=paper
-    )
+    written = draw_report(folder / name, recipe=recipe, summaries=summaries, records=records, paper=paper)
     texts = {
         f"{name}.md": _page(
             recipe, summaries=summaries, verdicts=verdicts, records=records, references=references, tuning=tuning
@@ -102,12 +103,10 @@ def _claims_of(recipe: Recipe, variant: str) -> list[Claim]:
             if all(name in known for name in (claim.left, claim.right, *(claim.versus or ())))]  # fmt: skip
 
 
-def command_of(recipe: Recipe, records: Mapping[str, Mapping[str, Any]]) -> str:
+def command_of(recipe: Recipe, records: Sequence[Record]) -> str:
     """What to type to make the report again."""
-    scale = next(iter(records.values()))["scale"]
-    needed = {
-        layer.needs for key, layer in recipe.variants.items() if any(r["variant"] == key for r in records.values())
-    }
+    scale = records[0].scale
+    needed = {layer.needs for key, layer in recipe.variants.items() if any(r.variant == key for r in records)}
     options = "".join(f" --{need.replace('_', '-')} DIR" for need in sorted(need for need in needed if need))
     return f"odist reproduce {recipe.name} --scale {scale}{options}"
 
@@ -117,22 +116,24 @@ def _page(
     *,
     summaries: Sequence[SystemSummary],
     verdicts: Mapping[str, Sequence[Verdict]],
-    records: Mapping[str, Mapping[str, Any]],
+    records: Sequence[Record],
     references: Mapping[tuple[str, str], Mapping[str, Any] | None],
     tuning: Mapping[str, Any] | None,
 ) -> str:
     parts = [f"# {recipe.title}\n", *([recipe.description + "\n"] if recipe.description else [])]
-    scale = next(iter(records.values()))["scale"]
-    runs = f"../{recipe.home}{'' if scale == recipe.scale else f'-{scale}'}/runs" if recipe.runs_of else "runs"
+    scale = records[0].scale
+    runs = (
+        f"../{recipe.home}{'' if scale == recipe.scale else f'-{scale}'}/{RUNS_FILE}" if recipe.runs_of else RUNS_FILE
+    )
     first = loss_or_accuracy(recipe.metrics[0])
     shown = f"{first[0].upper()}{first[1:]} against churn, and learning curves"
     if recipe.targets:
         shown = "Learning curves here, and the paper's"
-    parts.append(f"Made from the records in `{runs}/` by\n\n    {command_of(recipe, records)}\n")
+    parts.append(f"Made from the records in `{runs}` by\n\n    {command_of(recipe, records)}\n")
     parts.append(f"![{shown}]({recipe.name}.svg)\n")
     for variant, layer in recipe.variants.items():
         own = [summary for summary in summaries if summary.variant == variant]
-        if not own and layer.scales is not None and next(iter(records.values()))["scale"] not in layer.scales:
+        if not own and layer.scales is not None and records[0].scale not in layer.scales:
             continue
         if variant:
             parts.append(f"## {layer.label or variant}\n")
@@ -145,20 +146,20 @@ def _page(
             variant=variant,
             summaries=own,
             verdicts=verdicts[variant],
-            records=[record for record in records.values() if record["variant"] == variant],
+            records=[record for record in records if record.variant == variant],
             references={name: references[variant, name] for name in layer.references},
             tuning=tuning,
         )
     parts += ["## How to read it\n", _how_to_read(recipe, records)]
-    parts += tuning_parts(recipe, tuning, scale=next(iter(records.values()))["scale"])
+    parts += tuning_parts(recipe, tuning, scale=records[0].scale)
     parts.append("## Where it ran\n")
     parts += [f"- {line}" for line in _surroundings(records)]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _how_to_read(recipe: Recipe, records: Mapping[str, Mapping[str, Any]]) -> str:
+def _how_to_read(recipe: Recipe, records: Sequence[Record]) -> str:
     classes = any(name in PAIR_METRICS for name in recipe.metrics) and any(
-        "top1" in record["results"]["metrics"] for record in records.values()
+        "top1" in record.metrics for record in records
     )
     measure = "|p1 - p2| over validation rows and all pairs of retrains"
     if classes:
@@ -179,19 +180,17 @@ def _how_to_read(recipe: Recipe, records: Mapping[str, Mapping[str, Any]]) -> st
     return text + _HOW_TARGETS.format(target=target) + "\n"
 
 
-def _surroundings(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _surroundings(records: Sequence[Record]) -> list[str]:
     machines: dict[str, int] = {}
-    for record in records.values():
-        hardware = record["env"].get("hardware") or {}
+    for record in records:
+        hardware = record.env.get("hardware") or {}
         text = ", ".join(str(part) for part in (
             hardware.get("cpu"), f"{hardware.get('cores')} cores", f"{hardware.get('memory_gb')} GB",
             hardware.get("gpu") or "no GPU") if part)  # fmt: skip
         machines[text] = machines.get(text, 0) + 1
     lines = [f"{text}: {number} runs" for text, number in sorted(machines.items())]
-    versions = {
-        f"{key} {value}" for record in records.values() for key, value in (record["env"].get("versions") or {}).items()
-    }
-    commits = sorted({str(record["env"].get("commit")) for record in records.values()})
+    versions = {f"{key} {value}" for record in records for key, value in (record.env.get("versions") or {}).items()}
+    commits = sorted({str(record.env.get("commit")) for record in records})
     return [*lines, f"versions: {', '.join(sorted(versions)) or 'unknown'}", f"commit: {', '.join(commits)}"]
 
 
@@ -210,21 +209,21 @@ def _csv_row(recipe: Recipe, summary: SystemSummary) -> dict[str, Any]:
 def _manifest(
     recipe: Recipe,
     *,
-    records: Mapping[str, Mapping[str, Any]],
+    records: Sequence[Record],
     files: Sequence[Path],
     verdicts: Mapping[str, Sequence[Verdict]],
 ) -> dict[str, Any]:
-    sources = sorted({str(record["env"].get("source_hash")) for record in records.values()})
+    sources = sorted({str(record.env.get("source_hash")) for record in records})
     kept = ("config_hash", "data_fingerprint", "source_hash", "commit", "hardware", "versions")
     return {
         "command": command_of(recipe, records),
         "recipe": {"name": recipe.name, "sha256": hashlib.sha256(recipe.text.encode()).hexdigest()},
-        "scale": next(iter(records.values()))["scale"],
+        "scale": records[0].scale,
         "sources": sources,
         "sources_differ": len(sources) > 1,
         "runs": {
-            name: {"record_sha256": record["sha256"], **{key: record["env"].get(key) for key in kept}}
-            for name, record in records.items()
+            record.name: {"record_sha256": record.sha256, **{key: record.env.get(key) for key in kept}}
+            for record in records
         },
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
         "claims": {

@@ -1,154 +1,192 @@
-"""The compact record of one finished run: all that a report is made of.
+"""Records of runs and of trials: all that a report is made of, one JSON object a line.
 
-Small enough to be committed, free of paths and dates, and complete: a report can be made again, byte for
-byte, when the run folders are long gone.
+    reports/NAME/runs.jsonl     one `Record` a finished run
+                 tuning.jsonl   one `Trial` a run of the tuning
+
+A record is free of paths and dates, and complete: a report can be made again, byte for byte, when the run folders are long
+gone. Lines stand in the order of their names, in canonical JSON (sorted keys, no spaces): the same records are the same
+bytes, and one more record is one more line.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
-from odist.claims.recipe import PlannedRun
-from odist.config.schema import flatten
 from odist.errors import UserError
-from odist.files import write_atomically
-from odist.measure.churn import form_of, pair_metrics
-from odist.run.folder import Run
+from odist.files import alone, json_objects, write_atomically
+from odist.run.damage import SET_ASIDE
 
-FORMAT = "odist-record-1"
-TRIAL_FORMAT = "odist-trial-1"
-LARGEST_NUMBER_OF_EVALUATIONS = 200  # rows of each group that are kept, evenly chosen, the last always
-ENVIRONMENT = ("commit", "source_hash", "versions", "hardware", "data_fingerprint", "config_hash")
-NOT_RECORDED = ("kind", "time")
+RUNS_FILE = "runs.jsonl"
+TRIALS_FILE = "tuning.jsonl"
+Metrics = dict[str, Any]  # name -> number, None where it is not finite; `NAME_interval` -> [low, high]
 
 
-def write_records(recipe: str, planned: Sequence[PlannedRun], *, runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Write a record of each finished run into `folder`, with its churn against each retrain of its system.
+@dataclass(frozen=True)
+class Line:
+    """What the lines of both files share: which run of which recipe it is, and where it ran.
 
-    planned: of one recipe and scale; runs: the finished run of each
-    UserError when two retrains of a system predict different rows.
+    env: commit, source_hash, versions, hardware, data_fingerprint and config_hash of the run
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    predictions = [run.predictions() for run in runs]
-    written = []
-    for index, (plan, run) in enumerate(zip(planned, runs, strict=True)):
-        churn = {}
-        for other, rival in enumerate(planned):
-            if other == index or (rival.variant, rival.system) != (plan.variant, plan.system):
-                continue
-            if predictions[other].fingerprint != predictions[index].fingerprint:
-                raise UserError(f"{run.path} and {runs[other].path} are retrains of {plan.system} but predict different "
-                                "rows. Delete the older of the two and start the recipe again.")  # fmt: skip
-            # in the order of the seeds, so that both records of a pair hold the same numbers
-            first, second = sorted((index, other))
-            a, b = predictions[first], predictions[second]
-            form = form_of(a.probabilities, a.targets)
-            churn[str(rival.seed)] = pair_metrics(a.probabilities, b.probabilities, form=form)
-        record = make_record(recipe, plan, run=run, churn=churn, rows=predictions[index].fingerprint)
-        path = folder / f"{plan.name}.json"
-        write_atomically(path, json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
-        written.append(path)
-    return written
 
+    FORMAT: ClassVar[str]
+    NOT_WRITTEN: ClassVar[tuple[str, ...]] = ()  # fields that are worked out when a report is made
 
-def make_record(recipe: str, plan: PlannedRun, *, run: Run, churn: dict[str, Any], rows: str) -> dict[str, Any]:
-    """The record of one finished run. rows: fingerprint of the predicted rows."""
-    config = _without_places(run.config)
-    return _finite(
-        {
-            "format": FORMAT,
-            "recipe": recipe,
-            "variant": plan.variant,
-            "system": plan.system,
-            "seed": plan.seed,
-            "scale": config.get("scale"),
-            "config": config,
-            "results": run.results,
-            "evaluations": _evaluations(run),
-            "churn": churn,
-            "predicted_rows": rows,
-            "env": {key: run.env.get(key) for key in ENVIRONMENT},
+    system: str
+    seed: int
+    variant: str = ""
+    recipe: str = ""
+    scale: str = ""
+    env: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Names the line in its file."""
+        raise NotImplementedError
+
+    @property
+    def text(self) -> str:
+        """The line, without its end."""
+        content = {
+            own.name: getattr(self, own.name) for own in dataclasses.fields(self) if own.name not in self.NOT_WRITTEN
         }
-    )
+        return json.dumps({"format": self.FORMAT, **content}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def make_trial(recipe: str, plan: PlannedRun, *, run: Run, key: str) -> dict[str, Any]:
-    """The record of one trial of a tuning: settings, metrics (None when it diverged) and environment."""
-    config = _without_places(run.config)
-    flat = dict(flatten(config))
-    return _finite(
-        {
-            "format": TRIAL_FORMAT,
-            "recipe": recipe,
-            "variant": plan.variant,
-            "system": plan.system,
-            "seed": plan.seed,
-            "scale": config.get("scale"),
-            "key": key,
-            "value": flat.get(key),
-            "config": flat,
-            "state": run.status.get("state"),
-            "metrics": run.results["metrics"] if run.finished else None,
-            "env": {name: run.env.get(name) for name in ENVIRONMENT},
-        }
-    )
+@dataclass(frozen=True)
+class Record(Line):
+    """One finished run.
+
+    config: its configuration, nested, without places; results: its results.json; evaluations: rows without dates
+    churn: seed of another retrain of the system -> PAIR_METRICS of the two; predicted_rows: fingerprint of the rows
+    censored: metrics that are lower bounds, as of a target that the run never reached (odist.claims.targets)
+    """
+
+    FORMAT = "odist-record-1"
+    NOT_WRITTEN = ("censored", "first_phase_steps")
+
+    config: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    churn: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    predicted_rows: str = ""
+    censored: tuple[str, ...] = ()
+    first_phase_steps: int = 0  # of the teachers, before the first step of a student of two-phase distillation
+
+    @property
+    def name(self) -> str:
+        return "-".join(part for part in (self.variant, self.system, f"s{self.seed}") if part)
+
+    @property
+    def metrics(self) -> Metrics:
+        """The metrics of what predicts for the run."""
+        metrics: Metrics = self.results["metrics"]
+        return metrics
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """What each group reported at its end."""
+        groups: list[dict[str, Any]] = self.results.get("groups", [])
+        return groups
+
+    def with_metrics(self, more: Mapping[str, float]) -> Record:
+        """The record with `more` among its metrics."""
+        return dataclasses.replace(self, results={**self.results, "metrics": {**self.metrics, **more}})
 
 
-def _without_places(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration without folders: the fingerprint names the data, a teacher is named by its run."""
-    kept = {key: value for key, value in config.items() if key != "run"}
-    kept["data"] = {**kept.get("data", {}), "path": None}
-    if teachers := kept.get("algorithm", {}).get("teachers"):
-        kept["algorithm"] = {**kept["algorithm"], "teachers": [Path(teacher).name for teacher in teachers]}
-    return kept
+@dataclass(frozen=True)
+class Trial(Line):
+    """One run of a tuning.
+
+    key, value: the setting that is tuned; config: by dotted key, without places
+    state: as in the run's status.json; metrics: None unless it finished
+    """
+
+    FORMAT = "odist-trial-1"
+
+    key: str = ""
+    value: Any = None
+    config: dict[str, Any] = field(default_factory=dict)
+    state: str | None = None
+    metrics: Metrics | None = None
+
+    @property
+    def name(self) -> str:
+        setting = f"{self.key.rsplit('.', 1)[-1]}{self.value:g}"
+        return "-".join(part for part in (self.scale, self.variant, self.system, setting, f"s{self.seed}") if part)
 
 
-def _evaluations(run: Run) -> list[dict[str, Any]]:
-    """Evaluation rows without dates, at most so many of each group."""
-    frame = run.metrics(kind="evaluate")
-    if frame.empty:
-        return []
-    frame = frame.drop_duplicates(["group", "step"], keep="last") if "group" in frame else frame
-    kept: list[dict[str, Any]] = []
-    groups = frame.groupby("group", sort=True) if "group" in frame else [(0, frame)]
-    for _, rows in groups:
-        stride = math.ceil(len(rows) / LARGEST_NUMBER_OF_EVALUATIONS)
-        chosen = rows.iloc[::-1].iloc[::stride].iloc[::-1]
-        for row in chosen.to_dict("records"):
-            kept.append({str(key): _plain(value) for key, value in row.items() if key not in NOT_RECORDED})
-    return kept
+Kind = TypeVar("Kind", bound=Line)
 
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "item"):
-        value = value.item()
-    return float(f"{value:.7g}") if isinstance(value, float) and math.isfinite(value) else value
+@dataclass(frozen=True)
+class Read(Generic[Kind]):
+    """The lines of a file: those that can be read, in the order of their names, and the others with their numbers."""
+
+    path: Path
+    lines: list[Kind]
+    broken: dict[int, bytes]
+
+    @property
+    def notes(self) -> list[str]:
+        """One sentence on each line that cannot be read."""
+        return [
+            f"{self.path}, line {number}: broken (no JSON object), so its run counts as missing. The command that wrote it "
+            "writes it again."
+            for number in self.broken
+        ]
 
 
-def _finite(value: Any) -> Any:
-    """The same with None for what JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def read_lines(path: Path, kind: type[Kind]) -> Read[Kind]:
+    """Read a file of records; nothing where there is none.
+
+    Of two lines of one name the later counts. UserError for a line of another version, which has other keys.
+    """
+    found, broken = dict[str, Kind](), dict[int, bytes]()
+    for number, text in enumerate(path.read_bytes().split(b"\n") if path.exists() else (), 1):
+        if not text.strip():
+            continue
+        contents, num_broken = json_objects([text])
+        if num_broken:
+            broken[number] = text
+        for content in contents:
+            line = _line(kind, content, where=f"{path}, line {number}")
+            found[line.name] = line
+    return Read(path, [found[name] for name in sorted(found)], broken)
 
 
-def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """Records below `folder` by file name without suffix, in that order, each with its `sha256`."""
-    records = {}
-    for path in sorted(folder.glob("*.json")):
-        text = path.read_bytes()
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: no JSON ({error}). Delete it and start the recipe again.") from error
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise UserError(f"{path}: not a record of this version ({FORMAT}). Delete it and start the recipe again.")
-        records[path.stem] = {**record, "sha256": hashlib.sha256(text).hexdigest()}
-    return records
+def update_lines(
+    path: Path, kind: type[Kind], *, write: Sequence[Kind], remove: Callable[[Kind], bool] = lambda _: False
+) -> None:
+    """Replace the lines that have the names of those in `write`, add the others, and remove those that `remove` is true for.
+
+    Several processes may do so at a time: each sees what the others wrote, and a reader sees the old file or the new one.
+    Lines that cannot be read are set aside in a hidden file beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone(path.parent):
+        read = read_lines(path, kind)
+        if read.broken:
+            with open(path.with_name(f"{SET_ASIDE}{path.name}"), "ab") as aside:
+                aside.writelines(text + b"\n" for text in read.broken.values())
+        lines = {line.name: line for line in read.lines if not remove(line)} | {line.name: line for line in write}
+        write_atomically(path, "".join(f"{lines[name].text}\n" for name in sorted(lines)))
+
+
+def _line(kind: type[Kind], content: dict[str, Any], *, where: str) -> Kind:
+    known = {own.name for own in dataclasses.fields(kind)} - {*kind.NOT_WRITTEN}
+    if content.pop("format", None) != kind.FORMAT or content.keys() != known:
+        raise UserError(
+            f"{where}: not a line of this version ({kind.FORMAT}). Remove the line and start the recipe again, or read it "
+            "with the version that wrote it."
+        )
+    return kind(**content)

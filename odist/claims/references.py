@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from odist.claims.recipe import FAILS, HOLDS, OPEN, Recipe, Reference
+from odist.claims.record import Record
 from odist.claims.table import ABSENT, estimate
 from odist.errors import UserError
 from odist.files import write_atomically
@@ -134,7 +135,7 @@ def reference_parts(
     return ["\n".join([lines[0], "", *lines[1:]]) + "\n"]
 
 
-def values_of(records: Sequence[Mapping[str, Any]], reference: Reference) -> dict[int, float]:
+def values_of(records: Sequence[Record], reference: Reference) -> dict[int, float]:
     """The metric of each retrain of the reference's system, by seed."""
-    own = sorted((record for record in records if record["system"] == reference.system), key=lambda r: r["seed"])
-    return {record["seed"]: float(record["results"]["metrics"][reference.metric]) for record in own}
+    own = sorted((record for record in records if record.system == reference.system), key=lambda record: record.seed)
+    return {record.seed: float(record.metrics[reference.metric]) for record in own}

@@ -17,6 +17,7 @@ from odist.claims.jobs import Echo, train_all, train_command
 from odist.claims.page import PAPER_FILE, build_report, home_of
 from odist.claims.recipe import PlannedRun, Recipe, Reference, load_recipe, paper_figure, tell_left_out
 from odist.claims.recipe_file import parse_recipe
+from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.tuning import FILE as TUNING_FILE
 from odist.claims.tuning import chosen_values, found_at, read_tuning
 from odist.errors import UserError
@@ -95,6 +96,7 @@ def reproduce(
     if only_report:
         _reword(recipe, folder, echo=echo)
     else:
+        read_lines(home / RUNS_FILE, Record)  # a file that cannot be added to is refused before hours of training
         for phase in _phases(recipe, plan):
             own = [(run, path) for run, path in zip(plan, paths, strict=True) if run.system in phase]
             train_all(
@@ -104,7 +106,7 @@ def reproduce(
         _record_references(recipe, plan, paths=paths, folder=folder, echo=echo)
         if tuning is not None:
             write_atomically(home / TUNING_FILE, json.dumps(tuning, indent=1, allow_nan=False) + "\n")
-    files = build_report(folder, name=recipe.name)
+    files = build_report(folder, name=recipe.name, echo=echo)
     echo(f"report: {folder / recipe.name}.md")
     return ReproduceResult(folder, files=files, commands=commands, left_out=left_out)
 
@@ -167,17 +169,16 @@ def _record(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path]
 
     Records of variants left out this time stay: they were made where their data lay.
     """
-    from odist.claims.record import write_records
+    from odist.claims.collect import records_of
 
     folder.mkdir(parents=True, exist_ok=True)
-    written = write_records(recipe.home, plan, runs=[Run.open(path) for path in paths], folder=home / "runs")
+    records = records_of(recipe.home, plan, runs=[Run.open(path) for path in paths])
     variants = {run.variant for run in plan}
-    for path in (home / "runs").glob("*.json"):
-        if recipe.runs_of and json.loads(path.read_text(encoding="utf-8"))["system"] not in recipe.systems:
-            continue  # another recipe's
-        variant = next((key for key in recipe.variants if key and path.stem.startswith(f"{key}-")), "")
-        if path not in written and variant in variants:
-            path.unlink()
+
+    def outdated(record: Record) -> bool:
+        return record.variant in variants and (not recipe.runs_of or record.system in recipe.systems)
+
+    update_lines(home / RUNS_FILE, Record, write=records, remove=outdated)
     write_atomically(folder / "recipe.yaml", recipe.text)
     if recipe.paper_figure:
         write_atomically(folder / PAPER_FILE, paper_figure(recipe.paper_figure))

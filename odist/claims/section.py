@@ -10,6 +10,7 @@ from typing import Any
 
 from odist.claims.quantities import name_of
 from odist.claims.recipe import FAILS, UNTESTED, Recipe
+from odist.claims.record import Record
 from odist.claims.references import reference_parts, reference_row, values_of
 from odist.claims.summary import COSTS, SystemSummary, Verdict
 from odist.claims.table import ABSENT, count, estimate, markdown_table
@@ -24,7 +25,6 @@ COST_NAMES = {
     "flops": "FLOPs",
     "seconds": "seconds",
 }
-PAPER_METRICS = ("log_loss", "mean_abs_difference")
 
 
 def variant_parts(
@@ -33,7 +33,7 @@ def variant_parts(
     variant: str,
     summaries: Sequence[SystemSummary],
     verdicts: Sequence[Verdict],
-    records: Sequence[Mapping[str, Any]],
+    records: Sequence[Record],
     references: Mapping[str, Mapping[str, Any] | None],
     tuning: Mapping[str, Any] | None,
 ) -> list[str]:
@@ -42,7 +42,7 @@ def variant_parts(
     summaries, verdicts, records: of this variant, at least one record
     references: name -> record, None where it was not fitted; tuning: content of tuning.json
     """
-    scale = records[0]["scale"]
+    scale = records[0].scale
     notes = tuning_notes(recipe, tuning, scale=scale, variant=variant, records=records)
     parts = [f"{note}\n" if note.startswith("**") else f"Note: {note}\n" for note in notes]
     parts += _decision_parts(recipe, verdicts)
@@ -62,7 +62,7 @@ def variant_parts(
                if not any(s.system == name and seed in s.seeds for s in summaries)]  # fmt: skip
     if missing:
         parts.append(f"Missing runs: {', '.join(missing)}.\n")
-    return parts + [f"Note: {note}\n" for note in _notes(recipe, records)]
+    return parts + [f"Note: {note}\n" for note in _notes(records)]
 
 
 def _decision_parts(recipe: Recipe, verdicts: Sequence[Verdict]) -> list[str]:
@@ -167,19 +167,18 @@ def _numbers(recipe: Recipe, verdict: Verdict) -> str:
     return f"{_why_untested(verdict)}{name} of {first} {relation} {factor}{second}{by}: {why}"
 
 
-def _notes(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _notes(records: Sequence[Record]) -> list[str]:
     notes = []
-    if len({record["predicted_rows"] for record in records}) > 1:
+    if len({record.predicted_rows for record in records}) > 1:
         notes.append("the systems were not evaluated on the same rows, so their losses are not comparable.")
-    if len({record["env"].get("source_hash") for record in records}) > 1:
+    if len({record.env.get("source_hash") for record in records}) > 1:
         notes.append("the runs were made by different versions of the source (see manifest.json).")
-    untaught = [f"{record['system']}-s{record['seed']}" for record in records if _untaught(record)]
+    untaught = [f"{record.system}-s{record.seed}" for record in records if _untaught(record)]
     if untaught:
         notes.append(f"groups that never had a teacher, though they were to codistil: {', '.join(untaught)}.")
     return notes
 
 
-def _untaught(record: Mapping[str, Any]) -> bool:
-    """Whether a group of the run was to learn from its peers and never heard one."""
-    groups = record["results"].get("groups", [])
-    return any(isinstance(group, Mapping) and group.get("taught") is False for group in groups)
+def _untaught(record: Record) -> bool:
+    """Whether a group of the run was to learn from its peers and never had a teacher."""
+    return any(group.get("taught") is False for group in record.groups)

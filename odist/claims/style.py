@@ -184,7 +184,8 @@ def check_layout(figure: Figure) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*constrained_layout not applied")
         try:
-            figure.draw_without_rendering()
+            for _ in range(2):  # the layout has settled after the second pass only
+                figure.draw_without_rendering()
         except UserWarning as warning:
             raise refusal from warning
     width, height = figure.get_size_inches()
@@ -201,12 +202,12 @@ def check_layout(figure: Figure) -> None:
             raise refusal
 
 
-def save(figure: Figure, base: Path) -> list[Path]:
-    """Write `base`.png and `base`.svg, whole or not at all, without dates or program names; see `check_layout`."""
+def save(figure: Figure, base: Path, *, kinds: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Write `base`.KIND for every kind, whole or not at all, without dates or program names; see `check_layout`."""
     check_layout(figure)
     base.parent.mkdir(parents=True, exist_ok=True)
     written = []
-    for kind in ("png", "svg"):
+    for kind in kinds:
         path = base.with_name(f"{base.name}.{kind}")
         with replacing(path) as temporary, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
 from odist.claims.recipe import FAILS, HOLDS, OPEN, UNTESTED, Claim, Recipe
+from odist.claims.record import Record
 from odist.measure.churn import PAIR_METRICS, summarise_pairs
 from odist.measure.intervals import Interval, jackknife, mean_interval
 from odist.measure.metrics import within_range
@@ -62,22 +62,23 @@ class Verdict:
 class Retrains:
     """The records of one system in one variant, in the order of their seeds."""
 
-    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
-        self.by_seed = {record["seed"]: record for record in sorted(records, key=lambda record: record["seed"])}
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.by_seed = {record.seed: record for record in sorted(records, key=lambda record: record.seed)}
         self.seeds = tuple(self.by_seed)
 
     def metric(self, name: str, seeds: Sequence[int]) -> list[float]:
         """The metric of each seed's predictor; empty when a run lacks it."""
-        values = [self.by_seed[seed]["results"]["metrics"].get(name) for seed in seeds]
-        return [] if None in values else [float(value) for value in values]
+        values = [self.by_seed[seed].metrics.get(name) for seed in seeds]
+        known = [float(value) for value in values if value is not None]
+        return known if len(known) == len(values) else []
 
     def censored(self, name: str, seeds: Sequence[int]) -> bool:
         """Whether the metric of some seed is a lower bound: a target that the run never reached."""
-        return any(name in self.by_seed[seed].get("censored", ()) for seed in seeds)
+        return any(name in self.by_seed[seed].censored for seed in seeds)
 
     def pairs(self, seeds: Sequence[int]) -> dict[tuple[int, int], dict[str, float | None]]:
         """PAIR_METRICS of every pair of `seeds`, keyed by their places."""
-        return {(i, j): self.by_seed[seeds[i]]["churn"][str(seeds[j])] for i, j in combinations(range(len(seeds)), 2)}
+        return {(i, j): self.by_seed[seeds[i]].churn[str(seeds[j])] for i, j in combinations(range(len(seeds)), 2)}
 
     def statistic(self, name: str, seeds: Sequence[int]) -> Callable[[list[int]], float]:
         """Mean of a metric, or mean over pairs of a measure of churn, over the chosen places in `seeds`."""
@@ -93,18 +94,18 @@ class Retrains:
         return len(seeds) > 1 and all(pair[name] is not None for pair in self.pairs(seeds).values())
 
 
-def retrains_by_system(records: Sequence[dict[str, Any]], recipe: Recipe) -> dict[tuple[str, str], Retrains]:
+def retrains_by_system(records: Sequence[Record], recipe: Recipe) -> dict[tuple[str, str], Retrains]:
     """Records by variant and system, in the recipe's order; those of systems it no longer has are left out."""
     found = {}
     for variant in recipe.variants:
         for system in recipe.systems:
-            own = [record for record in records if (record["variant"], record["system"]) == (variant, system)]
+            own = [record for record in records if (record.variant, record.system) == (variant, system)]
             if own:
                 found[variant, system] = Retrains(own)
     return found
 
 
-def summarise(records: Sequence[dict[str, Any]], recipe: Recipe) -> list[SystemSummary]:
+def summarise(records: Sequence[Record], recipe: Recipe) -> list[SystemSummary]:
     """One summary for each variant and system that has records."""
     retrains = retrains_by_system(records, recipe)
     summaries = []
@@ -126,8 +127,8 @@ def summarise(records: Sequence[dict[str, Any]], recipe: Recipe) -> list[SystemS
 
 
 def _mean_cost(retrains: Retrains, name: str) -> float | None:
-    values = [record["results"].get(name) for record in retrains.by_seed.values()]
-    return None if None in values else float(np.mean(values))
+    values = [record.results[name] for record in retrains.by_seed.values() if record.results.get(name) is not None]
+    return float(np.mean(values)) if len(values) == len(retrains.seeds) else None
 
 
 def _common_seeds(first: Retrains, *others: Retrains) -> tuple[int, ...]:

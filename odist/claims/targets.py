@@ -8,13 +8,14 @@ judging are left to figure and summary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from odist.claims.quantities import better, loss_or_accuracy, unit_of
 from odist.claims.recipe import Recipe
+from odist.claims.record import Record
 from odist.claims.table import ABSENT, count, estimate, markdown_table
 from odist.errors import UserError
 from odist.measure.intervals import jackknife
@@ -24,8 +25,6 @@ LAST = 3  # evaluations of the baseline whose mean is the last target
 SHARES = {"steps_to_50": 0.5, "steps_to_75": 0.75}
 TO_END = "steps_to_end"
 HEADINGS = {"steps_to_50": "50 %", "steps_to_75": "75 %", TO_END: "the end"}
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Target:
 
 def curve_of(record: Record) -> list[Mapping[str, Any]]:
     """Evaluations of what predicts for the run, by step: the mean of an ensemble where it was kept, else group 0."""
-    rows = record["evaluations"]
+    rows = record.evaluations
     group = min((row.get("group", 0) for row in rows), default=0)  # -1: the mean of the groups
     return sorted((row for row in rows if row.get("group", 0) == group), key=lambda row: row["step"])
 
@@ -48,7 +47,7 @@ def targets_of(recipe: Recipe, records: Sequence[Record]) -> list[Target]:
     if recipe.targets is None:
         return []
     metric, found = recipe.targets.metric, {}
-    curves = [curve_of(record) for record in records if record["system"] == recipe.targets.system]
+    curves = [curve_of(record) for record in records if record.system == recipe.targets.system]
     for name, share in SHARES.items():
         values = []
         for curve in curves:
@@ -75,30 +74,30 @@ def first_reach(curve: Sequence[Mapping[str, Any]], *, metric: str, target: floa
     return None
 
 
-def with_targets(recipe: Recipe, records: Sequence[Record]) -> list[dict[str, Any]]:
+def with_targets(recipe: Recipe, records: Sequence[Record]) -> list[Record]:
     """The records with steps_to_*, examples_to_* and seconds_to_* among their metrics, and `censored`: those not reached.
 
     A student of two-phase distillation has its teachers' whole training before its first step: `first_phase_steps`.
     UserError for evaluations without the targets' metric.
     """
     if recipe.targets is None:
-        return [dict(record) for record in records]
+        return list(records)
     _check_metric(recipe, records)
-    by_key = {(record["variant"], record["system"], record["seed"]): record for record in records}
+    by_key = {(record.variant, record.system, record.seed): record for record in records}
     targets = {
-        variant: targets_of(recipe, [record for record in records if record["variant"] == variant])
+        variant: targets_of(recipe, [record for record in records if record.variant == variant])
         for variant in recipe.variants
     }
     extended = []
     for record in records:
-        curve, metrics, censored = curve_of(record), dict(record["results"]["metrics"]), []
-        teachers = recipe.systems[record["system"]].teachers if record["system"] in recipe.systems else None
-        before = by_key.get((record["variant"], teachers, record["seed"])) if teachers else None
+        curve, metrics, censored = curve_of(record), dict[str, float](), list[str]()
+        teachers = recipe.systems[record.system].teachers if record.system in recipe.systems else None
+        before = by_key.get((record.variant, teachers, record.seed)) if teachers else None
         if curve and not (teachers and before is None):
             steps, seconds, examples = _first_phase(before)
-            record = {**record, "first_phase_steps": int(steps)}
-            each = record["results"]["total_examples"] / record["results"]["steps"]
-            for target in targets[record["variant"]]:
+            record = replace(record, first_phase_steps=int(steps))
+            each = record.results["total_examples"] / record.results["steps"]
+            for target in targets[record.variant]:
                 reached = first_reach(curve, metric=recipe.targets.metric, target=target.value)
                 if reached is None:
                     censored.append(target.name)
@@ -106,7 +105,7 @@ def with_targets(recipe: Recipe, records: Sequence[Record]) -> list[dict[str, An
                 metrics[target.name] = steps + reached[0]
                 metrics[target.name.replace("steps", "examples")] = examples + each * reached[0]
                 metrics[target.name.replace("steps", "seconds")] = seconds + reached[1]
-        extended.append({**record, "results": {**record["results"], "metrics": metrics}, "censored": censored})
+        extended.append(replace(record.with_metrics(metrics), censored=tuple(censored)))
     return extended
 
 
@@ -122,10 +121,10 @@ def _first_phase(teachers: Record | None) -> tuple[float, float, float]:
     """Steps, seconds of one group and examples in all of the teachers' training; zeros without teachers."""
     if teachers is None:
         return 0.0, 0.0, 0.0
-    results = teachers["results"]
+    results = teachers.results
     return (
         float(results["steps"]),
-        max(group["seconds"] for group in results["groups"]),
+        max(group["seconds"] for group in teachers.groups),
         float(results["total_examples"]),
     )
 
@@ -138,7 +137,7 @@ def target_parts(recipe: Recipe, records: Sequence[Record]) -> list[str]:
     targets = targets_of(recipe, records)
     if recipe.targets is None or not targets:
         return []
-    own = {name: {r["seed"]: r for r in records if r["system"] == name} for name in recipe.systems}
+    own = {name: {r.seed: r for r in records if r.system == name} for name in recipe.systems}
     base = recipe.targets.system
     label, metric = recipe.systems[base].label, recipe.targets.metric
     where = ", ".join(f"{HEADINGS[target.name]}: {target.value:.4f}" for target in targets)
@@ -148,15 +147,15 @@ def target_parts(recipe: Recipe, records: Sequence[Record]) -> list[str]:
     columns |= {"examples": "examples in all, to the end", "seconds": "seconds of a group, to the end"}
     rows = []
     for name, system in recipe.systems.items():
-        if not own[name] or not all(t.name in r["results"]["metrics"] for t in targets for r in own[name].values()):
+        if not own[name] or not all(t.name in r.metrics for t in targets for r in own[name].values()):
             continue
         row = {"label": system.full_label}
         for target in targets:
             row[target.name] = _steps(list(own[name].values()), target.name)
             row[f"{target.name}_ratio"] = "1" if name == base else _ratio(own[base], own[name], target.name)
         for cost in ("examples", "seconds"):
-            values = [r["results"]["metrics"][TO_END.replace("steps", cost)] for r in own[name].values()]
-            missed = any(TO_END in r["censored"] for r in own[name].values())
+            values = [r.metrics[TO_END.replace("steps", cost)] for r in own[name].values()]
+            missed = any(TO_END in r.censored for r in own[name].values())
             row[cost] = ("> " if missed else "") + count(float(np.mean(values)))
         rows.append(row)
     return [
@@ -167,8 +166,8 @@ def target_parts(recipe: Recipe, records: Sequence[Record]) -> list[str]:
 
 
 def _steps(records: Sequence[Record], name: str) -> str:
-    values = [record["results"]["metrics"][name] for record in records]
-    missed = sum(name in record["censored"] for record in records)
+    values = [record.metrics[name] for record in records]
+    missed = sum(name in record.censored for record in records)
     text = count(float(np.mean(values)))
     return text if not missed else f"> {text} ({missed} of {len(records)} never)"
 
@@ -178,14 +177,14 @@ def _ratio(base: Mapping[int, Record], other: Mapping[int, Record], name: str) -
     seeds = [seed for seed in base if seed in other]
     if not seeds:
         return ABSENT
-    steps = [[side[seed]["results"]["metrics"][name] for seed in seeds] for side in (base, other)]
+    steps = [[side[seed].metrics[name] for seed in seeds] for side in (base, other)]
 
     def ratio(places: list[int]) -> float:
         return float(np.mean([steps[0][place] for place in places]) / np.mean([steps[1][place] for place in places]))
 
     value, interval = jackknife(ratio, len(seeds))
     text = estimate(value, within_range("ratio", interval))
-    missed = [any(name in side[seed]["censored"] for seed in seeds) for side in (base, other)]
+    missed = [any(name in side[seed].censored for seed in seeds) for side in (base, other)]
     if all(missed):
         return ABSENT
     return f"> {text}" if missed[0] else f"< {text}" if missed[1] else text

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from odist.claims.collect import trial_of
 from odist.claims.jobs import Echo, train_all, train_command
 from odist.claims.recipe import PlannedRun, Recipe, Tuning, load_recipe, tell_left_out
-from odist.claims.record import make_trial
+from odist.claims.record import TRIALS_FILE, Trial, read_lines, update_lines
 from odist.claims.tuning import FILE, FORMAT, ONE_VARIANT, choose, read_tuning, settings
 from odist.errors import UserError
-from odist.files import write_atomically
+from odist.files import alone, write_atomically
 from odist.run.folder import Run
 
 
@@ -54,7 +55,7 @@ def tune(
 ) -> TuneResult:
     """Run the trials of a recipe's `tuning` section and write `output`/NAME/tuning.json.
 
-    Arguments as of `odist.claims.reproduce.reproduce`. One small record of every trial goes to `output`/NAME/tuning/;
+    Arguments as of `odist.claims.reproduce.reproduce`. One small record of every trial goes to `output`/NAME/tuning.jsonl;
     a trial's folder below `runs_dir`/NAME/SCALE/tuning/ keeps its numbers, not its weights. Variants and scales
     that are not tuned this time keep what was found before.
     UserError for a recipe without the section or the variant, OdistError naming the trials that failed, Interrupted.
@@ -84,6 +85,7 @@ def tune(
             echo("odist " + " ".join(result.commands[-1][3:]))
         return result
     read_tuning(folder / FILE)  # a file that cannot be added to is refused before hours of trials, not after
+    read_lines(folder / TRIALS_FILE, Trial)
     for variant in dict.fromkeys(run.variant for run in systems):
         own = [run for run in systems if run.variant == variant]
         of_variant = replace(rules, seeds=recipe.variants[variant].tuning_seeds or rules.seeds)
@@ -206,18 +208,14 @@ def _write(
     place: Path,
 ) -> None:
     """Replace the records of this scale and variant, and its part of tuning.json."""
-    records = folder / "tuning"
-    records.mkdir(parents=True, exist_ok=True)
-    written = set()
-    for trial in trials:
-        path = records / f"{scale}-{trial.name}.json"
-        content = make_trial(recipe.name, trial, run=Run.open(place / trial.name), key=found["key"])
-        write_atomically(path, json.dumps(content, sort_keys=True, allow_nan=False) + "\n")
-        written.add(path)
-    for path in records.glob("*.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if path not in written and (content.get("scale"), content.get("variant")) == (scale, variant):
-            path.unlink()
-    tuning = read_tuning(folder / FILE) or {"format": FORMAT, "recipe": recipe.name, "scales": {}}
-    tuning["scales"].setdefault(scale, {})[variant or ONE_VARIANT] = found
-    write_atomically(folder / FILE, json.dumps(tuning, indent=1, allow_nan=False) + "\n")
+    records = [trial_of(recipe.name, trial, run=Run.open(place / trial.name), key=found["key"]) for trial in trials]
+    update_lines(
+        folder / TRIALS_FILE,
+        Trial,
+        write=records,
+        remove=lambda trial: (trial.scale, trial.variant) == (scale, variant),
+    )
+    with alone(folder):  # two processes may tune two variants
+        tuning = read_tuning(folder / FILE) or {"format": FORMAT, "recipe": recipe.name, "scales": {}}
+        tuning["scales"].setdefault(scale, {})[variant or ONE_VARIANT] = found
+        write_atomically(folder / FILE, json.dumps(tuning, indent=1, allow_nan=False) + "\n")

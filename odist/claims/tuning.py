@@ -15,6 +15,7 @@ from typing import Any
 
 from odist.claims.quantities import better, name_of
 from odist.claims.recipe import Recipe, Tuning
+from odist.claims.record import Record
 from odist.claims.table import estimate, markdown_table
 from odist.config.schema import FREE_KEYS, flatten
 from odist.errors import UserError
@@ -91,7 +92,7 @@ def choose(values: Mapping[float, float | None], *, metric: str) -> tuple[float 
 
 
 def tuning_notes(
-    recipe: Recipe, tuning: Mapping[str, Any] | None, *, scale: str, variant: str, records: Sequence[Mapping[str, Any]]
+    recipe: Recipe, tuning: Mapping[str, Any] | None, *, scale: str, variant: str, records: Sequence[Record]
 ) -> list[str]:
     """What a reader has to know before believing a comparison: untuned, tuned otherwise, at an edge."""
     if recipe.tuning is None:
@@ -103,14 +104,14 @@ def tuning_notes(
     notes, chosen = [], chosen_values(recipe, tuning, scale=scale)
     lent: dict[str, list[str]] = {}
     for name, system in recipe.systems.items():
-        own = [record for record in records if record["system"] == name]
+        own = [record for record in records if record.system == name]
         if not own:
             continue
         if (variant, name) not in chosen:
             notes.append(f"**Untuned: {system.label}** used the preset's `{recipe.tuning.key}`.")
             continue
         key, value = chosen[variant, name]
-        used = sorted({float(dict(flatten(record["config"])).get(key, math.nan)) for record in own})
+        used = sorted({float(dict(flatten(record.config)).get(key, math.nan)) for record in own})
         if used != [value]:
             notes.append(
                 f"{system.label} ran with `{key}` {', '.join(f'{u:g}' for u in used)}, tuning chose {value:g}."
@@ -120,9 +121,7 @@ def tuning_notes(
             lent.setdefault(owner.label if owner else system.tuned_with, []).append(system.label)
             continue
         entry = found["systems"][name]
-        changed = sorted(
-            {key for record in own for key in _differing(settings(record["config"], recipe.tuning), entry)}
-        )
+        changed = sorted({key for record in own for key in _differing(settings(record.config, recipe.tuning), entry)})
         if changed:
             notes.append(f"{system.label} was tuned with other settings than it ran with: {', '.join(changed)}.")
         if entry["at_edge"]:

@@ -5,15 +5,12 @@ When they are made, fed and closed is left to sinks.py, which has the protocol.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from odist.config.schema import flatten
+from odist.files import alone
 from odist.run.folder import Run
 
 AXES = ("step", "examples")
@@ -133,7 +130,7 @@ class MLflow:
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it announces every table that it makes
         beside = f"sqlite:///{run.path.parent.absolute() / 'mlflow.db'}"
         self.waiting: list[Any] = []
-        with _alone(run.path.parent):  # the first to come makes the tables, which two cannot
+        with alone(run.path.parent):  # the first to come makes the tables, which two cannot
             self.client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or beside)
             experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "odist"))
         name = run.env.get("run_id", run.name)
@@ -176,15 +173,3 @@ class MLflow:
 
     def close(self, *, finished: bool) -> None:
         self.client.set_terminated(self.id, status="FINISHED" if finished else "KILLED")
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Be the only process that is inside for this folder, on file systems that have locks."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,126 @@
+"""Records made from run folders: what of a finished run, or of a trial, is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from odist.claims.recipe import PlannedRun
+from odist.claims.record import Record, Trial
+from odist.config.schema import flatten
+from odist.errors import UserError
+from odist.measure.churn import form_of, pair_metrics
+from odist.run.folder import Run
+
+LARGEST_NUMBER_OF_EVALUATIONS = 200  # rows of each group that are kept, evenly chosen, the last always
+ENVIRONMENT = ("commit", "source_hash", "versions", "hardware", "data_fingerprint", "config_hash")
+NOT_RECORDED = ("kind", "time")
+
+
+def records_of(recipe: str, planned: Sequence[PlannedRun], *, runs: Sequence[Run]) -> list[Record]:
+    """A record of each finished run, with its churn against each retrain of its system.
+
+    planned: of one recipe and scale; runs: the finished run of each
+    UserError when two retrains of a system predict different rows.
+    """
+    predictions = [run.predictions() for run in runs]
+    records = []
+    for index, (plan, run) in enumerate(zip(planned, runs, strict=True)):
+        churn = {}
+        for other, rival in enumerate(planned):
+            if other == index or (rival.variant, rival.system) != (plan.variant, plan.system):
+                continue
+            if predictions[other].fingerprint != predictions[index].fingerprint:
+                raise UserError(
+                    f"{run.path} and {runs[other].path} are retrains of {plan.system} but predict different rows. Delete "
+                    "the older of the two and start the recipe again."
+                )
+            # in the order of the seeds, so that both records of a pair hold the same numbers
+            first, second = sorted((index, other))
+            a, b = predictions[first], predictions[second]
+            form = form_of(a.probabilities, a.targets)
+            churn[str(rival.seed)] = pair_metrics(a.probabilities, b.probabilities, form=form)
+        records.append(_record(recipe, plan, run=run, churn=churn, rows=predictions[index].fingerprint))
+    return records
+
+
+def _record(recipe: str, plan: PlannedRun, *, run: Run, churn: dict[str, dict[str, float | None]], rows: str) -> Record:
+    config = _without_places(run.config)
+    return Record(
+        system=plan.system,
+        seed=plan.seed,
+        variant=plan.variant,
+        recipe=recipe,
+        scale=config.get("scale", ""),
+        env=_environment(run),
+        config=_finite(config),
+        results=_finite(run.results),
+        evaluations=_finite(_evaluations(run)),
+        churn=_finite(churn),
+        predicted_rows=rows,
+    )
+
+
+def trial_of(recipe: str, plan: PlannedRun, *, run: Run, key: str) -> Trial:
+    """The record of one trial of a tuning, of a run that diverged too. key: the setting that is tuned"""
+    config = dict(flatten(_without_places(run.config)))
+    return Trial(
+        system=plan.system,
+        seed=plan.seed,
+        variant=plan.variant,
+        recipe=recipe,
+        scale=config.get("scale", ""),
+        env=_environment(run),
+        key=key,
+        value=config.get(key),
+        config=_finite(config),
+        state=run.status.get("state"),
+        metrics=_finite(run.results["metrics"]) if run.finished else None,
+    )
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    env: dict[str, Any] = _finite({key: run.env.get(key) for key in ENVIRONMENT})
+    return env
+
+
+def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration without folders: the fingerprint names the data, a teacher is named by its run."""
+    kept = {key: value for key, value in config.items() if key != "run"}
+    kept["data"] = {**kept.get("data", {}), "path": None}
+    if teachers := kept.get("algorithm", {}).get("teachers"):
+        kept["algorithm"] = {**kept["algorithm"], "teachers": [Path(teacher).name for teacher in teachers]}
+    return kept
+
+
+def _evaluations(run: Run) -> list[dict[str, Any]]:
+    """Evaluation rows without dates, at most so many of each group."""
+    frame = run.metrics(kind="evaluate")
+    if frame.empty:
+        return []
+    frame = frame.drop_duplicates(["group", "step"], keep="last") if "group" in frame else frame
+    kept: list[dict[str, Any]] = []
+    groups = frame.groupby("group", sort=True) if "group" in frame else [(0, frame)]
+    for _, rows in groups:
+        stride = math.ceil(len(rows) / LARGEST_NUMBER_OF_EVALUATIONS)
+        chosen = rows.iloc[::-1].iloc[::stride].iloc[::-1]
+        for row in chosen.to_dict("records"):
+            kept.append({str(key): _plain(value) for key, value in row.items() if key not in NOT_RECORDED})
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()
+    return float(f"{value:.7g}") if isinstance(value, float) and math.isfinite(value) else value
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
