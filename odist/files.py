@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, JSON-lines files, which grow while others read them, and folders with one writer."""
+"""Files that appear whole or not at all, JSON-lines files that grow while others read them, folders with one writer at a time."""
 
 from __future__ import annotations
 
