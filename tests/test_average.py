@@ -125,6 +125,19 @@ def test_training_does_not_notice_and_both_readings_are_there(train):
     assert np.array_equal(last, np.load(plain.prediction_root("validation") / "group-0.npy"))
 
 
+def test_an_ensemble_has_both_readings_too(train):
+    pair = (*SMALL, "algorithm=ensemble", "train.keep_evaluations=true", "train.evaluate_rows=null")
+    plain = train(*pair, name="plain")
+    averaged = train(*pair, "train.average=ema", "train.average_horizon=400", name="averaged")
+    assert averaged.results["last_weights"] == plain.results["metrics"]
+    last = averaged.predictions("validation", last_weights=True)
+    assert np.array_equal(last.probabilities, plain.predictions("validation").probabilities)
+    rows, expected = (run.metrics(kind="evaluate").query("group == -1") for run in (averaged, plain))
+    assert rows["last_weights_log_loss"].tolist() == expected["log_loss"].tolist()
+    assert len(rows) == 2
+    assert rows["log_loss"].iloc[-1] == averaged.results["metrics"]["log_loss"]
+
+
 def test_eval_predicts_with_the_average(train):
     run = train(*SMALL, "train.average=swa")
     assert evaluate(run, split="validation")["log_loss"] == pytest.approx(run.results["metrics"]["log_loss"], abs=1e-9)

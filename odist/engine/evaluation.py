@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from odist.config.read import load
 from odist.config.schema import Config
 from odist.engine.devices import available, require
 from odist.engine.prediction import predict_split
+from odist.engine.trainer import LAST_WEIGHTS
 from odist.engine.wiring import build_task, fitted_fingerprint, load_models, on_device, predictor, set_up_torch
 from odist.errors import UserError
 from odist.measure.churn import form_of
 from odist.measure.prediction_files import data_fingerprint, write_predictions
-from odist.run.folder import Run
+from odist.run.folder import LAST_WEIGHTS_FILE, Predictions, Run
 from odist.run.log import MetricsLog, Silent
+from odist.tasks.base import Task
 
 
 def evaluate(
@@ -79,17 +82,27 @@ def log_mean_evaluations(run: Run, config: Config) -> None:
     """Add to metrics.jsonl how good the mean prediction was at each evaluation that was kept, as group -1."""
     sound = [group for group in range(config.num_groups) if group not in run.missing_groups]
     roots = [run.evaluation_root(group) for group in sound]
-    names = sorted(set.intersection(*({path.name for path in root.glob("*.npy")} for root in roots)))
+    averaged = config.train.average != "none"
+    kept = set.intersection(*({path.name for path in root.glob("*.npy")} for root in roots))
+    names = sorted(name for name in kept if not name.endswith(LAST_WEIGHTS_FILE))
     if names:
         task, whole, log = build_task(config), run.predictions("validation"), MetricsLog(run, progress=Silent())
         rows = run.metrics(kind="evaluate")
         for name in names:
-            mean = np.mean([np.load(root / name, allow_pickle=False).astype(np.float64) for root in roots], axis=0)
-            results = task.results(mean, whole.targets, bayes=whole.bayes, split="validation")
             step = int(Path(name).stem.removeprefix("step-"))
             own = rows[rows["step"] == step]
-            numbers = {key: value for key, value in results.items() if isinstance(value, float)}
+            numbers = _mean_results(task, [root / name for root in roots], whole)
+            last = [root / f"{Path(name).stem}{LAST_WEIGHTS_FILE}" for root in roots]
+            if averaged:
+                numbers |= {f"{LAST_WEIGHTS}{key}": value for key, value in _mean_results(task, last, whole).items()}
             log.write("evaluate", group=-1, step=step, examples=int(own["examples"].iloc[0]),
                       seconds=float(own["seconds"].max()), split="validation", **numbers)  # fmt: skip
         log.close()
     shutil.rmtree(run.path / "evaluations", ignore_errors=True)
+
+
+def _mean_results(task: Task, paths: Sequence[Path], whole: Predictions) -> dict[str, float]:
+    """Metrics of the mean of kept predictions. whole: the run's, for the targets"""
+    mean = np.mean([np.load(path, allow_pickle=False).astype(np.float64) for path in paths], axis=0)
+    results = task.results(mean, whole.targets, bayes=whole.bayes, split="validation")
+    return {key: value for key, value in results.items() if isinstance(value, float)}

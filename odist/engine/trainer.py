@@ -25,7 +25,7 @@ from odist.errors import Diverged, Interrupted, LostWorkers
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
 from odist.rng import derive
-from odist.run.folder import Run, step_name
+from odist.run.folder import LAST_WEIGHTS_FILE, Run, step_name
 from odist.run.log import MetricsLog
 from odist.strategies.base import Strategy
 from odist.tasks.base import Batch, Carry, Task
@@ -217,13 +217,10 @@ class Trainer:
     def _log_evaluation(self, done: int, *, rows: int | None) -> None:
         if not self.mesh.is_writer:
             return
-        results, kept = self._evaluate(self.predicting(done), rows)
-        if kept:
-            root = self.run.evaluation_root(self.mesh.group.index)
-            root.mkdir(parents=True, exist_ok=True)
-            np.save(root / f"{step_name(done)}.npy", np.concatenate(kept))
+        results = self._evaluate(self.predicting(done), rows, file=f"{step_name(done)}.npy")
         if self.average is not None:
-            results |= {f"{LAST_WEIGHTS}{name}": value for name, value in self._evaluate(self.model, rows)[0].items()}
+            own = self._evaluate(self.model, rows, file=f"{step_name(done)}{LAST_WEIGHTS_FILE}")
+            results |= {f"{LAST_WEIGHTS}{name}": value for name, value in own.items()}
         self._write("evaluate", done, split="validation", **results)
         self.model.train()
 
@@ -238,8 +235,8 @@ class Trainer:
                 **values,
             )
 
-    def _evaluate(self, model: nn.Module, rows: int | None) -> tuple[dict[str, float], list[np.ndarray]]:
-        """Metrics of a model on the first `rows` validation rows, None for all, and its predictions where they are kept."""
+    def _evaluate(self, model: nn.Module, rows: int | None, *, file: str) -> dict[str, float]:
+        """Metrics of a model on the first `rows` validation rows, None for all; its predictions go to `file` if they are kept."""
         metrics, size = self.task.metrics(), self.cadence.evaluate_batch
         kept = []
         for logits, batch in predict_batches(
@@ -248,7 +245,11 @@ class Trainer:
             metrics.update(logits, batch.targets, batch.weights, bayes=batch.bayes)
             if self.cadence.keep_evaluations:
                 kept.append(self.task.probabilities(logits.float(), batch).cpu().numpy().astype(np.float32))
-        return metrics.result(), kept
+        if kept:
+            root = self.run.evaluation_root(self.mesh.group.index)
+            root.mkdir(parents=True, exist_ok=True)
+            np.save(root / file, np.concatenate(kept))
+        return metrics.result()
 
     def save(self, done: int) -> None:
         """Save everything that the next step needs; all processes of the group call it, one writes."""

@@ -25,7 +25,7 @@ from odist.errors import Damaged
 from odist.files import save_array, write_atomically
 from odist.measure.metrics import constant_loss
 from odist.run.damage import Kinds, read_array, read_json, writing
-from odist.run.folder import CONTINUE, Run
+from odist.run.folder import CONTINUE, LAST_WEIGHTS_FILE, Run
 from odist.tasks.base import Task
 
 Say = Callable[[str], None]
@@ -64,7 +64,7 @@ def _last_weights(trainer: Trainer, config: Config, root: Path) -> dict[str, Any
     prediction = predict_split(trainer.task, [trainer.model], batch_size=batch_size, device=trainer.device)
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
-        name = f"group-{trainer.mesh.group.index}-last-weights.npy"
+        name = f"group-{trainer.mesh.group.index}{LAST_WEIGHTS_FILE}"
         save_array(root / name, prediction.probabilities.astype(np.float32))
     return trainer.task.results(
         prediction.probabilities, prediction.targets, bayes=prediction.bayes, split="validation"
@@ -76,7 +76,8 @@ def _group_results(run: Run, group: int) -> dict[str, Any]:
     root = run.prediction_root("validation")
     kinds: Kinds = {"seconds": (int, float), "weight_hash": str, "length": dict}
     own = read_json(run.group_results(group), cure=CONTINUE, kinds=kinds, required=tuple(kinds))
-    read_array(root / f"group-{group}.npy", cure=CONTINUE, rows=own["length"].get("rows"))
+    for end in (".npy", *([LAST_WEIGHTS_FILE] if "last_weights" in own else [])):
+        read_array(root / f"group-{group}{end}", cure=CONTINUE, rows=own["length"].get("rows"))
     return own
 
 
@@ -124,6 +125,9 @@ def combine(run: Run, *, missing: Sequence[int] = ()) -> None:
         write_atomically(path, json.dumps(meta) + "\n")
     whole = run.predictions("validation")
     results = task.results(whole.probabilities, whole.targets, bayes=whole.bayes, split="validation")
+    if config.train.average != "none":
+        last = run.predictions("validation", last_weights=True)
+        content["last_weights"] = task.results(last.probabilities, last.targets, bayes=last.bayes, split="validation")
     if content["predictor"] == "mean" and not missing:
         log_mean_evaluations(run, config)
     seconds = round(sum(group["seconds"] for group in groups), 3)

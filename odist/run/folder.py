@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+# Ends the files of what the last weights predict, in runs whose averaged weights predict.
+LAST_WEIGHTS_FILE = "-last-weights.npy"
 STEP_FOLDER = re.compile(r"step-(\d{10})$")
 CONTINUE = "The run's `odist train` command makes it anew."
 MARKS = ("config.yaml", "status.json", "env.json")  # what every run folder has from its beginning
@@ -288,12 +290,14 @@ class Run:
         """Where `train.keep_evaluations` leaves predictions until the run is finished, one file a step."""
         return self.path / "evaluations" / f"group-{group}"
 
-    def predictions(self, split: str = "validation") -> Predictions:
+    def predictions(self, split: str = "validation", *, last_weights: bool = False) -> Predictions:
         """What the run predicts: group 0's probabilities, or the mean over groups for an ensemble.
 
         Which of the two is written in `predictions/<split>/meta.json` by the run itself
         (Anil et al. 2018, section 3.5: one copy of a codistilled pair, fixed in advance, predicts).
         Of a run that has lost groups the first sound one, or the mean of the sound ones. Damaged for files that are not sound.
+
+        last_weights: what the weights themselves predict in a run whose averaged weights do
         """
         import numpy as np
 
@@ -311,7 +315,8 @@ class Run:
         if not sound:
             raise Damaged(f"{path}: damaged (no group predicts). {CONTINUE}")
         targets = read_array(root / "targets.npy", cure=CONTINUE)
-        arrays = [read_array(root / f"group-{group}.npy", cure=CONTINUE, rows=len(targets)) for group in sound]
+        end = LAST_WEIGHTS_FILE if last_weights else ".npy"
+        arrays = [read_array(root / f"group-{group}{end}", cure=CONTINUE, rows=len(targets)) for group in sound]
         if len({array.shape for array in arrays}) > 1:
             raise Damaged(f"{root}: damaged (its groups predict other shapes). {CONTINUE}")
         bayes = root / "bayes.npy"
