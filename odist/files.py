@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, JSON-lines files that grow while others read them, folders with one writer at a time."""
+"""Files that appear whole or not at all, JSON-lines files that grow while they are read, folders with one writer."""
 
 from __future__ import annotations
 

@@ -19,8 +19,7 @@ from odist.claims.record import Record
 from odist.claims.table import ABSENT, estimate
 from odist.errors import UserError
 from odist.files import write_atomically
-from odist.measure.intervals import mean_interval
-from odist.measure.metrics import within_range
+from odist.measure.intervals import mean_interval, within_range
 
 FORMAT = "odist-reference-1"
 FOLDER = "references"

@@ -15,8 +15,7 @@ import numpy as np
 from odist.claims.recipe import FAILS, HOLDS, OPEN, UNTESTED, Claim, Recipe
 from odist.claims.record import Record
 from odist.measure.churn import PAIR_METRICS, summarise_pairs
-from odist.measure.intervals import Interval, jackknife, mean_interval
-from odist.measure.metrics import within_range
+from odist.measure.intervals import Interval, jackknife, mean_interval, within_range
 
 Estimate = tuple[float | None, Interval | None]
 CHURN = "mean_abs_difference"

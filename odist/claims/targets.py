@@ -18,8 +18,7 @@ from odist.claims.recipe import Recipe
 from odist.claims.record import Record
 from odist.claims.table import ABSENT, count, estimate, markdown_table
 from odist.errors import UserError
-from odist.measure.intervals import jackknife
-from odist.measure.metrics import within_range
+from odist.measure.intervals import jackknife, within_range
 
 LAST = 3  # evaluations of the baseline whose mean is the last target
 SHARES = {"steps_to_50": 0.5, "steps_to_75": 0.75}

@@ -1,8 +1,8 @@
 """Prediction churn: how much the predictions of one system move when it is only trained again.
 
 Compares independent retrains of one system with each other, over all pairs, never the groups inside
-one run (Anil et al. 2018, section 3.5). Reads run folders and prediction files; printing is left to
-the command line, and churn between systems to nobody: it would measure the change, not the retraining.
+one run (Anil et al. 2018, section 3.5). Two systems are not compared: that would measure the change between
+them, not the retraining. odist.measure.predictions finds the predictions of run folders and files.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from odist.errors import UserError
-from odist.measure.intervals import jackknife, mean_interval
-from odist.measure.metrics import binary_results, loss_of_correct, mid_ranks, multiclass_results, within_range
+from odist.measure.intervals import mean_interval, mean_over_pairs, within_range
+from odist.measure.metrics import binary_results, loss_of_correct, multiclass_results
+from odist.measure.slices import coded, slice_rows
 
 PAIR_METRICS = ("mean_abs_difference", "root_mean_square", "flips", "relative_difference", "rank_correlation")
-LARGEST_NUMBER_OF_SLICES = 50
 
 
 class Form(StrEnum):
@@ -92,20 +92,6 @@ class ChurnResult:
         return {"runs": self.names, "rows": self.rows, **self.metrics, **compared, **tables}
 
 
-def mean_over_pairs(
-    values: Mapping[tuple[int, int], float], num_runs: int, *, confidence: float = 0.95
-) -> tuple[float, list[float] | None]:
-    """Mean over all pairs of distinct runs, with the delete-one-run jackknife interval.
-
-    values: for each pair (i, j) with i < j < num_runs
-    """
-
-    def statistic(runs: list[int]) -> float:
-        return float(np.mean([values[pair] for pair in combinations(runs, 2)]))
-
-    return jackknife(statistic, num_runs, confidence=confidence)
-
-
 def _decisions(p: np.ndarray, threshold: float) -> np.ndarray:
     return np.argmax(p, axis=1) if p.ndim == 2 else p > threshold
 
@@ -124,10 +110,10 @@ def pair_metrics(
     total = first + second
     relative = np.divide(2 * np.abs(first - second), total, out=np.zeros_like(total), where=total > 0)
     correlation = None
-    if first.ndim == 1:
-        a, b = (ranks - ranks.mean() for ranks in (mid_ranks(first), mid_ranks(second)))
-        norm = float(np.sqrt((a @ a) * (b @ b)))
-        correlation = float(a @ b) / norm if norm > 0 else None
+    if first.ndim == 1 and np.ptp(first) > 0 and np.ptp(second) > 0:
+        from scipy.stats import spearmanr
+
+        correlation = float(spearmanr(first, second).statistic)
     flips = None
     if form is not Form.label:
         flips = float(np.mean(_decisions(first, threshold) != _decisions(second, threshold)))
@@ -174,14 +160,14 @@ def churn(
     names = list(names) if names is not None else [f"run {i + 1}" for i in range(count)]
     _check(arrays, names, targets)
     form = form if form is not None else form_of(arrays[0], targets)
-    coded = {name: _codes(np.asarray(values)) for name, values in (slices or {}).items()}
-    slice_sums: dict[str, dict[tuple[int, int], np.ndarray]] = {name: {} for name in coded}
+    codes_of = {name: coded(np.asarray(values)) for name, values in (slices or {}).items()}
+    slice_sums: dict[str, dict[tuple[int, int], np.ndarray]] = {name: {} for name in codes_of}
     by_pair: dict[tuple[int, int], dict[str, float | None]] = {}
     for pair in combinations(range(count), 2):
         first, second = (arrays[i] for i in pair)
         by_pair[pair] = pair_metrics(first, second, form=form, threshold=threshold)
-        difference = row_differences(first, second) if coded else np.empty(0)
-        for name, (labels, codes) in coded.items():
+        difference = row_differences(first, second) if codes_of else np.empty(0)
+        for name, (labels, codes) in codes_of.items():
             slice_sums[name][pair] = np.bincount(codes, weights=difference, minlength=len(labels))
     metrics = summarise_pairs(by_pair, count, confidence=confidence)
     runs = [_run_row(name, p, targets, form=form) for name, p in zip(names, arrays, strict=True)]
@@ -198,8 +184,8 @@ def churn(
         pairs=[{"first": names[i], "second": names[j], **values} for (i, j), values in by_pair.items()],
         runs=runs,
         slices={
-            name: _slice_rows(labels, codes, slice_sums[name], num_runs=count, confidence=confidence)
-            for name, (labels, codes) in coded.items()
+            name: slice_rows(labels, codes, slice_sums[name], num_runs=count, confidence=confidence)
+            for name, (labels, codes) in codes_of.items()
         },
         notes=["Two retrains give no interval: train a third seed."] if count == 2 else [],
     )
@@ -253,58 +239,3 @@ def _run_row(name: str, p: np.ndarray, targets: np.ndarray | None, *, form: Form
     results = binary_results(p, targets) if form is Form.binary else multiclass_results(p, targets)
     metric = "log_loss" if form is Form.binary else "cross_entropy"
     return {"name": name, metric: results[metric], "calibration_error": results["calibration_error"]}
-
-
-def _codes(values: np.ndarray) -> tuple[list[Any], np.ndarray]:
-    """Distinct values and each row's index into them; the rarest beyond fifty become `other`."""
-    if values.dtype.kind == "f" and len(np.unique(values[~np.isnan(values)])) > 20:
-        values = _tenths(values)
-    if values.dtype.kind == "O":
-        values = np.array([str(value) for value in values])
-    distinct, codes, counts = np.unique(values, return_inverse=True, return_counts=True)
-    if len(distinct) > LARGEST_NUMBER_OF_SLICES:
-        kept = np.sort(np.argsort(-counts, kind="stable")[: LARGEST_NUMBER_OF_SLICES - 1])
-        place = np.full(len(distinct), len(kept))
-        place[kept] = np.arange(len(kept))
-        return [*distinct[kept].tolist(), "other"], place[codes]
-    return distinct.tolist(), codes
-
-
-def _slice_rows(
-    labels: list[Any],
-    codes: np.ndarray,
-    sums: Mapping[tuple[int, int], np.ndarray],
-    *,
-    num_runs: int,
-    confidence: float,
-) -> list[dict[str, Any]]:
-    counts = np.bincount(codes, minlength=len(labels))
-    rows = []
-    for index, label in enumerate(labels):
-        means = {pair: float(of_pair[index] / counts[index]) for pair, of_pair in sums.items()}
-        value, interval = mean_over_pairs(means, num_runs, confidence=confidence)
-        interval = within_range("mean_abs_difference", interval)
-        rows.append({"value": label, "rows": int(counts[index]), "mean_abs_difference": value,
-                     "mean_abs_difference_interval": interval})  # fmt: skip
-    return rows
-
-
-def _tenths(values: np.ndarray) -> np.ndarray:
-    """Tenth 1 to 10 of each row by rising value; equal values in row order."""
-    tenth = np.empty(len(values), dtype=np.int64)
-    tenth[np.argsort(values, kind="stable")] = np.arange(len(values)) * 10 // len(values) + 1
-    return tenth
-
-
-def built_in_slices(predictions: Sequence[np.ndarray], targets: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Slices that need no further column: decile, position, and label when targets are known.
-
-    decile: tenths of the mean prediction over retrains (with classes, of its largest class), 1 the lowest
-    position: tenths of the row order, which is time where the split keeps the order of the file
-    """
-    mean = np.mean(np.stack(predictions), axis=0)
-    rows = len(mean)
-    slices = {"decile": _tenths(mean if mean.ndim == 1 else mean.max(axis=1))}
-    if targets is not None:
-        slices["label"] = np.asarray(targets)
-    return slices | {"position": np.arange(rows) * 10 // rows + 1}

@@ -1,18 +1,29 @@
-"""Confidence intervals from few observations, in plain Python and numpy.
+"""Confidence intervals: of a proportion, of a mean over rows, of a mean over runs, and the jackknife over runs.
 
-Normal and Student quantiles, the interval of a proportion, of a mean, of a difference of means, and
-the jackknife over retrained runs. Which quantity an interval belongs to is left to metrics, churn and
-report.
+Intervals of a metric are cut to what the metric can be.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 
 Interval = list[float]
+# Metric: the lowest and the highest value that it can take. What is not listed may take any: the excess over an optimum is
+# negative on rows that happen to suit a model.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("log_loss", "cross_entropy", "bits_per_byte"), (0.0, math.inf)),
+    **dict.fromkeys(("ratio", "steps_to_50", "steps_to_75", "steps_to_end"), (0.0, math.inf)),
+    "perplexity": (1.0, math.inf),
+    **dict.fromkeys(("auc", "accuracy", "top1", "top5", "brier", "calibration_error"), (0.0, 1.0)),
+    **dict.fromkeys(("mean_abs_difference", "root_mean_square", "flips"), (0.0, 1.0)),
+    "relative_difference": (0.0, 2.0),
+    "rank_correlation": (-1.0, 1.0),
+}
 
 
 def normal_quantile(probability: float) -> float:
@@ -22,63 +33,20 @@ def normal_quantile(probability: float) -> float:
     return NormalDist().inv_cdf(probability)
 
 
-def _continued_fraction(a: float, b: float, x: float) -> float:
-    """Continued fraction of the incomplete beta function by Lentz's method (Numerical Recipes, 6.4)."""
-    tiny = 1e-300
-    c, d = 1.0, 1.0 - (a + b) * x / (a + 1)
-    d = 1.0 / (d if abs(d) > tiny else tiny)
-    value = d
-    for m in range(1, 100_000):
-        for numerator in (
-            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
-        ):
-            d = 1.0 + numerator * d
-            d = 1.0 / (d if abs(d) > tiny else tiny)
-            c = 1.0 + numerator / c
-            c = c if abs(c) > tiny else tiny
-            value *= c * d
-        if abs(c * d - 1.0) < 1e-16:
-            break
-    return value
-
-
-def incomplete_beta(a: float, b: float, *, x: float) -> float:
-    """Regularised incomplete beta function I_x(a, b), for 0 <= x <= 1."""
-    if x <= 0.0 or x >= 1.0:
-        return float(x >= 1.0)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-    if x < (a + 1) / (a + b + 2):
-        return front * _continued_fraction(a, b, x) / a
-    return 1.0 - front * _continued_fraction(b, a, 1.0 - x) / b
-
-
 def t_quantile(probability: float, degrees_of_freedom: float) -> float:
-    """Quantile of Student's t distribution, by bisection of its tail.
+    """Quantile of Student's t distribution.
 
     probability: between 0 and 1, both excluded
-    degrees_of_freedom: positive, not necessarily whole (Welch)
+    degrees_of_freedom: positive, not necessarily whole
     """
+    from scipy.special import stdtrit
+
     if not 0.0 < probability < 1.0 or degrees_of_freedom <= 0:
-        raise ValueError(f"t_quantile needs 0 < probability < 1 and positive degrees of freedom, got {probability}, "
-                         f"{degrees_of_freedom}")  # fmt: skip
-    if probability == 0.5:
-        return 0.0
-    tail = min(probability, 1.0 - probability)
-    v = degrees_of_freedom
-
-    def upper_tail(t: float) -> float:
-        return 0.5 * incomplete_beta(v / 2, 0.5, x=v / (v + t * t))
-
-    low, high = 0.0, 1.0
-    while upper_tail(high) > tail:
-        low, high = high, high * 2
-    while True:
-        middle = 0.5 * (low + high)
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if upper_tail(middle) > tail else (low, middle)
-    return high if probability > 0.5 else -high
+        raise ValueError(
+            f"t_quantile needs 0 < probability < 1 and positive degrees of freedom, got {probability}, {degrees_of_freedom}"
+        )
+    quantile = float(stdtrit(degrees_of_freedom, probability))
+    return float(f"{quantile:.12g}")  # the last bits differ between versions of scipy; reports must not
 
 
 def proportion_interval(successes: float, count: float, *, confidence: float = 0.95) -> Interval | None:
@@ -113,20 +81,6 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     return [mean - half, mean + half]
 
 
-def difference_interval(left: Sequence[float], right: Sequence[float], *, confidence: float = 0.95) -> Interval | None:
-    """Welch's interval of mean(left) - mean(right) of independent runs; None below two runs on a side."""
-    if min(len(left), len(right)) < 2:
-        return None
-    difference = float(np.mean(left) - np.mean(right))
-    parts = [(float(np.var(side, ddof=1)) / len(side), len(side)) for side in (left, right)]
-    variance = sum(part for part, _ in parts)
-    if variance == 0.0:
-        return [difference, difference]
-    freedom = variance**2 / sum(part**2 / (count - 1) for part, count in parts)
-    half = t_quantile(0.5 + confidence / 2, freedom) * math.sqrt(variance)
-    return [difference - half, difference + half]
-
-
 def jackknife(
     statistic: Callable[[list[int]], float], num_runs: int, *, confidence: float = 0.95
 ) -> tuple[float, Interval | None]:
@@ -148,3 +102,31 @@ def jackknife(
     variance = (num_runs - 1) / num_runs * float(np.sum((left_out - left_out.mean()) ** 2))
     half = t_quantile(0.5 + confidence / 2, num_runs - 1) * math.sqrt(variance)
     return value, [value - half, value + half]
+
+
+def mean_over_pairs(
+    values: Mapping[tuple[int, int], float], num_runs: int, *, confidence: float = 0.95
+) -> tuple[float, Interval | None]:
+    """Mean over all pairs of distinct runs, with the delete-one-run jackknife interval.
+
+    values: for each pair (i, j) with i < j < num_runs
+    """
+
+    def statistic(runs: list[int]) -> float:
+        return float(np.mean([values[pair] for pair in combinations(runs, 2)]))
+
+    return jackknife(statistic, num_runs, confidence=confidence)
+
+
+def within_range(metric: str, interval: Interval | None) -> Interval | None:
+    """The part of an interval that the metric can take: Student's interval of a few runs may reach beyond 0 or 1."""
+    if interval is None:
+        return None
+    low, high = RANGES.get(metric, (-math.inf, math.inf))
+    return [max(low, interval[0]), min(high, interval[1])]
+
+
+def intervals_within_range(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results with every `<name>_interval` cut to what the metric can take."""
+    return {key: within_range(key.removesuffix("_interval"), value) if key.endswith("_interval") else value
+            for key, value in results.items()}  # fmt: skip

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from odist.measure.intervals import mean_interval
-from odist.measure.metrics import intervals_within_range, loss_of_correct
+from odist.measure.intervals import intervals_within_range, mean_interval
+from odist.measure.metrics import loss_of_correct
 
 
 class LanguageMetrics:
@@ -40,10 +40,6 @@ class LanguageMetrics:
             optimal = (each.sum(), -(each * bayes.flatten().double().log()).sum())
         sums = (each.sum(), (each * loss).sum(), (each * correct).sum(), *optimal, none + len(labels))
         self.sums = self.sums.to(flat.device) + torch.stack(sums)
-
-    def merge(self, other: LanguageMetrics) -> None:
-        """Add the sums of `other` (another batch, worker or process)."""
-        self.sums = self.sums + other.sums.to(self.sums.device)
 
     def result(self) -> dict[str, Any]:
         """rows (tokens), cross_entropy (nats), perplexity, bits_per_byte, top1; excess_cross_entropy over the optimum

@@ -16,9 +16,10 @@ import numpy as np
 
 from odist.config.systems import system_differences
 from odist.errors import UserError
-from odist.measure.churn import ChurnResult, Form, built_in_slices, churn, form_of
+from odist.measure.churn import ChurnResult, Form, churn, form_of
 from odist.measure.prediction_files import ROW, SUFFIXES, Retrain, data_fingerprint, listed, read_predictions
 from odist.measure.row_matching import match_rows
+from odist.measure.slices import built_in_slices
 from odist.run.folder import Run
 
 

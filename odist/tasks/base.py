@@ -45,7 +45,7 @@ class Batch:
 
 
 class Metrics(Protocol):
-    """Sums over examples that merge across batches, workers and processes."""
+    """Sums over the examples of all batches."""
 
     def update(self, logits: Any, targets: Any, weights: Any, *, bayes: Any | None = None) -> None: ...
 
