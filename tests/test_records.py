@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +53,28 @@ def test_fields_that_a_report_works_out_are_not_written() -> None:
     marked = replace(record("a", 1), censored=("steps_to_end",), first_phase_steps=7)
     assert marked.text == record("a", 1).text
     assert marked.sha256 == record("a", 1).sha256
+
+
+@dataclass(frozen=True)
+class Extended(Record):
+    """A record of a later version, with one more field."""
+
+    NEWER = ("extra",)
+
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+def test_older_lines_are_read_and_keep_their_bytes_when_a_field_is_new(tmp_path: Path) -> None:
+    path = tmp_path / RUNS_FILE
+    update_lines(path, Record, write=[record("a", 1)])
+    older = path.read_bytes()
+    [line] = read_lines(path, Extended).lines
+    assert line == Extended("a", 1, results=record("a", 1).results, env=record("a", 1).env)
+    update_lines(path, Extended, write=[replace(line, seed=2, extra={"x": 1.5})])
+    assert path.read_bytes().startswith(older)
+    assert [line.extra for line in read_lines(path, Extended).lines] == [{}, {"x": 1.5}]
+    with pytest.raises(UserError, match="line 2: not a line of this version"):
+        read_lines(path, Record)
 
 
 @pytest.mark.parametrize("tail", [b'{"format": "odist-rec', b"\x00\x00\x00", b"\xff\xfe", b"[1, 2]", b"<<<<<<< ours"])

@@ -36,6 +36,7 @@ class Line:
 
     FORMAT: ClassVar[str]
     NOT_WRITTEN: ClassVar[tuple[str, ...]] = ()  # fields that are worked out when a report is made
+    NEWER: ClassVar[tuple[str, ...]] = ()  # fields that older lines lack; not written while they are empty
 
     system: str
     seed: int
@@ -52,9 +53,9 @@ class Line:
     @property
     def text(self) -> str:
         """The line, without its end."""
-        content = {
-            own.name: getattr(self, own.name) for own in dataclasses.fields(self) if own.name not in self.NOT_WRITTEN
-        }
+        content = {own.name: getattr(self, own.name) for own in dataclasses.fields(self)}
+        for name in (*self.NOT_WRITTEN, *(name for name in self.NEWER if not content[name])):
+            del content[name]
         return json.dumps({"format": self.FORMAT, **content}, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @property
@@ -184,7 +185,8 @@ def update_lines(
 
 def _line(kind: type[Kind], content: dict[str, Any], *, where: str) -> Kind:
     known = {own.name for own in dataclasses.fields(kind)} - {*kind.NOT_WRITTEN}
-    if content.pop("format", None) != kind.FORMAT or content.keys() != known:
+    same = content.pop("format", None) == kind.FORMAT
+    if not same or not known - {*kind.NEWER} <= content.keys() <= known:
         raise UserError(
             f"{where}: not a line of this version ({kind.FORMAT}). Remove the line and start the recipe again, or read it "
             "with the version that wrote it."
