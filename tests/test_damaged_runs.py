@@ -348,7 +348,7 @@ def test_figures_leave_a_damaged_run_out_and_say_so(finished: Path, tmp_path: Pa
     binary(tmp_path / "runs" / "bad" / file)
     done = odist("plot", "runs", "--metric", "log_loss", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"note: left out: runs/bad/{file}" in done.stderr
+    assert f"note: skipped: runs/bad/{file}" in done.stderr
     assert list((tmp_path / "plots").glob("*log_loss.png"))
     refused(odist("plot", "runs/bad", cwd=tmp_path), f"runs/bad/{file}", "nothing to plot")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from odist.data.arrays import load_array
 from odist.data.rows import FORMAT, RowStore, RowWriter
 from odist.errors import UserError
 
@@ -162,3 +163,33 @@ def test_another_format_is_refused(store: Path) -> None:
 def test_a_store_may_be_moved(store: Path, rows: np.ndarray, tmp_path: Path) -> None:
     shutil.move(store, tmp_path / "elsewhere")
     np.testing.assert_array_equal(RowStore.open(tmp_path / "elsewhere").gather("train", np.arange(70)), rows[:70])
+
+
+def test_damaged_array_files_are_named_with_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npy"
+
+    def refused(what: str, array: np.ndarray | None = None) -> None:
+        if array is not None:
+            np.save(path, array)
+        with pytest.raises(UserError, match=what) as found:
+            load_array(path, dtype="int32", shape=(None, 3))
+        assert str(path) in str(found.value)
+        assert "odist prepare" in str(found.value)
+
+    refused("the file is missing")
+    refused(r"expected int32 \[any, 3\], found int64 \[2, 3\]", np.zeros((2, 3), dtype=np.int64))
+    refused(r"found int32 \[2, 4\]", np.zeros((2, 4), dtype=np.int32))
+    refused(r"found int32 \[6\]", np.zeros(6, dtype=np.int32))
+    refused("expected int32", np.asfortranarray(np.zeros((4, 3), dtype=np.int32)))
+    refused("no array file", np.array([None, {}]))
+    for rows in (0, 5, 100_000):  # nothing to map, read, mapped
+        array = np.arange(3 * rows, dtype=np.int32).reshape(rows, 3)
+        np.save(path, array)
+        found = load_array(path, dtype="int32", shape=(rows, 3))
+        assert np.array_equal(found, array)
+        assert not found.flags.writeable
+        whole = path.read_bytes()
+        path.write_bytes(whole + b"\0" * 4)
+        refused(f"{len(whole) + 4:,} bytes instead of {len(whole):,}")
+        path.write_bytes(whole[:-1])
+        refused("damaged")

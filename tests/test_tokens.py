@@ -93,7 +93,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
         TokenStore.open(short)
     index = fresh("index")
     np.save(index / "train.index.npy", np.array([0, 2, 4]))
-    with pytest.raises(UserError, match="from 0 to 3"):
+    with pytest.raises(UserError, match="end at 4, not at 0 and 3"):
         TokenStore.open(index)
     missing = fresh("missing")
     (missing / "validation.index.npy").unlink()

@@ -6,7 +6,6 @@ by nobody.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from odist.bench.replica import Replicas
 from odist.bench.rounds import Arm, Row, compare, interleave
 from odist.data.rows import RowStore
 from odist.engine.wiring import build_task, set_up_torch
+from odist.run.provenance import num_cores
 
 LOOKAHEAD = 8
 LARGE, SMALL = 4096, 100
@@ -53,7 +53,7 @@ def measure(*, rounds: int, say: Callable[[str], None], size: Size | None = None
         rows = _small(folder, size, rounds=rounds)
         say(f"batch {size.large}: {rounds} rounds of hand-written loop, trainer and teacher")
         rows += _large(folder, size, rounds=rounds)
-        if _cores() >= 2:
+        if num_cores() >= 2:
             say(f"two groups: {rounds} rounds of two processes and one")
             rows.append(_processes(folder, size, rounds=rounds))
         else:
@@ -165,7 +165,7 @@ def _processes(folder: Path, size: Size, *, rounds: int) -> Row:
     store, turn = folder / "store", 24
     replicas = Replicas(folder, make_config(store, batch=SMALL, num_groups=2, hidden=size.hidden, log=turn))
     try:
-        config = make_config(store, batch=SMALL, num_groups=2, threads=_cores(), hidden=size.hidden, log=turn)
+        config = make_config(store, batch=SMALL, num_groups=2, threads=num_cores(), hidden=size.hidden, log=turn)
         set_up_torch(config)
         engine = Engine(folder / "alternating", config, groups=[0, 1])
         replicas.wait()
@@ -178,7 +178,7 @@ def _processes(folder: Path, size: Size, *, rounds: int) -> Row:
     finally:
         replicas.close()
     row = compare(timings, "one process", "two processes", name="two_processes_100", batch=2 * SMALL, goal=1.15,
-                  at_least=True, text=f"two groups in turns in one process of {_cores()} threads / as two of one "
+                  at_least=True, text=f"two groups in turns in one process of {num_cores()} threads / as two of one "
                   f"thread, batch {SMALL}")  # fmt: skip
     return Row(row.name, row.text, row.ratios, row.goal, row.at_least, examples_per_second=row.examples_per_second)
 
@@ -186,7 +186,3 @@ def _processes(folder: Path, size: Size, *, rounds: int) -> Row:
 def _warm_up(arms: Sequence[Arm], *, steps: int) -> None:
     for arm in arms:
         arm.run(steps)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from odist.cli.printing import MAIN_METRICS, SHOWN_METRICS, as_json, interval, number, print_metrics, print_table
 from odist.errors import OdistError, UserError
 from odist.run.folder import Run
+from odist.run.log import note
 
 FILE_SUFFIXES = (".csv", ".parquet")
 
@@ -50,11 +50,13 @@ def evaluate(
             failures.append(error)
             continue
         if words := run.missing_words():
-            print(f"note: {words}", file=sys.stderr)
+            note(words)
         trained_on = run.config.get("launch", {}).get("device", "cpu")
         if device is None and results[-1]["device"] != trained_on:
-            print(f"note: {run.path}: trained on {trained_on}, which this machine does not have; evaluated on "
-                  f"{results[-1]['device']}, which may differ in the last digits.", file=sys.stderr)  # fmt: skip
+            note(
+                f"{run.path}: trained on {trained_on}, which this machine does not have; evaluated on "
+                f"{results[-1]['device']}, which may differ in the last digits."
+            )
     if json:
         print(as_json(results[0] if len(runs) == 1 else results))
     elif results:

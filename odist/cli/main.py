@@ -1,23 +1,38 @@
-"""The command line: `odist train|eval|churn|plot|prepare|reproduce|bench|runs|show ...`.
+"""The command line: `odist train|eval|churn|plot|prepare|reproduce|tune|bench|runs|show ...`.
 
-Parses words and prints; everything else is imported by the verb that needs it, so that `odist --help` and tab
-completion load neither torch nor Hydra.
+Declares arguments and options. What a verb needs is imported inside it, so that `odist --help` and tab completion load
+neither torch nor Hydra.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from odist import __version__
+from odist.cli.options import (
+    Axis,
+    DataPathOption,
+    Device,
+    JobsOption,
+    JsonOption,
+    RecipeArgument,
+    ReportsOption,
+    RunsDirOption,
+    ScaleOption,
+    Sort,
+    Split,
+    SplitOption,
+    Suite,
+    VariantOption,
+)
 from odist.cli.prepare import prepare_app
-from odist.errors import Damaged, Interrupted, OdistError, UserError
+from odist.errors import Interrupted, OdistError, UserError
+from odist.run.provenance import num_cores
 
 app = typer.Typer(
     name="odist",
@@ -30,68 +45,6 @@ app.add_typer(prepare_app, name="prepare")
 
 NO_PLACE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)  # of names that only a user can have typed
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-
-
-class Split(StrEnum):
-    """Parts of the data."""
-
-    validation = "validation"
-    train = "train"
-
-
-class Device(StrEnum):
-    """Where an evaluation computes."""
-
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Axis(StrEnum):
-    """Horizontal axes of learning curves."""
-
-    examples = "examples"
-    steps = "steps"
-    seconds = "seconds"
-
-
-class Sort(StrEnum):
-    """Orders of `odist runs`."""
-
-    path = "path"
-    age = "age"
-    metric = "metric"
-    state = "state"
-    algorithm = "algorithm"
-
-
-class Scale(StrEnum):
-    """Sizes of an experiment, see conf/scale."""
-
-    smoke = "smoke"
-    small = "small"
-    medium = "medium"
-    paper = "paper"
-
-
-ScaleOption = Annotated[Scale | None, typer.Option(help="Size of the experiment; without it the recipe's own.")]
-JobsOption = Annotated[int | None, typer.Option(min=1, help="Runs at a time; without it one per core.")]
-DataPathOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared folder for real data.")]
-VariantOption = Annotated[
-    list[str] | None,
-    typer.Option("--variant", metavar="VARIANT", help="Train only this variant of the recipe; repeat for several."),
-]
-ReportsOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the reports are.")]
-RunsDirOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the runs go.")]
-
-
-class Suite(StrEnum):
-    """Measurements of `odist bench`."""
-
-    quick = "quick"
-    lm = "lm"
-    images = "images"
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -103,13 +56,6 @@ def _overrides(incomplete: str) -> list[str]:
     from odist.cli.completion import complete_overrides
 
     return complete_overrides(incomplete)
-
-
-def _recipes(incomplete: str) -> list[str]:
-    from odist.claims.recipe import recipe_folders
-
-    found = {path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")}
-    return sorted(name for name in found if name.startswith(incomplete))
 
 
 @app.callback()
@@ -143,7 +89,7 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Evaluate on another prepared folder, made with --like.")
     ] = None,
-    split: Annotated[Split, typer.Option(help="Part of the data.")] = Split.validation,
+    split: SplitOption = Split.validation,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -166,7 +112,7 @@ def evaluate(
 @app.command()
 def churn(
     retrains: Annotated[list[Path], typer.Argument(metavar="RUN_OR_FILE ...", help="Run folders, CSV or Parquet.")],
-    split: Annotated[Split, typer.Option(help="Part of the data, for run folders.")] = Split.validation,
+    split: SplitOption = Split.validation,
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Probability above which a row counts as positive, for flips.")
     ] = 0.5,
@@ -220,29 +166,14 @@ def plot(
     x: Annotated[Axis, typer.Option(help="Horizontal axis.")] = Axis.examples,
 ) -> None:
     """Draw learning curves of runs, and loss against churn where there are retrains."""
-    from odist.claims.plot import plot_runs
-    from odist.run.folder import Run
+    from odist.cli.plot import plot
 
-    found: list[Run] = []
-    for path in runs:
-        inside = list(Run.find(path))
-        found += inside or [Run.open(path)]
-    sound = []
-    for run in found:
-        try:
-            run.check()
-            sound.append(run)
-        except Damaged as error:
-            print(f"note: left out: {error}", file=sys.stderr)
-    if found and not sound:
-        raise UserError("all of these runs are damaged, see above; nothing to plot.")
-    for figure in plot_runs(sound, output=output, metrics=metric or None, x=x.value):
-        print(figure)
+    plot(runs, output=output, metrics=metric or None, x=x.value)
 
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe, or its file.", autocompletion=_recipes)],
+    name: RecipeArgument,
     scale: ScaleOption = None,
     jobs: JobsOption = None,
     data_path: DataPathOption = None,
@@ -262,7 +193,7 @@ def reproduce(
         scale=None if scale is None else scale.value,
         output=output,
         runs_dir=runs_dir,
-        jobs=jobs or _cores(),
+        jobs=jobs or num_cores(),
         data_path=data_path,
         variants=variant or (),
         dry_run=dry_run,
@@ -298,7 +229,7 @@ def bench(
 
 @app.command()
 def tune(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Recipe, or its file.", autocompletion=_recipes)],
+    name: RecipeArgument,
     scale: ScaleOption = None,
     jobs: JobsOption = None,
     data_path: DataPathOption = None,
@@ -315,7 +246,7 @@ def tune(
         scale=None if scale is None else scale.value,
         output=output,
         runs_dir=runs_dir,
-        jobs=jobs or _cores(),
+        jobs=jobs or num_cores(),
         data_path=data_path,
         variants=variant or (),
         dry_run=dry_run,
@@ -356,10 +287,6 @@ def show_runs(
     from odist.cli.show import show
 
     show(runs, json=json)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> Any:

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from odist.data.arrays import check_size, load_array
 from odist.data.store import Store, damaged, open_record
 from odist.data.tokens import digest
 
@@ -130,33 +131,17 @@ class _Split:
 
     def __init__(self, path: Path, name: str, entry: dict[str, Any], decoded: int | None) -> None:
         images = int(entry["images"])
-        self.labels = _load(path / f"labels-{name}.npy", shape=(images,), dtype="int64")
+        self.labels = load_array(path / f"labels-{name}.npy", shape=(images,), dtype="int64")
         self.offsets: np.ndarray | None = None
         self.pixels: np.ndarray | None = None
         if decoded is not None:
-            self.pixels = _load(path / f"images-{name}.npy", shape=(images, decoded, decoded, 3), dtype="uint8")
+            self.pixels = load_array(path / f"images-{name}.npy", shape=(images, decoded, decoded, 3), dtype="uint8")
             return
-        self.offsets = _load(path / f"offsets-{name}.npy", shape=(images, 2), dtype="int64")
+        self.offsets = load_array(path / f"offsets-{name}.npy", shape=(images, 2), dtype="int64")
         file = path / f"images-{name}.bin"
-        try:
-            self.descriptor = os.open(file, os.O_RDONLY)
-        except FileNotFoundError:
-            raise damaged(file, "the file is missing") from None
+        size = int(entry["bytes"])
+        check_size(file, size)
+        self.descriptor = os.open(file, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor)
-        size = os.fstat(self.descriptor).st_size
-        if size != int(entry["bytes"]):
-            raise damaged(file, f"{size:,} bytes instead of {int(entry['bytes']):,}")
         if images and not (self.offsets.min() >= 0 and self.offsets.max() <= size):
             raise damaged(path / f"offsets-{name}.npy", f"an image outside the {size:,} bytes of {file.name}")
-
-
-def _load(path: Path, *, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r" if all(shape) else None, allow_pickle=False)
-    except FileNotFoundError:
-        raise damaged(path, "the file is missing") from None
-    except (ValueError, EOFError) as error:
-        raise damaged(path, f"no array file ({error})") from None
-    if array.shape != shape or array.dtype != dtype:
-        raise damaged(path, f"expected {dtype} {list(shape)}, found {array.dtype} {list(array.shape)}")
-    return array

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from odist.data.arrays import load_array
 from odist.data.store import Store, damaged, open_record
 from odist.errors import UserError
 
@@ -50,7 +51,9 @@ class RowWriter:
             self._write(npy_header(0, columns))
         elif os.fstat(self._file.fileno()).st_size < size:
             self._file.close()
-            raise UserError(f"{path}: shorter than the {rows:,} rows its journal tells of. Remove {path.parent} and begin again.")  # fmt: skip
+            raise UserError(
+                f"{path}: shorter than the {rows:,} rows that its journal records. Remove {path.parent} and begin again."
+            )
         self._file.truncate(size)
         self._file.seek(size)
 
@@ -95,12 +98,17 @@ class RowStore(Store[np.ndarray]):
         """Open the store in folder `path`; UserError when it is missing, no store, or damaged."""
         path = Path(path)
         meta = open_record(path, FORMAT, command="odist prepare TASK")
-        files = {name: _map(path / name, int(meta["columns"])) for name in {s["file"] for s in meta["splits"].values()}}
+        shape = (None, int(meta["columns"]))
+        files = {
+            name: load_array(path / name, dtype="int32", shape=shape)
+            for name in {split["file"] for split in meta["splits"].values()}
+        }
         arrays = {}
         for name, split in meta["splits"].items():
-            if not 0 <= split["start"] <= split["stop"] <= len(files[split["file"]]):
-                raise damaged(path / split["file"], f"split {name} ends at row {split['stop']:,}, the file at {len(files[split['file']]):,}")  # fmt: skip
-            arrays[name] = files[split["file"]][split["start"] : split["stop"]]
+            rows, start, stop = files[split["file"]], split["start"], split["stop"]
+            if not 0 <= start <= stop <= len(rows):
+                raise damaged(path / split["file"], f"split {name} ends at row {stop:,}, the file at {len(rows):,}")
+            arrays[name] = rows[start:stop]
         return cls(path, meta, arrays)
 
     @property
@@ -136,24 +144,3 @@ class RowStore(Store[np.ndarray]):
             )
         # Checked above, so "clip" changes nothing; numpy's "raise" would copy through a second buffer.
         return np.take(rows, ids, axis=0, mode="clip")
-
-
-def _map(path: Path, columns: int) -> np.ndarray:
-    try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            shape, fortran, dtype = (
-                np.lib.format.read_array_header_1_0(file) if version == (1, 0) else ((), True, DTYPE)
-            )
-            start, size = file.tell(), os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise damaged(path, "the file is missing") from None
-    except ValueError as error:
-        raise damaged(path, f"no array file ({error})") from None
-    if fortran or dtype != DTYPE or len(shape) != 2 or shape[1] != columns:
-        raise damaged(path, f"expected int32 rows of {columns} columns, found {dtype} {list(shape)}")
-    if size != start + shape[0] * columns * DTYPE.itemsize:
-        raise damaged(path, f"{size:,} bytes instead of {start + shape[0] * columns * DTYPE.itemsize:,}")
-    if shape[0] == 0:  # nothing to map
-        return np.empty((0, columns), dtype=DTYPE)
-    return np.asarray(np.memmap(path, dtype=DTYPE, mode="r", offset=start, shape=(int(shape[0]), columns)))

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from odist.data.arrays import check_size, load_array
 from odist.data.store import Store, damaged, open_record
 from odist.errors import UserError
 from odist.files import save_array, write_atomically
@@ -234,11 +235,7 @@ class TokenStore(Store[tuple[np.ndarray, np.ndarray]]):
 
     def unigram_counts(self) -> np.ndarray:
         """How often each id occurs in the training part, int64 [V] (with `--like`: of the other store)."""
-        path = self.path / UNIGRAM
-        counts = _load(path)
-        if counts.shape != (self.vocabulary,) or counts.dtype != np.int64:
-            raise damaged(path, f"expected int64 [{self.vocabulary}], found {counts.dtype} {list(counts.shape)}")
-        return counts
+        return load_array(self.path / UNIGRAM, dtype="int64", shape=(self.vocabulary,))
 
     def unigram(self) -> np.ndarray:
         """Frequencies of the ids in the training part, float64 [V], each count plus one so that none is zero."""
@@ -247,27 +244,12 @@ class TokenStore(Store[tuple[np.ndarray, np.ndarray]]):
 
 
 def _map_split(path: Path, name: str, entry: dict[str, Any], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
-    tokens, file = int(entry["tokens"]), path / f"{name}.bin"
-    try:
-        size = file.stat().st_size
-    except FileNotFoundError:
-        raise damaged(file, "the file is missing") from None
-    if size != tokens * dtype.itemsize:
-        raise damaged(file, f"{size:,} bytes instead of {tokens * dtype.itemsize:,}")
-    # nothing to map in an empty file
+    tokens, documents, file = int(entry["tokens"]), int(entry["documents"]), path / f"{name}.bin"
+    check_size(file, tokens * dtype.itemsize)
+    # an empty file cannot be mapped
     ids = np.memmap(file, dtype=dtype, mode="r", shape=(tokens,)) if tokens else np.empty(0, dtype=dtype)
     index = path / f"{name}.index.npy"
-    starts = _load(index, mapped=True)
-    documents = int(entry["documents"])
-    if starts.dtype != np.int64 or starts.shape != (documents + 1,) or starts[0] != 0 or starts[-1] != tokens:
-        raise damaged(index, f"expected int64 [{documents + 1}] from 0 to {tokens}")
+    starts = load_array(index, dtype="int64", shape=(documents + 1,))
+    if starts[0] != 0 or starts[-1] != tokens:
+        raise damaged(index, f"its documents begin at token {starts[0]} and end at {starts[-1]}, not at 0 and {tokens}")
     return ids, starts
-
-
-def _load(path: Path, *, mapped: bool = False) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except FileNotFoundError:
-        raise damaged(path, "the file is missing") from None
-    except (ValueError, EOFError) as error:
-        raise damaged(path, f"no array file ({error})") from None

@@ -87,8 +87,12 @@ def versions() -> dict[str, str | None]:
 def hardware() -> dict[str, Any]:
     """Processor, cores that this process may use, memory and accelerator."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": _cpu(), "cores": cores, "memory_gb": round(memory / 1e9, 1), "gpu": _gpu()}
+    return {"cpu": _cpu(), "cores": num_cores(), "memory_gb": round(memory / 1e9, 1), "gpu": _gpu()}
+
+
+def num_cores() -> int:
+    """Cores that this process may use, at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu() -> str:

@@ -7,8 +7,6 @@ groups that read identical rows see identical crops. Crops are data/augment.py's
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,29 +17,24 @@ from torch import Tensor, nn
 
 from odist import registry
 from odist.config.schema import JPEG_SIZE, Config, ImageNetConfig
-from odist.data.order import SequentialOrder, Shares, ShuffledOrder
+from odist.data.order import ShuffledOrder
 from odist.errors import UserError
 from odist.losses import LossOptions, Soft, Sums, multiclass
 from odist.measure.images import ImageMetrics, image_results
 from odist.rng import derive
 from odist.tasks.base import Batch, Carry
+from odist.tasks.rows import PreparedRows, RowSource, RowTask, SyntheticRows
 from odist.tasks.synthetic_images import CLASSES, SyntheticImages
 
-TUNING_SHARE = 8  # data.holdout=tuning: at most the last 1/8 of the training images is evaluated and not trained on
 SYNTHETIC_SIZE = 32  # pixels a side, where `task.size` says nothing
 
 Images = tuple[np.ndarray, np.ndarray]
 
 
-class Source(Protocol):
+class Source(RowSource, Protocol):
     """Images float32 [n, 3, size, size] and classes int64 [n], by number; `seed` crops them at random."""
 
-    fingerprint: str
-    fitted_fingerprint: str
     num_classes: int
-    streams: bool  # whether disjoint parts lie one after another instead of sharing the rows
-
-    def num_rows(self, split: str) -> int: ...
 
     def images(self, rows: np.ndarray, split: str, *, seed: int | None = None) -> Images: ...
 
@@ -61,18 +54,15 @@ class AugmentedOrder:
         return np.stack([rows, np.array([seeds[epoch] for epoch in epochs.tolist()], dtype=np.int64)], axis=1)
 
 
-class ImageNetTask:
+class ImageNetTask(RowTask):
     """The image task; see `odist.tasks.base.Task` for the methods."""
 
     main_metric = "cross_entropy"
 
     def __init__(self, config: Config) -> None:
-        assert isinstance(config.task, ImageNetConfig)
-        self.config = config
         synthetic = config.data.name == "synthetic"
         self.source: Source = SyntheticSource(config) if synthetic else PreparedSource(config)
-        self.fingerprint = self.source.fingerprint
-        self.fitted_fingerprint = self.source.fitted_fingerprint
+        super().__init__(config, self.source)
         self.loss_options = LossOptions.of(config.algorithm)
 
     def build_model(self) -> nn.Module:
@@ -80,27 +70,13 @@ class ImageNetTask:
         model: nn.Module = registry.find("models", self.config.model.name)(self.source.num_classes, **options)
         return model
 
-    def num_rows(self, split: str) -> int:
-        return self.source.num_rows(split)
-
-    def _shares(self) -> Shares:
-        data = self.config.data
-        return Shares(data.partition, data.parts, data.seed, rows=self.num_rows("train"), streams=self.source.streams)
-
     def order(self, *, group: int, num_groups: int, examples_per_step: int, seed: int) -> AugmentedOrder:
         if self.num_rows("validation") == 0:
             raise UserError(f"data.path={self.config.data.path}: there is no image to evaluate. Prepare the store with "
                             "validation images.")  # fmt: skip
         return AugmentedOrder(
-            self._shares().order(group=group, num_groups=num_groups, examples_per_step=examples_per_step, seed=seed)
+            self.shuffled(group=group, num_groups=num_groups, examples_per_step=examples_per_step, seed=seed)
         )
-
-    def distinct_rows(self, *, num_groups: int, examples: int) -> int:
-        return self._shares().distinct(num_groups=num_groups, examples=examples)
-
-    def evaluation_order(self, split: str, *, rows: int | None, batch_size: int) -> SequentialOrder:
-        total = self.num_rows(split)
-        return SequentialOrder(min(rows or total, total), batch_size)
 
     def batch(self, ids: np.ndarray, split: str, seed: int) -> Batch:
         """Images by row number [n], as they are evaluated, or by number and augmentation [n, 2], as they are learnt.
@@ -136,76 +112,49 @@ class ImageNetTask:
         return torch.from_numpy(self.source.prior()).float()
 
 
-class SyntheticSource:
-    """Images of the generator; `rows` of a pass and as many more for every further disjoint stream.
+class SyntheticSource(SyntheticRows):
+    """Images of the generator. They are endless, so none is cropped: more of them take the place of augmentation."""
 
-    They are endless, so nothing is cropped: more of them takes the place of augmentation.
-    """
-
-    streams = True
     num_classes = len(CLASSES)
 
     def __init__(self, config: Config) -> None:
         assert isinstance(config.task, ImageNetConfig)
-        self.options = config.task.synthetic
-        self.holdout = config.data.holdout
-        self.train_rows = min(self.options.rows, config.data.max_rows or self.options.rows)
-        size = config.task.size or SYNTHETIC_SIZE
-        self.generator = SyntheticImages(self.options, seed=config.data.seed, size=size)
-        # Without the number of training rows: more of one stream is the same data, evaluated on the same rows.
-        made_by = {key: value for key, value in asdict(self.options).items() if key != "rows"}
-        named = json.dumps(["synthetic-images-1", config.data.seed, self.holdout, size, made_by], sort_keys=True)
-        self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
-        del made_by["validation_rows"]  # neither which images are evaluated nor their size changes the classes
-        fitted = json.dumps(["synthetic-images-1", config.data.seed, made_by], sort_keys=True)
-        self.fitted_fingerprint = hashlib.sha256(fitted.encode()).hexdigest()
-
-    def num_rows(self, split: str) -> int:
-        return self.train_rows if split == "train" else self.options.validation_rows
+        options, size = config.task.synthetic, config.task.size or SYNTHETIC_SIZE
+        super().__init__("synthetic-images-1", options, config.data, shown=[size])
+        self.generator = SyntheticImages(options, seed=config.data.seed, size=size)
 
     def images(self, rows: np.ndarray, split: str, *, seed: int | None = None) -> Images:
-        return self.generator.images(rows, split if split == "train" else self.holdout)
+        return self.generator.images(rows, self.drawn(split))
 
     def prior(self) -> np.ndarray:
         return np.full(self.num_classes, 1 / self.num_classes)
 
 
-class PreparedSource:
+class PreparedSource(PreparedRows):
     """Images of a store made by `odist prepare imagenet`."""
-
-    streams = False
 
     def __init__(self, config: Config) -> None:
         from odist.data.images import ImageStore
 
         assert isinstance(config.task, ImageNetConfig)
-        data, self.options = config.data, config.task
-        self.store = ImageStore.open(Path(str(data.path)))
+        self.options = config.task
+        self.store = ImageStore.open(Path(str(config.data.path)))
+        num_validation = self.store.num_rows("validation") if "validation" in self.store.splits else 0
+        super().__init__(
+            config.data,
+            train=self.store.num_rows("train"),
+            validation=num_validation,
+            fingerprint=self.store.fingerprint,
+            fitted_fingerprint=self.store.fitted_fingerprint,
+            most_tuning=num_validation,
+        )
         self.size = self.options.size or self.store.decoded or JPEG_SIZE
         self.num_classes = len(self.store.classes)
-        self.fingerprint, self.fitted_fingerprint = self.store.fingerprint, self.store.fitted_fingerprint
-        self.tuning = data.holdout == "tuning"
-        if self.tuning:  # other images are evaluated
-            self.fingerprint = hashlib.sha256(f"{self.fingerprint} tuning".encode()).hexdigest()
-        kept = whole = self.store.num_rows("train")
-        if self.tuning:  # as many as validation has, where that is not too many
-            kept = whole - max(1, min(whole // TUNING_SHARE, self._num_validation()))
-        self.tuning_start = kept
-        self.train_rows = min(kept, data.max_rows or kept)
-
-    def _num_validation(self) -> int:
-        return self.store.num_rows("validation") if "validation" in self.store.splits else 0
-
-    def num_rows(self, split: str) -> int:
-        if split == "train":
-            return self.train_rows
-        return self.store.num_rows("train") - self.tuning_start if self.tuning else self._num_validation()
 
     def images(self, rows: np.ndarray, split: str, *, seed: int | None = None) -> Images:
         from odist.data.augment import evaluation_batch, train_batch
 
-        if split == "validation" and self.tuning:
-            rows, split = rows + self.tuning_start, "train"
+        rows, split = self.stored(rows, split)
         labels = np.asarray(self.store.labels(split)[rows], dtype=np.int64)
         how: dict[str, Any] = {"split": split, "size": self.size, "num_threads": self.options.threads}
         how["decoder"] = self.options.decoder

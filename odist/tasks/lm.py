@@ -8,8 +8,6 @@ that begin at evenly spaced places of that order.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 from collections import OrderedDict
 from dataclasses import asdict
@@ -31,6 +29,7 @@ from odist.losses import LossOptions, Soft, Sums, multiclass
 from odist.measure.language import LanguageMetrics, language_results
 from odist.rng import derive, mix
 from odist.tasks.base import Batch, Carry
+from odist.tasks.rows import fingerprint_of, tuning_fingerprint
 from odist.tasks.synthetic_text import LONGEST, SyntheticText
 
 TUNING_SHARE = 16  # data.holdout=tuning: at most a 16th of the training documents is evaluated and not trained on
@@ -160,13 +159,10 @@ class SyntheticSource:
         }
         self.generator = SyntheticText(self.options, seed=config.data.seed)
         self.vocabulary = self.options.vocabulary
-        named = json.dumps(
-            ["synthetic-text-1", config.data.seed, config.data.holdout, asdict(config.task)], sort_keys=True
-        )
-        self.fingerprint = hashlib.sha256(named.encode()).hexdigest()
+        name, data = "synthetic-text-1", config.data
+        self.fingerprint = fingerprint_of(name, data.seed, data.holdout, asdict(config.task))
         made_by = {key: value for key, value in asdict(self.options).items() if key not in ("rows", "validation_rows")}
-        fitted = json.dumps(["synthetic-text-1", config.data.seed, made_by], sort_keys=True)
-        self.fitted_fingerprint = hashlib.sha256(fitted.encode()).hexdigest()
+        self.fitted_fingerprint = fingerprint_of(name, data.seed, made_by)
         self._kept: OrderedDict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()  # the groups of a process prepare their batches in threads of their own
 
@@ -232,7 +228,7 @@ class PreparedSource:
         self.data_seed = data.seed
         self.tuning = data.holdout == "tuning"
         if self.tuning:  # other documents are evaluated
-            self.fingerprint = hashlib.sha256(f"{self.fingerprint} tuning".encode()).hexdigest()
+            self.fingerprint = tuning_fingerprint(self.fingerprint)
         self.most_tokens = None if data.max_rows is None else data.max_rows * config.task.unroll + 1
 
     def documents(self, split: str, *, part: int = 0, parts: int = 1) -> Documents:

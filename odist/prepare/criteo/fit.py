@@ -19,8 +19,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from odist.data.arrays import load_array
 from odist.data.rows import DTYPE, HEADER_BYTES
+from odist.data.store import damaged
 from odist.errors import UserError
+from odist.files import save_array
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -124,22 +127,16 @@ def fit_rare(folder: Path, train: Split, *, buckets: int, min_count: int, poll: 
 def save_rare(folder: Path, rare: np.ndarray) -> dict[str, str]:
     """Write the mask, bits packed, beside the rows; the entry of `fitted` that names it."""
     packed = np.packbits(rare)
-    with open(folder / RARE_FILE, "wb") as file:
-        np.save(file, packed, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
+    save_array(folder / RARE_FILE, packed)
     return {"file": RARE_FILE, "sha256": hashlib.sha256(packed.tobytes()).hexdigest()}
 
 
 def load_rare(folder: Path, entry: dict[str, str], *, buckets: int) -> np.ndarray:
     """Read a mask again, bool [buckets]; UserError when it is not the one that `entry` names."""
     path = folder / entry["file"]
-    try:
-        packed = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Prepare {folder} again.") from None
+    packed = load_array(path, dtype="uint8", shape=(-(-buckets // 8),))
     if hashlib.sha256(packed.tobytes()).hexdigest() != entry["sha256"]:
-        raise UserError(f"{path}: damaged. Prepare {folder} again.")
+        raise damaged(path, "its content is not what store.json says")
     return np.unpackbits(packed, count=buckets).astype(np.bool_)
 
 
