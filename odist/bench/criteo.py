@@ -1,6 +1,4 @@
-"""The paper's Criteo model at full size on random rows, in a prepared store of the real format, and its training in
-loops written by hand. The engine's training is left to odist.bench.engine.
-"""
+"""The paper's Criteo model at full size on random rows, in a prepared store of the real format."""
 
 from __future__ import annotations
 
@@ -13,7 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from odist.config.read import load
+from odist.bench import engine
+from odist.bench.engine import HandLoop
 from odist.config.schema import Config
 from odist.data.order import Order
 from odist.data.rows import DTYPE, FORMAT, RowStore, RowWriter
@@ -78,68 +77,44 @@ def make_config(
     log: int = 1,
     hidden: Sequence[int] = HIDDEN,
 ) -> Config:
-    """The configuration of one arm: the paper's model, Adagrad, exchange in memory.
+    """The configuration of one arm: the paper's model and Adagrad; see `odist.bench.engine.make_config`."""
+    return engine.make_config(
+        store,
+        task="criteo",
+        model={"name": "mlp", "embedding_dim": 16, "hidden": list(hidden)},
+        optim={"name": "adagrad", "lr": 0.001},
+        batch=batch,
+        scale="paper",
+        interval=interval,
+        log=log,
+        num_groups=num_groups,
+        peers=peers,
+        threads=threads,
+        lookahead=lookahead,
+    )
 
-    batch: examples of a step; interval, log: steps between two reloads of the teacher, two rows of the log
-    peers: whether the other groups teach, from the first reload on
+
+def hand_loop(
+    config: Config, task: Task, batches: Sequence[Batch], *, sparse: bool = True, foreach: bool | None = None
+) -> HandLoop:
+    """A loop that does the engine's work.
+
+    sparse: the engine's optimisers (sparse gradients for the table, fused kernels for the rest), or one Adagrad over
+        everything; foreach: torch's option for that one, None its default
     """
-    content: dict[str, Any] = {
-        "scale": "paper",
-        "num_groups": num_groups,
-        "task": {"name": "criteo"},
-        "data": {"name": "prepared", "path": str(store)},
-        "model": {"name": "mlp", "embedding_dim": 16, "hidden": list(hidden)},
-        "optim": {"name": "adagrad", "lr": 0.001},
-        "algorithm": {"name": "bench", "teacher": "peers" if peers else "none", "average_every": batch},
-        "exchange": {"name": "memory", "interval": interval * batch, "lookahead": lookahead},
-        "launch": {"name": "inline", "threads": threads},
-        "train": {"batch": batch, "passes": 1e6, "log_every": log * batch},
-        "run": {"progress": False},
-    }
-    return load(content)
-
-
-class HandLoop:
-    """The same training in ten lines, on batches that are ready: nothing is logged, nothing can be continued.
-
-    batches: of all steps that will be made; sparse: the engine's optimisers (sparse gradients for the table, fused
-    kernels for the rest), or one Adagrad over everything; foreach: torch's option for that one, None its default
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        task: Task,
-        batches: Sequence[Batch],
-        *,
-        sparse: bool = True,
-        foreach: bool | None = None,
-    ) -> None:
-        set_up_torch(config)
-        self.model = build_model(config, task, group=0)
-        self._batches = itertools.cycle(batches)
-        options: dict[str, Any] = {"lr": config.optim.lr, "eps": config.optim.eps}
-        if sparse:
-            self.model.embedding.sparse = True  # type: ignore[union-attr]
-            table = list(self.model.embedding.parameters())  # type: ignore[union-attr]
-            dense = [parameter for parameter in self.model.parameters() if parameter is not table[0]]
-            self.parts = [
-                torch.optim.Adagrad(dense, fused=True, **options),
-                torch.optim.Adagrad(table, **options),
-            ]
-        else:
-            self.parts = [torch.optim.Adagrad(self.model.parameters(), foreach=foreach, **options)]
-
-    def train(self, steps: int) -> None:
-        """Make `steps` steps."""
-        torch.set_num_threads(1)
-        for batch in itertools.islice(self._batches, steps):
-            loss = F.binary_cross_entropy_with_logits(self.model(*batch.inputs), batch.targets)
-            for part in self.parts:
-                part.zero_grad()
-            loss.backward()
-            for part in self.parts:
-                part.step()
+    set_up_torch(config)
+    model = build_model(config, task, group=0)
+    options: dict[str, Any] = {"lr": config.optim.lr, "eps": config.optim.eps}
+    optimizers = [torch.optim.Adagrad(model.parameters(), foreach=foreach, **options)]
+    if sparse:
+        model.embedding.sparse = True  # type: ignore[union-attr]
+        [table] = model.embedding.parameters()  # type: ignore[union-attr]
+        dense = [parameter for parameter in model.parameters() if parameter is not table]
+        optimizers = [
+            torch.optim.Adagrad(dense, fused=True, **options),
+            torch.optim.Adagrad([table], **options),
+        ]
+    return HandLoop(model, batches, loss=F.binary_cross_entropy_with_logits, optimizers=optimizers)
 
 
 class Fetch:

@@ -1,28 +1,96 @@
-"""The engine as a run puts it together, to be timed against loops written by hand, and the batches that it reads.
-
-It is made by wiring.py as for any run and does what it does in one, logging included. Data, configurations and loops
-by hand are left to the suites.
-"""
+"""What all suites time: the engine as a run puts it together, logging included, and a loop written by hand beside it."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from odist.config.read import load
 from odist.config.schema import Config, to_dict
 from odist.data.order import Order
 from odist.engine import checkpoint
-from odist.engine.wiring import Parts, build_model, build_task, build_trainer, make_clock
+from odist.engine.wiring import build_model, build_task, make_clock
 from odist.exchange.base import Snapshot
-from odist.launch.stop import AgreedStop
+from odist.launch.session import Session
 from odist.mesh import Axis, Mesh
 from odist.rng import derive
 from odist.run.folder import Run
-from odist.run.log import MetricsLog, make_progress
+from odist.run.log import Silent
 from odist.tasks.base import Batch, Task
+
+
+def make_config(
+    store: Path,
+    *,
+    task: str,
+    model: dict[str, Any],
+    optim: dict[str, Any],
+    batch: int,
+    scale: str,
+    interval: int,
+    log: int,
+    num_groups: int = 1,
+    peers: bool = False,
+    threads: int = 1,
+    lookahead: int = 1,
+) -> Config:
+    """The configuration of one arm: prepared data, all groups in this process, exchange in memory, no end.
+
+    batch: examples of a step; interval, log: steps between two reloads of the teacher, two rows of the log
+    peers: whether the other groups teach, from the first reload on
+    """
+    content: dict[str, Any] = {
+        "scale": scale,
+        "num_groups": num_groups,
+        "task": {"name": task},
+        "data": {"name": "prepared", "path": str(store)},
+        "model": model,
+        "optim": optim,
+        "algorithm": {"name": "bench", "teacher": "peers" if peers else "none", "average_every": batch},
+        "exchange": {"name": "memory", "interval": interval * batch, "lookahead": lookahead},
+        "launch": {"name": "inline", "threads": threads},
+        "train": {"batch": batch, "passes": 1e6, "log_every": log * batch},
+        "run": {"progress": False},
+    }
+    return load(content)
+
+
+class HandLoop:
+    """Training in ten lines, on batches that are ready: nothing is logged, nothing can be continued.
+
+    batches: used again from the first after the last; loss: mean over a batch, from logits and targets
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Batch],
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> None:
+        self.model = model
+        self._batches = itertools.cycle(batches)
+        self._loss = loss
+        self._optimizers = optimizers
+
+    def train(self, steps: int) -> None:
+        """Make `steps` steps."""
+        torch.set_num_threads(1)
+        for batch in itertools.islice(self._batches, steps):
+            loss = self._loss(self.model(*batch.inputs), batch.targets)
+            for optimizer in self._optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in self._optimizers:
+                optimizer.step()
 
 
 class Engine:
@@ -36,13 +104,12 @@ class Engine:
         self.config = config
         self.run = Run.create(folder, to_dict(config), overrides=[], env={})
         self.task = build_task(config)
-        progress = make_progress(show=False, num_groups=config.num_groups, num_steps=0)
-        self.log = MetricsLog(self.run, progress=progress)
-        clock = make_clock(config, self.task)
-        self.parts = Parts(config, self.run, self.task, clock=clock, log=self.log, stop=lambda: False, shelf={})
-        agreed = AgreedStop(lambda: False, Mesh())
         meshes = [Mesh(group=Axis(group, config.num_groups)) for group in groups]
-        self.trainers = [build_trainer(self.parts, mesh, stop=agreed) for mesh in meshes]
+        clock = make_clock(config, self.task)
+        self._session = Session(
+            self.run, config, self.task, clock=clock, meshes=meshes, progress=Silent(), stop=lambda: False
+        )
+        self.trainers, self.parts = self._session.trainers, self._session.parts
         self._fits = [trainer.fit(start) for trainer in self.trainers]
 
     def offer(self, *, steps: int) -> None:
@@ -63,9 +130,25 @@ class Engine:
                 self.run.set_status(step=done)
 
     def close(self) -> None:
-        for trainer in self.trainers:
-            trainer.loader.close()
-        self.log.close()
+        """End its threads and close its log."""
+        self._session.close()
+
+
+@contextlib.contextmanager
+def engines(folder: Path, configs: Mapping[str, Config], *, start: int, offered: int) -> Iterator[list[Engine]]:
+    """Engines of some configurations, closed at the end; those of two groups are offered a teacher.
+
+    configs: by the name of the folder that each gets below `folder`; start: as of Engine; offered: steps as of `offer`
+    """
+    with contextlib.ExitStack() as stack:
+        made = []
+        for name, config in configs.items():
+            engine = Engine(folder / name, config, start=start)
+            stack.callback(engine.close)
+            if config.num_groups == 2:
+                engine.offer(steps=offered)
+            made.append(engine)
+        yield made
 
 
 def batches_of(config: Config, task: Task, *, start: int, steps: int) -> tuple[Order, list[Batch]]:

@@ -1,29 +1,25 @@
 """The rows of `odist bench images`: decoding and cropping of JPEG, and training of ResNet-8 on images of 32 pixels.
 
-About a minute, every ratio from one interleaved run. Goals come from measurements of what the machine allows; they are
-shown beside the numbers and enforced by nobody.
+About a minute, every ratio from one interleaved run. Goals come from measurements of what the machine allows.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from odist.bench.engine import Engine, batches_of
-from odist.bench.rounds import Arm, Row, compare, interleave
-from odist.config.read import load
+from odist.bench import engine
+from odist.bench.engine import HandLoop, batches_of, engines
+from odist.bench.rounds import Arm, Ratio, Row, compare, interleave
 from odist.config.schema import Config
 from odist.data.augment import train_batch
 from odist.data.images import CLASSES, ImageStore, store_record
@@ -63,7 +59,7 @@ class Size:
 def measure(*, rounds: int, say: Callable[[str], None], size: Size | None = None) -> list[Row]:
     """Measure every row, in a temporary folder that is gone afterwards.
 
-    say: told what is going on, and what is left out
+    say: told what is going on, and what is skipped
     """
     size = size or Size()
     rows: list[Row] = []
@@ -72,7 +68,7 @@ def measure(*, rounds: int, say: Callable[[str], None], size: Size | None = None
         try:
             find_decoder("fast")
         except UserError as error:
-            say(f"decoding: left out, {error}")
+            say(f"decoding: skipped, {error}")
         else:
             say(f"decoding: {rounds} rounds of Pillow and the fast decoder, {size.photographs} files of each kind")
             rows += _decoding(folder, size, rounds=rounds)
@@ -119,18 +115,22 @@ def _decoding(folder: Path, size: Size, *, rounds: int) -> list[Row]:
         for ids in np.array_split(np.arange(size.photographs), -(-size.photographs // 32)):
             train_batch(store, ids, size=size.crop, seed=0, crop="resized", decoder=decoder)
 
-    arms = [Arm(f"{name} {decoder}", partial(run, store=store, decoder=decoder), 1)
-            for name, store in stores.items() for decoder in ("pillow", "fast")]  # fmt: skip
-    _warm_up(arms)
-    timings = interleave(arms, rounds=rounds)
+    arms = [
+        Arm(f"{name} {decoder}", partial(run, store=store, decoder=decoder), 1)
+        for name, store in stores.items()
+        for decoder in ("pillow", "fast")
+    ]
+    timings = interleave(arms, rounds=rounds, warm_up=1)
     rows = []
     for name, store in stores.items():
-        what = f"short side {SHORT_SIDE}" if name == "short" else "{} x {}, quality {}, {}".format(
-            size.width, size.height, *KINDS[name])  # fmt: skip
+        quality, subsampling = KINDS.get(name, ("", ""))
+        what = f"{size.width} x {size.height}, quality {quality}, {subsampling}"
+        if name == "short":
+            what = f"short side {SHORT_SIDE}"
         mean = (store.path / "images-train.bin").stat().st_size / size.photographs / 1000
-        rows.append(compare(timings, f"{name} pillow", f"{name} fast", name=f"decode_{name}", batch=size.photographs,
-                            goal=2.0, at_least=True, text=f"JPEG to random crops of {size.crop} by Pillow / by the fast decoder, "
-                            f"{what}, {mean:.0f} kB"))  # fmt: skip
+        text = f"JPEG to random crops of {size.crop} by Pillow / by the fast decoder, {what}, {mean:.0f} kB"
+        ratio = Ratio(f"decode_{name}", f"{name} pillow", f"{name} fast", text, goal=2.0, at_least=True)
+        rows.append(compare(timings, ratio, batch=size.photographs))
     return rows
 
 
@@ -153,53 +153,36 @@ def write_store(path: Path, *, rows: int) -> None:
 def make_config(
     store: Path, *, batch: int, interval: int, peers: bool = False, channels_last: bool = True, bf16: bool = False
 ) -> Config:
-    """The configuration of one arm: ResNet-8, SGD with momentum, exchange in memory.
+    """The configuration of one arm: ResNet-8 and SGD with momentum; see `odist.bench.engine.make_config`.
 
-    batch: examples of a step; interval: steps between two reloads of the teacher and two rows of the log
-    peers: whether a second group teaches, from the first reload on; others: see ResNetConfig, as scale=small has them
+    channels_last, bf16: see ResNetConfig, as scale=small has them
     """
-    content: dict[str, Any] = {
-        "scale": "small",
-        "num_groups": 2 if peers else 1,
-        "task": {"name": "imagenet"},
-        "data": {"name": "prepared", "path": str(store)},
-        "model": {"name": "resnet", "depth": 8, "channels_last": channels_last, "bf16": bf16},
-        "optim": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0001},
-        "algorithm": {"name": "bench", "teacher": "peers" if peers else "none", "average_every": batch},
-        "exchange": {"name": "memory", "interval": interval * batch},
-        "launch": {"name": "inline", "threads": 1},
-        "train": {"batch": batch, "passes": 1e6, "log_every": interval * batch},
-        "run": {"progress": False},
-    }
-    return load(content)
+    return engine.make_config(
+        store,
+        task="imagenet",
+        model={"name": "resnet", "depth": 8, "channels_last": channels_last, "bf16": bf16},
+        optim={"name": "sgd", "lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0001},
+        batch=batch,
+        scale="small",
+        interval=interval,
+        log=interval,
+        num_groups=2 if peers else 1,
+        peers=peers,
+    )
 
 
-class HandLoop:
-    """The same training in ten lines, on batches that are ready: nothing is logged, nothing can be continued.
-
-    batches: of all steps that will be made
-    """
-
-    def __init__(self, config: Config, task: Task, batches: Sequence[Batch]) -> None:
-        self.model = build_model(config, task, group=0)
-        self._batches = itertools.cycle(batches)
-        optim = config.optim
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=optim.lr,
-            momentum=optim.momentum,
-            nesterov=optim.nesterov,
-            weight_decay=optim.weight_decay,
-            fused=True,
-        )
-
-    def train(self, steps: int) -> None:
-        """Make `steps` steps."""
-        for batch in itertools.islice(self._batches, steps):
-            loss = F.cross_entropy(self.model(*batch.inputs), batch.targets)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+def hand_loop(config: Config, task: Task, batches: Sequence[Batch]) -> HandLoop:
+    """A loop that does the engine's work."""
+    model, optim = build_model(config, task, group=0), config.optim
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=optim.lr,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
+        weight_decay=optim.weight_decay,
+        fused=True,
+    )
+    return HandLoop(model, batches, loss=F.cross_entropy, optimizers=[optimizer])
 
 
 def _training(folder: Path, size: Size, *, rounds: int) -> list[Row]:
@@ -211,35 +194,23 @@ def _training(folder: Path, size: Size, *, rounds: int) -> list[Row]:
     task = build_task(config)
     start = turn - 2
     _, batches = batches_of(config, task, start=start, steps=steps)
-    with ExitStack() as stack:
-        engines = []
-        for label, one in (("plain", config), ("taught", make(peers=True))):
-            engine = Engine(folder / label, one, start=start)
-            stack.callback(engine.close)
-            if one.num_groups == 2:
-                engine.offer(steps=steps)
-            engines.append(engine)
-        loops = {"float32": make(channels_last=False), "channels_last": config, "bf16": make(bf16=True)}
-        hands = {name: HandLoop(one, build_task(one), batches) for name, one in loops.items()}
+    loops = {"float32": make(channels_last=False), "channels_last": config, "bf16": make(bf16=True)}
+    hands = {name: hand_loop(one, build_task(one), batches) for name, one in loops.items()}
+    taught = make(peers=True)
+    with engines(folder, {"plain": config, "taught": taught}, start=start, offered=steps) as (plain, teacher):
         arms = [Arm(name, hand.train, turn) for name, hand in hands.items()]
-        arms += [Arm("trainer", engines[0].train, turn), Arm("codistillation", engines[1].train, turn)]
-        _warm_up(arms)
-        timings = interleave(arms, rounds=rounds)
+        arms += [Arm("trainer", plain.train, turn), Arm("codistillation", teacher.train, turn)]
+        timings = interleave(arms, rounds=rounds, warm_up=2)
     what = f"ResNet-8, 32 pixels, batch {batch}"
-    return [
-        compare(timings, "float32", "channels_last", name="channels_last", batch=batch,
-                text=f"step in float32 / in float32 with channels_last, {what}"),
-        compare(timings, "float32", "bf16", name="bf16_channels_last", batch=batch,
-                text="step in float32 / in bf16 with channels_last"),
-        compare(timings, "channels_last", "bf16", name="bf16", batch=batch, goal=1.6, at_least=True,
-                text="step in float32 / in bf16, both with channels_last"),
-        compare(timings, "trainer", "channels_last", name="trainer", batch=batch, goal=1.03,
-                text="trainer / hand-written loop, float32 with channels_last"),
-        compare(timings, "codistillation", "trainer", name="codistillation", batch=batch, goal=1.36,
-                text=f"step with one fp32 teacher / plain step, the same, reload every {turn} steps"),
-    ]  # fmt: skip
-
-
-def _warm_up(arms: Sequence[Arm]) -> None:
-    for arm in arms:
-        arm.run(2)
+    layouts = f"step in float32 / in float32 with channels_last, {what}"
+    teaching = f"step with one fp32 teacher / plain step, the same, reload every {turn} steps"
+    ratios = [
+        Ratio("channels_last", "float32", "channels_last", layouts),
+        Ratio("bf16_channels_last", "float32", "bf16", "step in float32 / in bf16 with channels_last"),
+        Ratio(
+            "bf16", "channels_last", "bf16", "step in float32 / in bf16, both with channels_last", 1.6, at_least=True
+        ),
+        Ratio("trainer", "trainer", "channels_last", "trainer / hand-written loop, float32 with channels_last", 1.03),
+        Ratio("codistillation", "codistillation", "trainer", teaching, 1.36),
+    ]
+    return [compare(timings, ratio, batch=batch) for ratio in ratios]

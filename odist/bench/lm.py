@@ -1,7 +1,6 @@
 """The rows of `odist bench lm`: recurrence and loss of the language model, reading and encoding of its text.
 
-About two minutes, every ratio from one interleaved run. Goals come from measurements of what the machine allows;
-they are shown beside the numbers and enforced by nobody.
+About two minutes, every ratio from one interleaved run. Goals come from measurements of what the machine allows.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import gzip
 import importlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odist.bench.rounds import Arm, Row, Timings, compare, interleave
+from odist.bench.rounds import Arm, Ratio, Row, compare, interleave
 from odist.config.schema import OptimConfig
 from odist.errors import OdistError
 from odist.losses import LossOptions, Soft, multiclass
@@ -71,7 +70,7 @@ class Size:
 def measure(*, rounds: int, say: Callable[[str], None], size: Size | None = None) -> list[Row]:
     """Measure every row, in a temporary folder that is gone afterwards.
 
-    say: told what is going on, and what is left out
+    say: told what is going on, and what is skipped
     """
     size = size or Size()
     say(f"recurrence: {rounds} rounds with layer norm and without")
@@ -81,19 +80,13 @@ def measure(*, rounds: int, say: Callable[[str], None], size: Size | None = None
         rows.append(_loss(name, model, size, rounds=rounds))
     with tempfile.TemporaryDirectory(prefix="odist-bench-") as folder:
         if find_spec("warcio") is None:
-            say("reading WET: left out, warcio is not installed; type: pip install warcio")
+            say("reading WET: skipped, warcio is not installed. Type: pip install warcio")
         else:
             say(f"reading WET: {rounds} rounds of odist and warcio, {size.records:,} records")
             rows.extend(_reading(Path(folder), size, rounds=rounds))
         say(f"encoding: {rounds} rounds of the preparation's stage and of bare sentencepiece")
         rows.append(_encoding(Path(folder), size, rounds=rounds))
     return rows
-
-
-def _timed(arms: Sequence[Arm], *, rounds: int) -> Timings:
-    for arm in arms:
-        arm.run(1)  # to warm up
-    return interleave(arms, rounds=rounds)
 
 
 def _recurrence(size: Size, *, rounds: int, say: Callable[[str], None]) -> list[Row]:
@@ -115,18 +108,18 @@ def _recurrence(size: Size, *, rounds: int, say: Callable[[str], None]) -> list[
 
     counts = [count for count in (1, 2) if count <= default_processes()]
     if len(counts) == 1:
-        say("recurrence on two threads: left out, this machine lends one core")
+        say("recurrence on two threads: skipped, this process may use only one core")
     arms = []
     for count in counts:
         for label, module, forward in (("normed", normed, with_norm), ("plain", plain, lambda: plain(inputs)[0])):
             arms.append(Arm(f"{label} {count}", partial(run, forward=forward, module=module, threads=count), 1))
-    timings = _timed(arms, rounds=rounds)
-    return [
-        compare(timings, f"normed {count}", f"plain {count}", name=f"lstm_threads_{count}",
-                batch=size.unroll * size.batch, goal=1.26,
-                text=f"layer-norm LSTM / nn.LSTM, forward and backward, {len(hidden)} x {hidden[0]}, threads: {count}")
+    timings = interleave(arms, rounds=rounds, warm_up=1)
+    what = f"layer-norm LSTM / nn.LSTM, forward and backward, {len(hidden)} x {hidden[0]}"
+    ratios = [
+        Ratio(f"lstm_threads_{count}", f"normed {count}", f"plain {count}", f"{what}, threads: {count}", goal=1.26)
         for count in counts
-    ]  # fmt: skip
+    ]
+    return [compare(timings, ratio, batch=size.unroll * size.batch) for ratio in ratios]
 
 
 class Training:
@@ -160,9 +153,12 @@ def _loss(name: str, model: Model, size: Size, *, rounds: int) -> Row:
     training = Training(model, unroll=size.unroll)  # one for both arms: the same memory, the same state
     arms = [Arm(label, partial(training.run, taught=label == "taught"), model.steps) for label in ("taught", "plain")]
     tokens = model.batch * size.unroll
-    return compare(_timed(arms, rounds=rounds), "taught", "plain", name=f"soft_loss_{name}", batch=tokens, goal=1.03,
-                   text=f"training step with hard and given soft targets / with hard ones, {model.vocabulary:,} classes, "
-                   f"LSTM {model.embedding_dim}-{'-'.join(map(str, model.hidden))}, {tokens} tokens")  # fmt: skip
+    text = (
+        f"training step with hard and given soft targets / with hard ones, {model.vocabulary:,} classes, "
+        f"LSTM {model.embedding_dim}-{'-'.join(map(str, model.hidden))}, {tokens} tokens"
+    )
+    ratio = Ratio(f"soft_loss_{name}", "taught", "plain", text, goal=1.03)
+    return compare(interleave(arms, rounds=rounds, warm_up=1), ratio, batch=tokens)
 
 
 def write_wet(path: Path, *, records: int) -> Path:
@@ -175,8 +171,10 @@ def write_wet(path: Path, *, records: int) -> Path:
         for number in range(records):
             drawn = random.choice(LEXICON, size=CUTS[-1] * random.integers(2, 23), p=share / share.sum())
             block = "\n".join(_lines([lexicon[rank] for rank in drawn])).encode()
-            header = (f"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Record-ID: <urn:{number}>\r\nContent-Type: text/plain\r\n"
-                      f"Content-Length: {len(block)}\r\n\r\n")  # fmt: skip
+            header = (
+                f"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Record-ID: <urn:{number}>\r\n"
+                f"Content-Type: text/plain\r\nContent-Length: {len(block)}\r\n\r\n"
+            )
             file.write(gzip.compress(header.encode() + block + b"\r\n\r\n", compresslevel=6, mtime=0))
     return path
 
@@ -212,11 +210,14 @@ def _reading(folder: Path, size: Size, *, rounds: int) -> list[Row]:
             raise OdistError(f"{count} of {size.records} records were read")
 
     readers = {"warcio": by_warcio, "payloads": payloads, "lines": lines}
-    timings = _timed([Arm(name, partial(run, read=read), 1) for name, read in readers.items()], rounds=rounds)
+    timings = interleave(
+        [Arm(name, partial(run, read=read), 1) for name, read in readers.items()], rounds=rounds, warm_up=1
+    )
     rows, what = [], f"{size.records:,} records, {file.stat().st_size / 1e6:.0f} MB packed"
     for name, text, goal in (("payloads", "payloads by odist", 2.5), ("lines", "decoded lines by odist", None)):
-        rows.append(compare(timings, "warcio", name, name=f"read_wet_{name}", batch=size.records, goal=goal, at_least=goal is not None,
-                            text=f"reading WET, payloads by warcio / {text}, {what}"))  # fmt: skip
+        text = f"reading WET, payloads by warcio / {text}, {what}"
+        ratio = Ratio(f"read_wet_{name}", "warcio", name, text, goal, at_least=goal is not None)
+        rows.append(compare(timings, ratio, batch=size.records))
     return rows
 
 
@@ -255,7 +256,10 @@ def _encoding(folder: Path, size: Size, *, rounds: int) -> Row:
     file = write_wet(folder / "encoded.wet.gz", records=size.encoded)
     encoding = Encoding(folder, file, pieces=size.pieces)
     arms = [Arm("bare", lambda _: encoding.bare(), 1), Arm("stage", lambda _: encoding.stage(), 1)]
-    timings = _timed(arms, rounds=rounds)
-    return compare(timings, "bare", "stage", name="encode", batch=encoding.num_pieces, goal=0.85, at_least=True,
-                   text=f"tokens/s of encode and pack (read, leave out duplicates, write) / of bare sentencepiece, "
-                   f"{encoding.num_pieces:,} tokens")  # fmt: skip
+    timings = interleave(arms, rounds=rounds, warm_up=1)
+    text = (
+        "tokens/s of encode and pack (read, leave out duplicates, write) / of bare sentencepiece, "
+        f"{encoding.num_pieces:,} tokens"
+    )
+    ratio = Ratio("encode", "bare", "stage", text, goal=0.85, at_least=True)
+    return compare(timings, ratio, batch=encoding.num_pieces)

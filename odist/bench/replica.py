@@ -1,7 +1,6 @@
 """One group of a benchmark in a process of its own (`python -m odist.bench.replica FOLDER GROUP`).
 
-Says `ready`, then makes as many steps as each line of its input says and answers `done`; ends with its
-input. Starting and timing it is left to odist.bench.quick.
+Prints `ready`, then makes as many steps as each line of its input says and prints `done`; ends with its input.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Replicas:
             assert process.stdout is not None
             if process.stdout.readline().strip() != word:
                 lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-                raise OdistError("a process of the benchmark ended: " + (lines[-1] if lines else "without a word"))
+                raise OdistError("a process of the benchmark ended: " + (lines[-1] if lines else "it printed nothing"))
 
     def train(self, steps: int) -> None:
         """Make `steps` steps in each."""

@@ -1,7 +1,6 @@
 """Paired timing: the arms of a comparison run in turns, round by round, and are compared within a round.
 
-A machine that slows down for a while then slows all arms of a round. What an arm does is left to the
-benchmarks.
+A machine that slows down for a while then slows all arms of a round.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 class Arm:
     """One way of doing the work.
 
-    run: makes so many steps; steps: of one turn
+    run: makes the given number of steps; steps: of one turn
     """
 
     name: str
@@ -65,8 +64,29 @@ class Row:
         return self.median >= self.goal if self.at_least else self.median <= self.goal
 
 
-def interleave(arms: Sequence[Arm], *, rounds: int) -> Timings:
-    """Time every arm once per round, each round beginning with another arm."""
+@dataclass(frozen=True)
+class Ratio:
+    """Seconds of arm `over` divided by those of arm `under`, as a row of the table.
+
+    text: what the row says; goal, at_least: as of Row
+    """
+
+    name: str
+    over: str
+    under: str
+    text: str
+    goal: float | None = None
+    at_least: bool = False
+
+
+def interleave(arms: Sequence[Arm], *, rounds: int, warm_up: int = 0) -> Timings:
+    """Time every arm once per round, each round beginning with another arm.
+
+    warm_up: steps that each arm makes before the first round
+    """
+    if warm_up:
+        for arm in arms:
+            arm.run(warm_up)
     timings: Timings = {arm.name: [] for arm in arms}
     for number in range(rounds):
         first = number % len(arms)
@@ -79,29 +99,19 @@ def interleave(arms: Sequence[Arm], *, rounds: int) -> Timings:
     return timings
 
 
-def compare(
-    timings: Timings,
-    over: str,
-    under: str,
-    *,
-    name: str,
-    text: str,
-    batch: int,
-    goal: float | None = None,
-    at_least: bool = False,
-) -> Row:
-    """Seconds of arm `over` divided by those of arm `under`, round by round.
+def compare(timings: Timings, ratio: Ratio, *, batch: int) -> Row:
+    """The ratio of two arms, round by round.
 
     batch: examples of a step of either arm
     """
-    pairs = list(zip(timings[over], timings[under], strict=True))
-    rates = {arm: batch / statistics.median(t.wall for t in timings[arm]) for arm in (over, under)}
+    pairs = list(zip(timings[ratio.over], timings[ratio.under], strict=True))
+    rates = {arm: batch / statistics.median(t.wall for t in timings[arm]) for arm in (ratio.over, ratio.under)}
     return Row(
-        name,
-        text,
+        ratio.name,
+        ratio.text,
         [a.wall / b.wall for a, b in pairs],
-        goal,
-        at_least,
+        ratio.goal,
+        ratio.at_least,
         cpu=[a.cpu / b.cpu for a, b in pairs if b.cpu > 0],
         examples_per_second=rates,
     )

@@ -1,8 +1,4 @@
-"""A process's entry: a run folder in, training of all its groups or of one, results out.
-
-Putting the objects together is wiring.py's business; making run folders, starting processes and
-handling signals is launch.py's.
-"""
+"""A process's entry: a run folder in, training of all its groups or of one, results out."""
 
 from __future__ import annotations
 
@@ -23,15 +19,15 @@ from odist.config.read import load
 from odist.config.schema import Config
 from odist.engine import checkpoint
 from odist.engine.trainer import Trainer
-from odist.engine.wiring import Parts, Shelf, build_task, build_trainer, make_clock, set_up_torch
+from odist.engine.wiring import build_task, make_clock, set_up_torch
 from odist.errors import GAVE_UP, Interrupted, OdistError, UserError
 from odist.launch.results import combine, finish_group, is_done
-from odist.launch.stop import AgreedStop
+from odist.launch.session import Session
 from odist.mesh import Axis, Mesh
 from odist.optim import Clock
 from odist.run.damage import naming
 from odist.run.folder import Run
-from odist.run.log import MetricsLog, make_progress, note
+from odist.run.log import Silent, make_progress, note
 from odist.tasks.base import Task
 
 SECONDS_BETWEEN_BEATS = 0.5
@@ -55,30 +51,15 @@ def main(run: Run, *, stop: Callable[[], bool] = lambda: False) -> None:
 def _train_in_turns(run: Run, config: Config, task: Task, *, clock: Clock, stop: Callable[[], bool]) -> None:
     start = _common_start(run, config)
     progress = make_progress(show=config.run.progress, num_groups=config.num_groups, num_steps=clock.num_steps)
-    log = MetricsLog(run, progress=progress)
-    shelf: Shelf = {}
-    parts = Parts(config, run, task, clock=clock, log=log, stop=stop, shelf=shelf)
-    trainers: list[Trainer] = []
-    agreed = AgreedStop(stop, Mesh())
-    try:
-        for group in range(config.num_groups):
-            mesh = Mesh(group=Axis(group, config.num_groups), workers=config.workers)
-            trainers.append(build_trainer(parts, mesh, stop=agreed, start=start))
-            if start:
-                trainers[-1].load(start)
+    meshes = [Mesh(Axis(group, config.num_groups), workers=config.workers) for group in range(config.num_groups)]
+    with Session(run, config, task, clock=clock, meshes=meshes, progress=progress, stop=stop, start=start) as session:
         open_run(run, task, clock)
         run.set_status(state="running", step=start, num_steps=clock.num_steps, started=time.time())
-        _take_turns(run, config, trainers, start=start)
+        _take_turns(run, config, session.trainers, start=start)
         progress.say(f"trained {clock.num_steps} steps; predicting the validation part")
-        for trainer in trainers:
+        for trainer in session.trainers:
             finish_group(trainer, config)
         combine(run)
-    finally:
-        for trainer in trainers:
-            trainer.loader.close()
-        for end in parts.exchanges:
-            end.close()
-        log.close()
 
 
 @contextlib.contextmanager
@@ -190,12 +171,8 @@ def _train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], boo
         open_run(run, task, clock)
     sound = checkpoint.newest_sound(run, [group], say=note) if mesh.is_writer else None
     start = mesh.from_writer([sound or 0])[0]
-    log = MetricsLog(run, progress=make_progress(show=False, num_groups=config.num_groups, num_steps=0))
-    parts = Parts(config, run, task, clock=clock, log=log, stop=stop, shelf={})
-    trainer = build_trainer(parts, mesh, stop=AgreedStop(stop, mesh), start=start)
-    try:
-        if start:
-            trainer.load(start)
+    with Session(run, config, task, clock=clock, meshes=[mesh], progress=Silent(), stop=stop, start=start) as session:
+        [trainer] = session.trainers
         for done in trainer.fit(start):
             if mesh.is_writer and done % trainer.cadence.log == 0:
                 _prune(run, config, group)
@@ -204,11 +181,6 @@ def _train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], boo
         if mesh.is_writer:
             _prune(run, config, group)
             finish_group(trainer, config)
-    finally:
-        trainer.loader.close()
-        for end in parts.exchanges:
-            end.close()
-        log.close()
 
 
 def _prune(run: Run, config: Config, group: int) -> None:
