@@ -16,7 +16,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all fuzz check format reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet golden compare clean
+.PHONY: demo test test-all test-lowest fuzz check format reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet \
+	golden compare dist check-tag try-wheel clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -39,6 +40,12 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
+## All tests but those marked slow with the lowest versions that pyproject.toml allows, in .venv-lowest; needs uv
+test-lowest:
+	uv venv --clear --python $(PYTHON) .venv-lowest
+	uv pip install --python .venv-lowest --resolution lowest-direct --torch-backend cpu --editable '.[dev]'
+	.venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile -m 'not slow'
+
 ## Hostile input at random: damaged snapshots and checkpoints, hostile rows, text and images; a table of counts
 fuzz: $(READY)
 	cd tests && PYTHONPATH=.. ../$(BIN)/python -m fuzz --cases $(CASES) --jobs $(JOBS)
@@ -56,7 +63,7 @@ format: $(READY)
 ## become one rare value: recipes/criteo_table1.md
 data/criteo/store.json: $(READY)
 	@if [ -f "$(CRITEO)" ]; then $(BIN)/odist prepare criteo --input "$(CRITEO)" --output data/criteo --min-count 4; \
-	else echo "no Criteo rows at CRITEO=$(CRITEO): the real half of the table is left out"; fi
+	else echo "no Criteo rows at CRITEO=$(CRITEO): skipping the real half of the table"; fi
 
 reproduce-criteo: $(READY) data/criteo/store.json
 	$(BIN)/odist reproduce criteo_table1 --scale $(SCALE) --jobs $(JOBS) $$([ -f data/criteo/store.json ] && echo --data-path data/criteo)
@@ -105,5 +112,22 @@ golden: $(READY)
 compare: $(READY)
 	$(BIN)/python tests/compare_revisions.py $(REV)
 
+## The source archive and the wheel, in dist/
+dist: $(READY)
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+
+## Whether TAG names the version of odist/__init__.py
+check-tag:
+	@version=v$$($(PYTHON) -c 'import odist; print(odist.__version__)'); \
+		[ "$(TAG)" = "$$version" ] || { echo "the tag is $(TAG), the version of odist/__init__.py $$version"; exit 1; }
+
+## Install the wheel of dist/ into .venv-wheel and train, evaluate and compare with it in an empty folder
+try-wheel:
+	rm -rf .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/odist-*.whl
+	.ci/smoke .venv-wheel/bin/odist
+
 clean:
-	rm -rf $(VENV) build dist runs data out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest .venv-wheel build dist runs data out .pytest_cache .mypy_cache .ruff_cache
