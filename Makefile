@@ -71,9 +71,9 @@ reproduce-criteo: $(READY) data/criteo/store.json
 tune-criteo: $(READY) data/criteo/store.json
 	$(BIN)/odist tune criteo_table1 --scale $(SCALE) --jobs $(JOBS) $$([ -f data/criteo/store.json ] && echo --data-path data/criteo)
 
-## Figures 1, 2a, 2b, 4 and two-phase distillation: text from NOVELS and POSTS (any files that prepare commoncrawl reads)
+## Figures 1, 2a, 2b, 4 and two-phase distillation: text from NOVELS and POSTS (any files that prepare text reads)
 data/lm/store.json: $(READY)
-	@if [ -f "$(NOVELS)" ]; then $(BIN)/odist prepare commoncrawl --input "$(NOVELS)" --input "$(POSTS)" --output data/lm \
+	@if [ -f "$(NOVELS)" ]; then $(BIN)/odist prepare text --input "$(NOVELS)" --input "$(POSTS)" --output data/lm \
 		--vocabulary 1000 --validation-fraction 0.004; \
 	else echo "no text at NOVELS=$(NOVELS): only SCALE=smoke runs, on synthetic text"; fi
 

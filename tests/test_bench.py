@@ -191,13 +191,13 @@ def test_synthetic_wet_holds_the_same_text_for_every_reader(tmp_path):
     from warcio import archiveiterator as archive
 
     from odist.bench.lm import write_wet
-    from odist.prepare.text.records import Reading, read_source
+    from odist.prepare.text.records import RecordOptions, read_source
     from odist.prepare.text.sources import find_text_sources
 
     path = write_wet(tmp_path / "a.wet.gz", records=30)
     faults: list[str] = []
     (source,) = find_text_sources([str(path)], base_url="")
-    reading = Reading("text", passage_words=0, main_content=False)
+    reading = RecordOptions("text", passage_words=0, main_content=False)
     raws = read_source(
         source, reading=reading, folder=tmp_path, note=lambda place, kind: faults.append(kind), at=lambda position: None
     )
@@ -237,7 +237,7 @@ def test_bare_sentencepiece_encodes_what_the_stage_encodes(tmp_path):
     for _ in range(2):
         encoding.bare()
         encoding.stage()
-    counts = json.loads(encoding.job.path("encode.json").read_text())
+    counts = json.loads(encoding.piece.path("encode.json").read_text())
     assert sum(counts["tokens"].values()) == encoding.num_pieces + len(encoding.sentences)  # an end each
     assert sum(counts["documents"].values()) > 50
     assert counts["duplicates"] == 0

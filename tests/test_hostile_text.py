@@ -16,7 +16,7 @@ from test_prepare_commoncrawl import story, write_json
 
 from odist.data.tokens import TokenStore
 from odist.errors import Interrupted, UserError
-from odist.prepare.text.prepare import TextOptions, TextReport, prepare_commoncrawl
+from odist.prepare.text.prepare import TextOptions, TextReport, prepare_text
 from odist.prepare.text.warc import read_response
 
 MB = 1 << 20
@@ -30,7 +30,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepare(folder: Path, *inputs: Path, **options: Any) -> TextReport:
     stop = options.pop("stop", None)
     chosen = TextOptions(**{"processes": 1, "vocabulary": 120, "validation_fraction": 0.2, **options})
-    return prepare_commoncrawl([str(path) for path in inputs], output=folder / "store", options=chosen, stop=stop)
+    return prepare_text([str(path) for path in inputs], output=folder / "store", options=chosen, stop=stop)
 
 
 def packed(path: Path, *pieces: bytes) -> Path:

@@ -484,7 +484,7 @@ def test_churn_of_what_is_stored_for_a_language_model():
         (["task=lm", "algorithm=codistill", "exchange.lookahead=2"], "exchange.lookahead=1"),
         (["task=lm", "model=transformer", "model.width=30", "model.heads=4"], "Try model.width="),
         (["task=lm", "task.unroll=0"], "task.unroll=0"),
-        (["task=lm", "data=prepared"], "odist prepare commoncrawl"),
+        (["task=lm", "data=prepared"], "odist prepare text"),
     ],
 )
 def test_what_validate_refuses(overrides, said):

@@ -22,8 +22,8 @@ from conftest import kill_and_continue
 from odist.data.tokens import TokenStore
 from odist.errors import Interrupted, UserError
 from odist.prepare.text.clean import sentences
-from odist.prepare.text.prepare import TextOptions, TextReport, prepare_commoncrawl
-from odist.prepare.text.tokenizer import WordPiece, train_sentencepiece
+from odist.prepare.text.prepare import TextOptions, TextReport, prepare_text
+from odist.prepare.text.tokenizer import train_sentencepiece
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data"
 TEXT = """the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which
@@ -66,7 +66,7 @@ def prepare(output: Path, *inputs: Any, stop: Callable[[], bool] | None = None, 
     if like is None and "tokenizer" not in options:
         options = {"vocabulary": 120, "validation_fraction": 0.2} | options
     chosen = TextOptions(**{"processes": 1, **options})
-    return prepare_commoncrawl([str(item) for item in inputs], output=output, like=like, options=chosen, stop=stop)
+    return prepare_text([str(item) for item in inputs], output=output, like=like, options=chosen, stop=stop)
 
 
 def texts_of(store: TokenStore, split: str) -> list[str]:
@@ -277,9 +277,9 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, stories: list[str]) -> 
         ("too small for 24,006 pieces; it allows", {"vocabulary": 24006}, [file]),
         ("20 pieces are too few", {"vocabulary": 20}, [file]),
         ("expected any, or one of", {"language": "xx"}, [file]),
-        ("expected a share", {"validation_fraction": 1.0}, [file]),
+        ("from 0 to below 1", {"validation_fraction": 1.0}, [file]),
         ("no document is left", {"language": "de"}, [file]),
-        ("no sentencepiece model", {"tokenizer": file}, [file]),
+        ("not a sentencepiece model", {"tokenizer": file}, [file]),
     ]
     for message, options, inputs in refused:
         with pytest.raises(UserError, match=message):
@@ -287,15 +287,19 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, stories: list[str]) -> 
         assert not list(tmp_path.glob("s*"))
 
 
-def test_real_wordpiece_vocabulary(tmp_path: Path, stories: list[str]) -> None:
-    path = REAL / "text" / "vocab" / "bert_base_uncased_vocab.txt"
-    if not path.is_file():
-        pytest.skip("real data not present: shared/data/text/vocab")
-    report = prepare(tmp_path / "s", write_json(tmp_path / "a.jsonl.gz", stories), tokenizer=path, validation_fraction=0.2)  # fmt: skip
-    assert (report.vocabulary, report.unknown_tokens) == (30_525, 0)
-    ids, _ = WordPiece(path.read_bytes(), where="").encode(["The embeddings aren't strawberries."], threads=1)
-    pieces = path.read_text().splitlines()
-    assert [pieces[id] for id in ids] == ["the", "em", "##bed", "##ding", "##s", "aren", "'", "t", "straw", "##berries", "."]  # fmt: skip
+def test_a_wordpiece_vocabulary_is_refused(tmp_path: Path, stories: list[str]) -> None:
+    file = write_json(tmp_path / "a.jsonl.gz", stories)
+    (tmp_path / "vocab.txt").write_text("[UNK]\nthe\n##s\n")
+    with pytest.raises(UserError, match=r"vocab\.txt: a WordPiece vocabulary, which is no longer read"):
+        prepare(tmp_path / "s", file, tokenizer=tmp_path / "vocab.txt")
+    prepare(tmp_path / "old", file)
+    record = json.loads((tmp_path / "old" / "store.json").read_text())
+    record["tokenizer"] = {"kind": "wordpiece", "file": "vocab.txt", "sha256": "", "lower": True}
+    (tmp_path / "old" / "store.json").write_text(json.dumps(record))
+    assert TokenStore.open(tmp_path / "old").vocabulary == 120  # training goes on
+    with pytest.raises(UserError, match="its tokenizer is a WordPiece vocabulary"):
+        prepare(tmp_path / "s", file, like=tmp_path / "old")
+    assert not list(tmp_path.glob("s*"))
 
 
 def test_real_common_crawl_files(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 
 from odist.data.rows import RowStore
 from odist.errors import Interrupted, UserError
-from odist.prepare.criteo.prepare import CriteoOptions, PrepareReport, prepare_criteo
+from odist.prepare.criteo.prepare import CriteoOptions, CriteoReport, prepare_criteo
 from odist.prepare.partial import Partial
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "criteo"
@@ -80,7 +80,7 @@ def text_of(rows: list[Row], *, separator: str = "\t", end: str = "\n", labelled
     return "".join(separator.join(row if labelled else row[1:]) + end for row in rows).encode()
 
 
-def prepare(inputs: Path | list[Path], output: Path, *, like: Path | None = None, **options: Any) -> PrepareReport:
+def prepare(inputs: Path | list[Path], output: Path, *, like: Path | None = None, **options: Any) -> CriteoReport:
     if like is None:
         options.setdefault("buckets", BUCKETS)
     names = [str(path) for path in (inputs if isinstance(inputs, list) else [inputs])]
@@ -680,8 +680,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from odist.prepare.criteo.prepare import CriteoOptions, prepare_criteo
-def progress(done, total, rows):
-    if rows > 150:
+def progress(step, done, total, counts):
+    if counts["rows"] > 150:
         os.kill(os.getpid(), signal.SIGKILL)
 options = CriteoOptions(buckets=1009, block_bytes=4000, journal_seconds=float(sys.argv[3]))
 prepare_criteo([sys.argv[1]], output=Path(sys.argv[2]), options=options, progress=progress)
@@ -714,11 +714,16 @@ def test_a_complete_folder_without_its_name_gets_it(tmp_path: Path, file: Path) 
 def test_progress_ends_at_the_end(tmp_path: Path, file: Path, rows: list[Row]) -> None:
     packed = spoil_file(tmp_path / "packed", gzip.compress(text_of(rows)))
     told: list[tuple[int, int, int]] = []
+
+    def progress(step: str, done: int, total: int, counts: Mapping[str, int]) -> None:
+        assert step == "read"
+        told.append((done, total, counts["rows"]))
+
     prepare_criteo(
         [str(file), str(packed)],
         output=tmp_path / "store",
         options=CriteoOptions(buckets=BUCKETS, block_bytes=3000),
-        progress=lambda done, total, rows: told.append((done, total, rows)),
+        progress=progress,
     )
     size = file.stat().st_size + packed.stat().st_size
     assert told == sorted(told)

@@ -468,8 +468,8 @@ def test_bytes_do_not_depend_on_processes_or_interruptions(
     root = many(tmp_path / "images")
     options: dict[str, Any] = {"validation_fraction": 0.2, "decode": decode}
     whole = prepare(tmp_path / "whole", root, **options)
-    monkeypatch.setattr(imagenet, "PART_IMAGES", 20)
-    monkeypatch.setattr(imagenet, "ROUND_PARTS", 3)
+    monkeypatch.setattr(imagenet, "PIECE_IMAGES", 20)
+    monkeypatch.setattr(imagenet, "ROUND_PIECES", 3)
     spread = prepare(tmp_path / "spread", root, **options, processes=2)
     messages = []
     for attempt in range(200):

@@ -46,7 +46,7 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 ROWS = ("criteo", "--buckets", "99", "--input", "rows.txt")
 BARE = ("criteo", "--buckets", "99", "--input", "bare.txt")
 TEXT = (
-    "commoncrawl",
+    "text",
     "--vocabulary",
     "120",
     "--processes",
@@ -155,15 +155,15 @@ def test_a_pattern_says_which_folders_it_passes_over(typed: Typed, words: tuple[
 def test_folders_alone_are_no_files(typed: Typed) -> None:
     Path("in/a").mkdir(parents=True)
     shutil.copy("rows.txt", "in/a/rows.txt")
-    for kind in ("criteo", "commoncrawl", "imagenet"):
+    for kind in ("criteo", "text", "imagenet"):
         _, error = typed(kind, "--input", "in/*", "--output", "s")
         assert "in/*: only folders match this pattern, such as in/a. Name the files in them: 'in/**/*'." in error
 
 
 def test_options_are_explained_in_plain_words(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "250")
-    out, _ = typed("commoncrawl", "--help")
-    assert "Vocabulary size." in out
+    out, _ = typed("text", "--help")
+    assert "Vocabulary size, special tokens included." in out
     assert "Approximate number of sentences used to train the tokenizer." in out
 
 

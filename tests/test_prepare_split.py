@@ -19,8 +19,9 @@ from odist.data.rows import RowStore
 from odist.data.tokens import TokenStore
 from odist.errors import Interrupted, UserError
 from odist.prepare.images.prepare import ImageOptions, prepare_imagenet
-from odist.prepare.text.clean import document_key, draw
-from odist.prepare.text.prepare import TextOptions, prepare_commoncrawl
+from odist.prepare.options import draw
+from odist.prepare.text.clean import document_key
+from odist.prepare.text.prepare import TextOptions, prepare_text
 
 # Rows
 
@@ -78,7 +79,7 @@ def test_a_moved_border_survives_interruptions(tmp_path: Path) -> None:
 # Documents
 
 
-def prepare_text(
+def prepare_texts(
     output: Path, texts: list[str], *, stop: Callable[[], bool] | None = None, **options: Any
 ) -> TokenStore:
     path = text.write_json(output.with_suffix(".jsonl.gz"), texts)
@@ -91,14 +92,14 @@ def prepare_text(
 def test_two_documents_reach_both_parts(tmp_path: Path, share: float, seed: int) -> None:
     texts = [text.story(1), text.story(2)]
     options = {"validation_fraction": share, "split_seed": seed, "duplicates": "documents"}
-    store = prepare_text(tmp_path / "s", [*texts, texts[0]], **options)
+    store = prepare_texts(tmp_path / "s", [*texts, texts[0]], **options)
     assert (store.num_documents("train"), store.num_documents("validation")) == (1, 1)
-    turned = prepare_text(tmp_path / "t", texts[::-1], **options)
+    turned = prepare_texts(tmp_path / "t", texts[::-1], **options)
     assert text.texts_of(turned, "validation") == text.texts_of(store, "validation")
 
 
 def test_a_part_that_duplicates_leave_empty_gets_a_document(tmp_path: Path) -> None:
-    train = text.texts_of(prepare_text(tmp_path / "all", [text.story(seed) for seed in range(9)]), "train")
+    train = text.texts_of(prepare_texts(tmp_path / "all", [text.story(seed) for seed in range(9)]), "train")
     lines = [line for document in train for line in document.split("\n")]
     # the only validation document, every paragraph of which stands in training documents before it
     rng = random.Random(0)
@@ -107,15 +108,15 @@ def test_a_part_that_duplicates_leave_empty_gets_a_document(tmp_path: Path) -> N
         for document in (rng.sample(lines, k=4) for _ in range(100))
         if draw(document_key(document), seed=0) < 0.2
     )
-    store = prepare_text(tmp_path / "s", [*train, "\n".join(repeated)])
+    store = prepare_texts(tmp_path / "s", [*train, "\n".join(repeated)])
     assert (store.num_documents("train"), store.num_documents("validation")) == (len(train) - 1, 1)
 
 
 def test_one_document_is_not_divided(tmp_path: Path) -> None:
     for texts in ([text.story(1)], [text.story(1)] * 3):
         with pytest.raises(UserError, match="one document is left"):
-            prepare_text(tmp_path / "s", texts)
-    store = prepare_text(tmp_path / "s", [text.story(1)], validation_fraction=0.0)
+            prepare_texts(tmp_path / "s", texts)
+    store = prepare_texts(tmp_path / "s", [text.story(1)], validation_fraction=0.0)
     assert (store.num_documents("train"), store.num_documents("validation")) == (1, 0)
 
 
@@ -167,7 +168,7 @@ def test_one_image_is_not_divided(tmp_path: Path) -> None:
 def test_a_moved_image_survives_interruptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from odist.prepare.images import prepare as imagenet
 
-    monkeypatch.setattr(imagenet, "PART_IMAGES", 4)
+    monkeypatch.setattr(imagenet, "PIECE_IMAGES", 4)
     root = images.write_folder(
         tmp_path / "images", {f"n{i % 2}/{i}.jpg": images.encode(images.pixels(i)) for i in range(14)}
     )
@@ -211,18 +212,16 @@ def test_rows_of_a_new_day_like_those_of_the_old(tmp_path: Path, split: str, min
 
 
 def test_text_of_a_new_day_like_that_of_the_old(tmp_path: Path) -> None:
-    old = prepare_text(tmp_path / "old", [text.story(seed) for seed in range(20)])
+    old = prepare_texts(tmp_path / "old", [text.story(seed) for seed in range(20)])
     later = text.write_json(tmp_path / "later.jsonl.gz", [text.story(seed) for seed in range(20, 40)])
     options = TextOptions(processes=1, validation_fraction=0.3, split_seed=5)
-    report = prepare_commoncrawl([str(later)], output=tmp_path / "new", like=tmp_path / "old", options=options)
+    report = prepare_text([str(later)], output=tmp_path / "new", like=tmp_path / "old", options=options)
     new = TokenStore.open(tmp_path / "new")
     assert new.fitted_fingerprint == old.fitted_fingerprint
     assert min(report.documents.values()) > 0
     assert text.all_texts(new) == sorted(text.story(seed) for seed in range(20, 40))
     with pytest.raises(UserError, match=r"split_seed: with --like every row.*--validation-fraction"):
-        prepare_commoncrawl(
-            [str(later)], output=tmp_path / "x", like=tmp_path / "old", options=TextOptions(split_seed=1)
-        )
+        prepare_text([str(later)], output=tmp_path / "x", like=tmp_path / "old", options=TextOptions(split_seed=1))
 
 
 def folder_of(root: Path, classes: list[str], *, first: int) -> Path:
@@ -294,7 +293,7 @@ def test_stores_of_before_keep_their_fingerprints(tmp_path: Path) -> None:
         "like": criteo.prepare(tmp_path / "rows", tmp_path / "c", like=tmp_path / "a").fingerprint,
     }
     rng = random.Random(0)
-    store = prepare_text(
+    store = prepare_texts(
         tmp_path / "d", [" ".join(rng.choices(text.WORDS, k=30)) + "." for _ in range(50)], language="any"
     )
     for split in ("train", "validation"):

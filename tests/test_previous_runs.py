@@ -24,7 +24,7 @@ from odist.launch.opening import content_of
 from odist.launch.remarks import remarks
 from odist.prepare.criteo.prepare import CriteoOptions, prepare_criteo
 from odist.prepare.images.prepare import ImageOptions, prepare_imagenet
-from odist.prepare.text.prepare import TextOptions, prepare_commoncrawl
+from odist.prepare.text.prepare import TextOptions, prepare_text
 from odist.run.folder import Run
 
 SHORT = ("train.max_examples=300", "train.batch=20")
@@ -42,7 +42,7 @@ def day_of_criteo(folder: Path, *, seed: int, like: Path | None = None) -> Path:
 def day_of_text(folder: Path, *, seed: int, like: Path | None = None) -> Path:
     texts = write_json(folder.with_suffix(".jsonl.gz"), [story(100 * seed + number) for number in range(16)])
     options = TextOptions(processes=1, vocabulary=None if like else 120, validation_fraction=0.2)
-    prepare_commoncrawl([str(texts)], output=folder, like=like, options=options)
+    prepare_text([str(texts)], output=folder, like=like, options=options)
     return folder
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from odist.prepare.text.clean import is_boilerplate, normalise, sentences
 from odist.prepare.text.duplicates import load_keep, mark_duplicates, save_hashes
 from odist.prepare.text.paragraphs import decode_lines, paragraphs, passages
-from odist.prepare.text.tokenizer import WordPiece, with_ends
+from odist.prepare.text.tokenizer import with_ends
 
 WORDS = ["the", "of", "a", "paragraph", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "sleeps"]
 
@@ -22,18 +22,18 @@ WORDS = ["the", "of", "a", "paragraph", "quick", "brown", "fox", "jumps", "over"
 @pytest.mark.parametrize("bucket", [1, 7, 100, 10**6])
 def test_duplicates_against_a_dictionary(tmp_path: Path, bucket: int) -> None:
     rng = np.random.default_rng(bucket)
-    parts = [rng.choice(np.array([0, 1, 2**63, 2**64 - 1, *rng.integers(0, 2**63, 40)], dtype=np.uint64), size=size)
+    pieces = [rng.choice(np.array([0, 1, 2**63, 2**64 - 1, *rng.integers(0, 2**63, 40)], dtype=np.uint64), size=size)
              for size in (50, 0, 1, 80)]  # fmt: skip
-    for part, hashes in enumerate(parts):
-        save_hashes(tmp_path, part=part, hashes=hashes)
-    mark_duplicates(tmp_path, parts=4, poll=lambda: None, bucket=bucket)
+    for piece, hashes in enumerate(pieces):
+        save_hashes(tmp_path, piece=piece, hashes=hashes)
+    mark_duplicates(tmp_path, num_pieces=4, poll=lambda: None, bucket=bucket)
     seen: set[int] = set()
-    for part, hashes in enumerate(parts):
+    for piece, hashes in enumerate(pieces):
         expected = []
         for value in hashes.tolist():
             expected.append(value not in seen)
             seen.add(value)
-        assert load_keep(tmp_path, part=part).tolist() == expected
+        assert load_keep(tmp_path, piece=piece).tolist() == expected
 
 
 def test_end_tokens_against_a_loop() -> None:
@@ -91,12 +91,3 @@ def test_passages() -> None:
     assert [sum(len(text.split()) for text in passage) for passage in found] == [2700, 2010, 2000, 1003]
     assert " ".join(" ".join(passage) for passage in found) == " ".join(texts)
     assert list(passages(texts, words=0)) == [texts]
-
-
-def test_wordpiece() -> None:
-    pieces = ["[PAD]", "[UNK]", "un", "##aff", "##able", "able", "!", "cafe", "_", "##s"]
-    tokenizer = WordPiece("\n".join(pieces).encode(), where="here")
-    ids, lengths = tokenizer.encode(["Unaffable!", "CAFÉ_ables xyz", ""], threads=1)
-    assert [pieces[id] for id in ids] == ["un", "##aff", "##able", "!", "cafe", "_", "able", "##s", "[UNK]"]
-    assert lengths.tolist() == [4, 5, 0]
-    assert tokenizer.special == {"unknown": 1, "sentence_end": 10, "paragraph_end": 11, "document_end": 12}

@@ -27,9 +27,9 @@ from odist.models.lstm import LSTM, LayerNormLSTM
 from odist.optim import Clock, Optimizer
 from odist.prepare.pool import default_processes
 from odist.prepare.text.duplicates import mark_duplicates
-from odist.prepare.text.options import BASE_URL, PAPER_VOCABULARY, TextOptions, resolve
-from odist.prepare.text.passes import BATCH, EncodeCounts, PartJob, encode_part, kept_documents, read_part
-from odist.prepare.text.records import Reading, read_source
+from odist.prepare.text.options import BASE_URL, PAPER_VOCABULARY, TextOptions
+from odist.prepare.text.passes import BATCH, EncodeCounts, TextPiece, clean_piece, encode_piece, kept_documents
+from odist.prepare.text.records import RecordOptions, read_source
 from odist.prepare.text.sources import find_text_sources
 from odist.prepare.text.tokenizer import open_tokenizer, train_sentencepiece
 from odist.prepare.text.warc import read_records
@@ -190,7 +190,7 @@ def _reading(folder: Path, size: Size, *, rounds: int) -> list[Row]:
     iterator = importlib.import_module("warcio.archiveiterator").ArchiveIterator
     file = write_wet(folder / "read.wet.gz", records=size.records)
     (source,) = find_text_sources([str(file)], base_url=BASE_URL)
-    reading = Reading("text", passage_words=0, main_content=False)
+    reading = RecordOptions("text", passage_words=0, main_content=False)
 
     def payloads() -> int:
         with open(file, "rb") as stream:
@@ -231,10 +231,10 @@ class Encoding:
         import sentencepiece
 
         (source,) = find_text_sources([str(file)], base_url=BASE_URL)
-        self.job = PartJob(0, source, folder, resolve(TextOptions(language="any"), None))
-        read_part(self.job, lambda *_: None)
-        mark_duplicates(folder, parts=1, poll=lambda: None)
-        documents = kept_documents(self.job, counts=EncodeCounts())
+        self.piece = TextPiece(0, source, folder, TextOptions(language="any").resolve(None))
+        clean_piece(self.piece, lambda *_: None)
+        mark_duplicates(folder, num_pieces=1, poll=lambda: None)
+        documents = kept_documents(self.piece, counts=EncodeCounts())
         self.sentences = [text for document in documents for paragraph in document.paragraphs for text in paragraph]
         model = folder / "benchmark.model"
         model.write_bytes(train_sentencepiece(self.sentences[:20_000], vocabulary=pieces))
@@ -243,8 +243,8 @@ class Encoding:
         self.num_pieces = 0  # of the last bare pass
 
     def stage(self) -> None:
-        """Encode and pack, as one process of `odist prepare commoncrawl` does."""
-        encode_part(self.job, lambda *_: None, tokenizer=self.tokenizer, threads=1)
+        """Encode and pack, as one process of `odist prepare text` does."""
+        encode_piece(self.piece, lambda *_: None, tokenizer=self.tokenizer, threads=1)
 
     def bare(self) -> None:
         """Encode sentences that are in memory, and keep nothing."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from odist.cli.printing import as_json
 
 if TYPE_CHECKING:
-    from odist.prepare.criteo.options import PrepareReport
+    from odist.prepare.criteo.options import CriteoReport
     from odist.prepare.images.options import ImageReport
     from odist.prepare.text.options import TextReport
 
@@ -22,7 +22,7 @@ SHOWN = 5  # sources, faults and columns; the rest stands in store.json
 Line = tuple[str, str]  # what it is about, in words
 
 
-def print_criteo(report: PrepareReport, *, output: Path, like: Path | None, json: bool) -> None:
+def print_criteo(report: CriteoReport, *, output: Path, like: Path | None, json: bool) -> None:
     """Print the report of a Criteo preparation, or its JSON."""
     rows = sum(report.rows.values())
     bad = sum(report.bad_rows.values())
@@ -45,7 +45,7 @@ def print_criteo(report: PrepareReport, *, output: Path, like: Path | None, json
     _print_next("criteo", report.rows, output=output, like=like, labelled=report.click_rate is not None)
 
 
-def print_commoncrawl(report: TextReport, *, output: Path, like: Path | None, json: bool) -> None:
+def print_text(report: TextReport, *, output: Path, like: Path | None, json: bool) -> None:
     """Print the report of a text preparation, or its JSON."""
     lines = _splits({"documents": report.documents, "tokens": report.tokens})
     lines += _splits({"text": report.text_bytes}, show=size)
@@ -191,4 +191,4 @@ def _data_path(output: Path) -> str:
     return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
 
 
-NAMES = {"criteo": "criteo", "lm": "commoncrawl", "imagenet": "imagenet"}
+NAMES = {"criteo": "criteo", "lm": "text", "imagenet": "imagenet"}

@@ -32,8 +32,12 @@ class Bounds:
 
     def __str__(self) -> str:
         if self.high == math.inf:
-            return f"more than {self.low:g}" if self.open_low else f"{self.low:g} or more"
-        return f"from {self.low:g} to {'below ' if self.open_high else ''}{self.high:g}"
+            return f"more than {_number(self.low)}" if self.open_low else f"{_number(self.low)} or more"
+        return f"from {_number(self.low)} to {'below ' if self.open_high else ''}{_number(self.high)}"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 POSITIVE = Bounds(0, open_low=True)

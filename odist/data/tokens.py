@@ -8,7 +8,7 @@ last. Text, tokenizers and how documents become batches are left to others; this
     NAME.bin             token ids, little-endian uint16 or uint32, nothing else; NAME is train or validation
     NAME.index.npy       int64 [m + 1]: document i is tokens [index[i], index[i + 1])
     unigram.npy          int64 [V]: how often each id occurs in the training part
-    tokenizer.model | vocab.txt | neither (ids made without a tokenizer)
+    tokenizer.model      where text was prepared; not for ids made otherwise
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class TokenStore(Store[tuple[np.ndarray, np.ndarray]]):
     def open(cls, path: Path | str) -> TokenStore:
         """Open the store in folder `path`; UserError when it is missing, no token store, or damaged."""
         path = Path(path)
-        meta = open_record(path, FORMAT, command="odist prepare commoncrawl")
+        meta = open_record(path, FORMAT, command="odist prepare text")
         dtype = np.dtype(meta["dtype"])
         return cls(path, meta, {name: _map_split(path, name, entry, dtype) for name, entry in meta["splits"].items()})
 

@@ -24,7 +24,7 @@ from odist.errors import UserError
 from odist.run import sinks
 from odist.run.folder import Run
 
-PREPARED_BY = {"lm": "commoncrawl"}  # the verb's name where it is not the task's
+PREPARED_BY = {"lm": "text"}  # the verb's name where it is not the task's
 MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer"), "imagenet": ("resnet",)}
 SMALL_DEPTHS, SMALL_SIZE = (8, 20), 32  # residual networks that do not pool behind the stem; side of their images
 

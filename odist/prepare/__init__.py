@@ -1,6 +1,1 @@
-"""Raw files to memory-mapped stores, one preparation per data set; see PREPARATIONS."""
-
-PREPARATIONS = {
-    "commoncrawl": "odist.prepare.text.prepare:prepare_commoncrawl",
-    "criteo": "odist.prepare.criteo.prepare:prepare_criteo",
-}
+"""Raw files to memory-mapped stores: one preparation per data set, all made by job.py."""

@@ -35,7 +35,7 @@ OTHER_PACKED = {
 
 
 @dataclass(frozen=True)
-class Source:
+class InputFile:
     """One input file; its size and time tell whether it is still the same."""
 
     path: Path
@@ -66,7 +66,7 @@ def natural(path: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
 
 
-def find_sources(inputs: list[str]) -> list[Source]:
+def find_files(inputs: list[str]) -> list[InputFile]:
     """The files that `inputs` name, in the order given.
 
     inputs: files, glob patterns, folders of Parquet files; what a pattern or folder finds is put in
@@ -145,7 +145,7 @@ def _deeper(text: str) -> str:
     return (f"{head}/**/*" if head else "**/*") if last == "*" else f"{text.rstrip('/')}/**/*"
 
 
-def _source(path: Path, shown: Path) -> Source:
+def _source(path: Path, shown: Path) -> InputFile:
     if not path.is_file():
         raise UserError(f"{shown}: not a regular file; write it to a file first.")
     try:
@@ -160,11 +160,11 @@ def _source(path: Path, shown: Path) -> Source:
         if magic.startswith(start):
             raise UserError(f"{shown}: a {name} file, which is not read. Unpack it, or pack it with gzip.")
     kind = "parquet" if magic.startswith(PARQUET) else "gzip" if magic.startswith(GZIP) else "plain"
-    return Source(path, status.st_size, status.st_mtime_ns, kind)
+    return InputFile(path, status.st_size, status.st_mtime_ns, kind)
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def _opened(source: InputFile) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     # (unpacked stream, file itself)
     with open(source.path, "rb") as raw:
         if source.kind != "gzip":
@@ -189,13 +189,13 @@ def _gzip_errors() -> tuple[type[Exception], ...]:
     return tuple(errors)
 
 
-def read_start(source: Source) -> bytes:
+def read_start(source: InputFile) -> bytes:
     """The first unpacked bytes of a text source, at most SNIFF_BYTES."""
     with _opened(source) as (stream, raw):
         return _read(source, stream, raw, SNIFF_BYTES, 0)
 
 
-def read_blocks(source: Source, *, offset: int, block_bytes: int) -> Iterator[Block]:
+def read_blocks(source: InputFile, *, offset: int, block_bytes: int) -> Iterator[Block]:
     """Blocks of whole lines of a text source, from unpacked byte `offset`, which begins a line.
 
     block_bytes: unpacked bytes read at once; no line may be longer
@@ -223,7 +223,7 @@ def read_blocks(source: Source, *, offset: int, block_bytes: int) -> Iterator[Bl
             yield Block(rest + b"\n", position + len(rest), raw.tell())
 
 
-def _skip(source: Source, stream: BinaryIO, raw: BinaryIO, offset: int) -> None:
+def _skip(source: InputFile, stream: BinaryIO, raw: BinaryIO, offset: int) -> None:
     if stream is raw:
         raw.seek(offset)
         return
@@ -235,7 +235,7 @@ def _skip(source: Source, stream: BinaryIO, raw: BinaryIO, offset: int) -> None:
         done += len(data)
 
 
-def _read(source: Source, stream: BinaryIO, raw: BinaryIO, count: int, done: int) -> bytes:
+def _read(source: InputFile, stream: BinaryIO, raw: BinaryIO, count: int, done: int) -> bytes:
     try:
         return stream.read(count)
     except _gzip_errors() as error:

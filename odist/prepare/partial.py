@@ -135,6 +135,11 @@ class Partial:
             )
         self.journal, self.complete = content["journal"], meta is not None
 
+    def num_bytes(self) -> int:
+        """Bytes of the files that make up the store."""
+        files = (path for path in self.path.iterdir() if path.is_file() and not path.name.startswith(("journal", ".")))
+        return sum(path.stat().st_size for path in files)
+
     def save(self, journal: dict[str, Any]) -> None:
         """Replace the journal; what it tells of must already be on the disk."""
         self.journal = journal

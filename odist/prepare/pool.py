@@ -1,6 +1,7 @@
-"""Runs jobs over parts in processes or in this one, with progress and a way to stop.
+"""Runs jobs in processes or in this one, with progress from inside a job and a way to stop.
 
-What a job does is left to the caller; a worker that dies is told apart from one that fails.
+Not concurrent.futures: its workers get no queue and no event without global variables, it cannot end one that hangs,
+and it does not tell how a worker died.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import queue
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from odist.errors import Interrupted, OdistError, UserError
 
 POLL = 0.2  # seconds
-Job = Callable[[Any, Callable[[int, int, int], None]], None]
+SECONDS_TO_END = 10.0  # that a worker may take to stop
+Item = TypeVar("Item")
+Tell = Callable[[int, int, int], None]  # bytes, records and tokens done since the last call; may raise to stop
 
 
 class _Stopped(Exception):
@@ -29,25 +32,26 @@ def default_processes() -> int:
 
 
 def run_jobs(
-    job: Job,
-    items: Sequence[Any],
+    job: Callable[[Item, Tell], None],
+    items: Sequence[Item],
     *,
     processes: int,
-    progress: Callable[[int, int, int], None],
+    progress: Tell,
     stop: Callable[[], bool],
 ) -> None:
-    """Call `job(item, tell)` for each item; tell(bytes, documents, tokens) reports what was done since the last call.
+    """Call `job(item, tell)` for each item, in this process if one is enough.
 
-    job and items: picklable when processes > 1
-    progress: called with the same three numbers, in this process
+    job, items: picklable when processes > 1
+    progress: called in this process with what the jobs tell
+    stop: polled several times a second
     Raises Interrupted when stopped, what a job raised, and OdistError when a worker died.
     """
     if min(processes, len(items)) <= 1:
 
-        def tell(*done: int) -> None:
+        def tell(num_bytes: int, records: int, tokens: int) -> None:
             if stop():
                 raise Interrupted("stopped")
-            progress(*done)
+            progress(num_bytes, records, tokens)
 
         for item in items:
             tell(0, 0, 0)
@@ -56,9 +60,7 @@ def run_jobs(
     _run_processes(job, items, min(processes, len(items)), progress=progress, stop=stop)
 
 
-def _run_processes(
-    job: Job, items: Sequence[Any], count: int, *, progress: Callable[[int, int, int], None], stop: Callable[[], bool]
-) -> None:
+def _run_processes(job: Any, items: Sequence[Any], count: int, *, progress: Tell, stop: Callable[[], bool]) -> None:
     context = multiprocessing.get_context("spawn")
     jobs, results, stopping = context.SimpleQueue(), context.Queue(), context.Event()
     workers = [context.Process(target=_work, args=(job, jobs, results, stopping), daemon=True) for _ in range(count)]
@@ -78,8 +80,10 @@ def _run_processes(
             except queue.Empty:
                 dead = [worker for worker in workers if not worker.is_alive()]
                 if dead:
-                    raise OdistError(f"a worker process ended with code {dead[0].exitcode} (-9: often out of memory); the same "
-                                     "command continues, --processes 1 takes less memory.") from None  # fmt: skip
+                    raise OdistError(
+                        f"a worker process ended with code {dead[0].exitcode} (-9: often out of memory); the same command "
+                        "continues, --processes 1 takes less memory."
+                    ) from None
                 continue
             if kind == "done":
                 left, sent = left - 1, sent - 1
@@ -96,7 +100,7 @@ def _end(workers: list[Any], jobs: Any, stopping: Any) -> None:
     for worker in workers:
         if worker.is_alive():
             jobs.put(None)
-    limit = time.monotonic() + 10.0
+    limit = time.monotonic() + SECONDS_TO_END
     for worker in workers:
         worker.join(max(0.1, limit - time.monotonic()))
         if worker.is_alive():
@@ -104,7 +108,7 @@ def _end(workers: list[Any], jobs: Any, stopping: Any) -> None:
             worker.join()
 
 
-def _work(job: Job, jobs: Any, results: Any, stopping: Any) -> None:
+def _work(job: Any, jobs: Any, results: Any, stopping: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -120,9 +124,8 @@ def _work(job: Job, jobs: Any, results: Any, stopping: Any) -> None:
         except _Stopped:
             break
         except Exception as error:
-            results.put(
-                ("error", error if isinstance(error, UserError | OSError) else OdistError(f"{item}: {error!r}"))
-            )
+            known = isinstance(error, UserError | OSError)
+            results.put(("error", error if known else OdistError(f"{item}: {error!r}")))
             break
         results.put(("done", None))
     if stopping.is_set():

@@ -217,7 +217,7 @@ class SyntheticSource:
 
 
 class PreparedSource:
-    """Documents of a store made by `odist prepare commoncrawl`."""
+    """Documents of a store made by `odist prepare text`."""
 
     def __init__(self, config: Config) -> None:
         assert isinstance(config.task, LMConfig)

@@ -11,7 +11,7 @@ from pathlib import Path
 from fuzz.campaign import WrongUse
 from fuzz.rows import bomb
 from odist.errors import UserError
-from odist.prepare.text.prepare import TextOptions, prepare_commoncrawl
+from odist.prepare.text.prepare import TextOptions, prepare_text
 
 GOOD = 24
 BOMB = 60 << 20
@@ -157,7 +157,7 @@ class Target:
         self.good = root / "good.jsonl"
         self.good.write_text("".join(json.dumps({"text": story(seed)}) + "\n" for seed in range(GOOD)))
         options = TextOptions(vocabulary=60, validation_fraction=0.3, language="any", processes=1)
-        prepare_commoncrawl([str(self.good)], output=root / "store", options=options)
+        prepare_text([str(self.good)], output=root / "store", options=options)
         self.tokenizer = root / "store" / "tokenizer.model"
         self.bombs = {kind: bomb(unit, repeat=BOMB // len(unit)) for kind, unit in BOMBS.items()}
 
@@ -176,7 +176,7 @@ class Target:
             processes=1,
         )
         try:
-            report = prepare_commoncrawl(inputs, output=output, options=options)
+            report = prepare_text(inputs, output=output, options=options)
         except UserError as error:
             if len(str(error).strip().splitlines()) > 2 or len(str(error)) > 2000:
                 raise WrongUse(f"no message for a user: {str(error)[:2000]}") from error

@@ -34,7 +34,7 @@ RARE_FILE = "rare.npy"
 
 
 @dataclass(frozen=True)
-class Split:
+class RowRange:
     """Rows [start, stop) of one array file."""
 
     file: str
@@ -64,7 +64,7 @@ def in_order(items: Iterator[T], work: Callable[[T], U], *, threads: int) -> Gen
                 future.cancel()
 
 
-def _sweep(folder: Path, split: Split, work: Callable[[int, np.ndarray], U], *, threads: int, poll: Callable[[], None]) -> Iterator[U]:  # fmt: skip
+def _sweep(folder: Path, split: RowRange, work: Callable[[int, np.ndarray], U], *, threads: int, poll: Callable[[], None]) -> Iterator[U]:  # fmt: skip
     # work(place in the file, rows int32 [n, 40]) for each chunk of the split, in order.
     descriptor = os.open(folder / split.file, os.O_RDONLY)
 
@@ -90,14 +90,14 @@ def _sweep(folder: Path, split: Split, work: Callable[[int, np.ndarray], U], *, 
 
 
 def fit_numeric(
-    folder: Path, train: Split, *, threads: int, poll: Callable[[], None]
+    folder: Path, train: RowRange, *, threads: int, poll: Callable[[], None]
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the present log-transformed values of each integer column.
 
     Population deviation; a column that is constant or always missing gets 1, and mean 0 if always missing.
     Chunks are joined by the formula of Chan, Golub and LeVeque 1983.
     """
-    from odist.prepare.criteo import kernels as kernels
+    from odist.prepare.criteo import kernels
 
     def work(_: int, rows: np.ndarray) -> np.ndarray:
         return np.asarray(kernels.moments(rows.view(np.float32)))
@@ -113,9 +113,9 @@ def fit_numeric(
     return mean.tolist(), np.where(deviation > 0, deviation, 1.0).tolist()
 
 
-def fit_rare(folder: Path, train: Split, *, buckets: int, min_count: int, poll: Callable[[], None]) -> np.ndarray:
+def fit_rare(folder: Path, train: RowRange, *, buckets: int, min_count: int, poll: Callable[[], None]) -> np.ndarray:
     """Which buckets the training part holds fewer than `min_count` (at most 255) times, bool [buckets]."""
-    from odist.prepare.criteo import kernels as kernels
+    from odist.prepare.criteo import kernels
 
     counters = np.zeros(buckets, dtype=np.uint8)
     # One thread: all chunks add to the same counters.
@@ -140,9 +140,9 @@ def load_rare(folder: Path, entry: dict[str, str], *, buckets: int) -> np.ndarra
     return np.unpackbits(packed, count=buckets).astype(np.bool_)
 
 
-def seal(folder: Path, split: Split, *, rare: np.ndarray | None, threads: int, poll: Callable[[], None]) -> str:
+def seal(folder: Path, split: RowRange, *, rare: np.ndarray | None, threads: int, poll: Callable[[], None]) -> str:
     """Replace rare ids in place, if any, and return the digest of the rows; doing it again gives the same."""
-    from odist.prepare.criteo import kernels as kernels
+    from odist.prepare.criteo import kernels
 
     rare_ids = None if rare is None else kernels.special_ids(kernels.RARE_VALUE, len(rare))
     descriptor = os.open(folder / split.file, os.O_RDWR)

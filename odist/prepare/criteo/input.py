@@ -1,4 +1,4 @@
-"""What Criteo input files look like, and their rows as blocks of text for criteo_kernels.parse_rows.
+"""What Criteo input files look like, and their rows as blocks of text for kernels.parse_rows.
 
 Criteo ships tab-separated rows without header: label (train.txt only), I1 to I13 (integers), C1 to C26
 (8 hexadecimal digits), empty where missing. Also met: comma-separated exports with a header and integers
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from odist.errors import UserError
-from odist.prepare.inputs import Block, Source, first_lines, read_blocks, read_start
+from odist.prepare.inputs import Block, InputFile, first_lines, read_blocks, read_start
 
 NUMERIC = tuple(f"I{number}" for number in range(1, 14))
 CATEGORICAL = tuple(f"C{number}" for number in range(1, 27))
@@ -27,7 +27,7 @@ PARQUET_ROW_BYTES = 64  # of block_bytes for each row: a batch of 16,384 rows at
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """How the rows of one source are written.
 
     start: unpacked bytes before the first row; header_lines: lines before it
@@ -39,7 +39,7 @@ class Layout:
     header_lines: int = 0
 
 
-def find_layout(source: Source, *, format_name: str) -> Layout:
+def find_row_layout(source: InputFile, *, format_name: str) -> RowLayout:
     """Look at the first rows of `source`; UserError when they are no Criteo rows.
 
     format_name: auto | tsv | csv | parquet
@@ -48,7 +48,7 @@ def find_layout(source: Source, *, format_name: str) -> Layout:
         raise UserError(f"{source.path}: {'a' if source.kind == 'parquet' else 'not a'} Parquet file, but the format given is {format_name}. "
                         "Leave the format out to have it recognised.")  # fmt: skip
     if source.kind == "parquet":
-        return Layout(ord("\t"), labelled=_parquet_columns(source)[0].lower() == "label")
+        return RowLayout(ord("\t"), labelled=_parquet_columns(source)[0].lower() == "label")
     start = read_start(source)
     skipped = len(BOM) if start.startswith(BOM) else 0
     if b"\r" in start.rstrip() and b"\n" not in start:
@@ -69,7 +69,7 @@ def find_layout(source: Source, *, format_name: str) -> Layout:
         if len(lines) == 1:
             raise UserError(f"{source.path}: a header and no rows.")
         after = start.index(b"\n", skipped) + 1
-        return Layout(separator[0], labelled=names[0] == "label", start=after, header_lines=1)
+        return RowLayout(separator[0], labelled=names[0] == "label", start=after, header_lines=1)
     widths = Counter(line.count(separator) + 1 for line in lines)
     labelled, unlabelled = widths[len(FEATURES) + 1], widths[len(FEATURES)]
     if not labelled and not unlabelled:
@@ -78,17 +78,17 @@ def find_layout(source: Source, *, format_name: str) -> Layout:
             f"{'tabs' if separator == SEPARATORS['tsv'] else 'commas'}, expected 40 (label, 13 integers, 26 categories) "
             "or 39 (without label). An archive (.tar.gz) has to be unpacked first."
         )
-    return Layout(separator[0], labelled=labelled >= unlabelled, start=skipped)
+    return RowLayout(separator[0], labelled=labelled >= unlabelled, start=skipped)
 
 
-def read_rows(source: Source, layout: Layout, *, offset: int, block_bytes: int) -> Iterator[Block]:
+def read_rows(source: InputFile, layout: RowLayout, *, offset: int, block_bytes: int) -> Iterator[Block]:
     """Blocks of text rows, from `offset` (see Block.offset); 0 is the first row."""
     if source.kind == "parquet":
         return _parquet_blocks(source, first=offset, batch=max(1, block_bytes // PARQUET_ROW_BYTES))
     return read_blocks(source, offset=max(offset, layout.start), block_bytes=block_bytes)
 
 
-def _parquet_columns(source: Source) -> list[str]:
+def _parquet_columns(source: InputFile) -> list[str]:
     # The file's own names of the columns, in Criteo's order; the label first where there is one.
     import pyarrow
     import pyarrow.parquet
@@ -105,7 +105,7 @@ def _parquet_columns(source: Source) -> list[str]:
     return [present[name.lower()] for name in wanted]
 
 
-def _parquet_blocks(source: Source, *, first: int, batch: int) -> Iterator[Block]:
+def _parquet_blocks(source: InputFile, *, first: int, batch: int) -> Iterator[Block]:
     import datasets
     import pyarrow
     import pyarrow.parquet

@@ -1,52 +1,79 @@
-"""What a Criteo preparation may be asked for, and what it reports.
+"""Options and report of a Criteo preparation.
 
-The paper (Anil et al. 2018, section 3.1) says nothing about preprocessing or split; every choice is a
-field here, or written beside the code that makes it.
+The paper (Anil et al. 2018, section 3.1) says nothing about preprocessing or split; every choice is an option here, or
+is written beside the code that makes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from odist.data.rows import RowStore
+from odist.config.key import BELOW_ONE, Bounds, key
 from odist.errors import UserError
+from odist.prepare.options import resolve
 
-MEANING = ("buckets", "min_count")  # options that give ids their meaning: with `like` the other store's
-SPLITTING = ("split", "validation_fraction", "split_seed")
-DEFAULTS: dict[str, Any] = {
-    "buckets": 1_000_000,
-    "min_count": 0,
-    "split": "time",
-    "validation_fraction": 0.2,
-    "split_seed": 0,
-}
+if TYPE_CHECKING:
+    from odist.data.rows import RowStore
+
+MEANING = ("buckets", "min_count")  # options that give ids their meaning: with --like those of the other store
 
 
 @dataclass(frozen=True)
 class CriteoOptions:
-    """Choices of a preparation; None takes the value in brackets, or that of the store named by `like`.
+    """What may be asked of a preparation; None is the default of `CriteoChoices`, or what --like says.
 
-    The paper is silent on all of them. `like` refuses a value that contradicts the other store; with it every row is
-    a validation row, unless a validation_fraction is given.
+    threads: parsing threads, None: one per core, at most 4; block_bytes: of text parsed at once; journal_seconds: between
+    two points to continue from. These three never change the result.
     """
 
-    buckets: int | None = None  # [1,000,000] embedding rows in all; one table shared by the 26 columns, by hashing
-    min_count: int | None = None  # [0 = off] ids seen less often in the training part (at most 255) become "rare"
-    split: str | None = None  # [time] validation rows: the last ones in file order ("time"), or drawn ones ("random")
-    validation_fraction: float | None = None  # [0.2] share of validation rows, in [0, 1)
-    split_seed: int | None = None  # [0] of split "random"; non-negative
-    bad_rows: str = "refuse"  # refuse: stop at the first | skip: count, locate the first few, go on
-    format: str = "auto"  # auto | tsv | csv | parquet; gzip is recognised by itself
-    threads: int | None = None  # parsing threads, null: one per core, at most 4; never changes the result
-    block_bytes: int = 1 << 20  # text parsed at once; never changes the result
-    journal_seconds: float = 5.0  # between two points to continue from; never changes the result
+    buckets: int | None = key(None, "Embedding rows in all, by hashing.", bounds=Bounds(1, 2**31 - 1))
+    split: str | None = key(None, "Validation part: the last rows, or random ones.", choices=("time", "random"))
+    validation_fraction: float | None = key(None, "Share of validation rows, also with --like.", bounds=BELOW_ONE)
+    split_seed: int | None = key(None, "Seed of --split random.", bounds=Bounds(0, 2**63 - 1))
+    min_count: int | None = key(
+        None, "Values seen less often in training become one rare value; 0: off.", bounds=Bounds(0, 255)
+    )
+    bad_rows: str | None = key(
+        None, "What to do with unreadable rows: stop at the first, or count and skip them.", choices=("refuse", "skip")
+    )
+    format: str | None = key(
+        None, "Format of the input; gzip is recognised by itself.", choices=("auto", "tsv", "csv", "parquet")
+    )
+    threads: int | None = None
+    block_bytes: int = 1 << 20
+    journal_seconds: float = 5.0
+
+    def resolve(self, other: RowStore | None) -> CriteoChoices:
+        """Leave nothing open. other: the store named by --like. Raises UserError for a wrong option or store."""
+        if other is None:
+            return resolve(self, CriteoChoices, like=None, fixed={})
+        from odist.prepare.criteo.kernels import HASH
+
+        if other.task != "criteo" or other.fitted.get("hash") != HASH:
+            raise UserError(
+                f"{other.path}: not a Criteo store of {HASH}; --like needs one made by `odist prepare criteo`."
+            )
+        theirs = {name: other.meta["options"][name] for name in MEANING}
+        return resolve(self, CriteoChoices, like=other.path, fixed=theirs)
+
+
+@dataclass(frozen=True)
+class CriteoChoices:
+    """Options with nothing left open, as they stand in store.json; without a split every row is a validation row."""
+
+    buckets: int = 1_000_000
+    min_count: int = 0  # of a bucket's id in the training part, counted up to 255
+    split: str | None = "time"
+    validation_fraction: float | None = 0.2
+    split_seed: int | None = 0
+    bad_rows: str = "refuse"
+    format: str = "auto"
 
 
 @dataclass
-class PrepareReport:
-    """What a preparation did. All but `seconds` and `reused` is kept in store.json under "report"."""
+class CriteoReport:
+    """What a preparation did. Fields without a default are kept in store.json under "report"."""
 
     rows: dict[str, int]  # by split
     bad_rows: dict[str, int]  # skipped rows by reason: columns, label, integer, categorical, empty
@@ -58,61 +85,5 @@ class PrepareReport:
     sources: list[dict[str, Any]]  # path, bytes, modified_ns, rows
     fingerprint: str
     fitted_fingerprint: str
-    seconds: float = 0.0
+    seconds: float = 0.0  # of this call
     reused: bool = False  # the store was there already
-
-
-def resolve(options: CriteoOptions, other: RowStore | None) -> dict[str, Any]:
-    """Options with nothing left open, those of `other` (the `like` store) included; UserError for a wrong one."""
-    given = {key: getattr(options, key) for key in DEFAULTS}
-    if other is not None:
-        from odist.prepare.criteo.kernels import HASH
-
-        if other.task != "criteo" or other.fitted.get("hash") != HASH:
-            raise UserError(
-                f"{other.path}: not a Criteo store of {HASH}; --like needs one made by `odist prepare criteo`."
-            )
-        for key in MEANING:
-            theirs = other.meta["options"][key]
-            if given[key] not in (None, theirs):
-                raise UserError(
-                    f"{key}={given[key]} contradicts {other.path}, which has {theirs}. With --like leave it out."
-                )
-        chosen = {key: other.meta["options"][key] for key in MEANING} | splitting(given, SPLITTING, DEFAULTS)
-    else:
-        chosen = {key: DEFAULTS[key] if value is None else value for key, value in given.items()}
-    _check(chosen)
-    for key, allowed in (("bad_rows", ("refuse", "skip")), ("format", ("auto", "tsv", "csv", "parquet"))):
-        chosen[key] = getattr(options, key)
-        if chosen[key] not in allowed:
-            raise UserError(f"{key}={chosen[key]!r}: expected one of {', '.join(allowed)}.")
-    return chosen
-
-
-def splitting(given: Mapping[str, Any], keys: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The options `keys` of a split with --like: null each, every row being a validation row, unless a share is given.
-
-    UserError where the others are given without it.
-    """
-    if given["validation_fraction"] is not None:
-        return {key: defaults[key] if given[key] is None else given[key] for key in keys}
-    wrong = [key for key in keys if given[key] is not None]
-    if wrong:
-        raise UserError(f"{', '.join(wrong)}: with --like every row becomes a validation row, so there is no split. Give "
-                        "--validation-fraction too, and the others are training rows; or leave it out.")  # fmt: skip
-    return dict.fromkeys(keys)
-
-
-def _check(chosen: dict[str, Any]) -> None:
-    if not 1 <= chosen["buckets"] < 2**31:
-        raise UserError(f"buckets={chosen['buckets']}: expected a number from 1 to 2147483647.")
-    if not 0 <= chosen["min_count"] <= 255:
-        raise UserError(f"min_count={chosen['min_count']}: expected a number from 0 (off) to 255.")
-    if chosen["validation_fraction"] is None:
-        return
-    if chosen["split"] not in ("time", "random"):
-        raise UserError(f"split={chosen['split']!r}: expected time or random.")
-    if not 0 <= chosen["validation_fraction"] < 1:
-        raise UserError(f"validation_fraction={chosen['validation_fraction']}: expected a share from 0 to below 1.")
-    if not 0 <= chosen["split_seed"] < 2**63:
-        raise UserError(f"split_seed={chosen['split_seed']}: expected a non-negative number below 2**63.")

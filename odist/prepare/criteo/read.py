@@ -1,6 +1,6 @@
 """Reading of the Criteo preparation: blocks of input -> parsed rows, appended in order, journalled.
 
-A thread unpacks, threads parse. Which files there are, what is fitted and how it ends is left to criteo.py.
+A thread unpacks, threads parse.
 """
 
 from __future__ import annotations
@@ -9,33 +9,33 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from odist.data.rows import RowWriter
-from odist.errors import UserError
+from odist.errors import Interrupted, UserError
 from odist.prepare.criteo.fit import NUM_COLUMNS, in_order
-from odist.prepare.criteo.input import FEATURES, Layout, read_rows
-from odist.prepare.criteo.options import CriteoOptions
-from odist.prepare.inputs import Block, Source, read_ahead
+from odist.prepare.criteo.input import FEATURES, RowLayout, read_rows
+from odist.prepare.criteo.options import CriteoChoices, CriteoOptions
+from odist.prepare.inputs import Block, InputFile, read_ahead
+from odist.prepare.job import Progress, Stop
 
 MAX_LOCATED = 10  # bad rows that the report locates
-REASONS = ("", "columns", "label", "integer", "categorical", "empty")  # as numbered in criteo_kernels.py
+REASONS = ("", "columns", "label", "integer", "categorical", "empty")  # as numbered in kernels.py
 
 
 @dataclass
-class State:
-    """How far reading has come: what the journal keeps."""
+class CriteoState:
+    """How far a preparation has come: what the journal keeps."""
 
     source: int = 0  # files finished
     offset: int = 0  # within the next one; see Block.offset
     lines: int = 0  # of that file, finished
     rows: int = 0  # good rows, all files
     clicks: int = 0
-    seconds: float = 0.0
     written: dict[str, int] = field(default_factory=dict)  # rows by array file
     source_rows: list[int] = field(default_factory=list)
     bad: dict[str, int] = field(default_factory=dict)
@@ -43,6 +43,15 @@ class State:
     missing: list[int] = field(default_factory=lambda: [0] * len(FEATURES))
     border: int | None = None  # of a random split, instead of the one that the share gives
     fitted: dict[str, Any] | None = None  # once fitted, rows may already be changed in place
+
+    @classmethod
+    def of(cls, journal: dict[str, Any]) -> CriteoState:
+        """The state that a journal holds; what versions before this one kept beside it is left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in journal.items() if name in known})
+
+    def journal(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass
@@ -58,7 +67,7 @@ class Parsed:
 
 
 def describe(reason: str, detail: int, *, labelled: bool) -> str:
-    """Why a row is bad, in words. reason: of REASONS; detail: as criteo_kernels.parse_rows gives it."""
+    """Why a row is bad, in words. reason: of REASONS; detail: as kernels.parse_rows gives it."""
     if reason == "columns":
         return f"{detail} columns instead of {len(FEATURES) + labelled}"
     if reason == "label":
@@ -70,35 +79,34 @@ def describe(reason: str, detail: int, *, labelled: bool) -> str:
     return "an empty line"
 
 
-class Reading:
+class RowReader:
     """Brings `state` from where it is to the end of the last file, and the rows into the array files.
 
     folder: where the array files lie
-    chosen: resolved options
-    stop: polled after each block; save: keeps the state
+    progress: told of every block; stop: polled after it; save: keeps the state
     """
 
     def __init__(
         self,
         folder: Path,
-        sources: list[Source],
-        layouts: list[Layout],
+        sources: list[InputFile],
+        layouts: list[RowLayout],
         *,
         options: CriteoOptions,
-        chosen: dict[str, Any],
-        state: State,
-        progress: Callable[[int, int, int], None] | None,
-        stop: Callable[[], bool],
+        choices: CriteoChoices,
+        state: CriteoState,
+        progress: Progress,
+        stop: Stop,
         save: Callable[[], None],
     ) -> None:
         self.folder, self.sources, self.layouts = folder, sources, layouts
-        self.options, self.chosen, self.state = options, chosen, state
+        self.options, self.choices, self.state = options, choices, state
         self.progress, self.stop, self.save = progress, stop, save
         self.total_bytes = sum(source.bytes for source in sources)
         self._saved = time.monotonic()
 
-    def run(self) -> bool:
-        """Read on; False when stopped before the end."""
+    def run(self) -> None:
+        """Read on to the end; raise Interrupted, with the state saved, when stopped before it."""
         state = self.state
         with ExitStack() as stack:
             writers = {
@@ -106,16 +114,15 @@ class Reading:
                 for file, rows in state.written.items()
             }
             while state.source < len(self.sources):
-                if not self._read_source(writers):
-                    return False
+                self._read_source(writers)
                 state.source, state.offset, state.lines = state.source + 1, 0, 0
             for writer in writers.values():
                 writer.finish()
         self.save()
-        return True
 
-    def _read_source(self, writers: dict[str, RowWriter]) -> bool:
+    def _read_source(self, writers: dict[str, RowWriter]) -> None:
         state, source, layout = self.state, self.sources[self.state.source], self.layouts[self.state.source]
+        before = sum(source.bytes for source in self.sources[: state.source])
         rows = read_rows(source, layout, offset=state.offset, block_bytes=self.options.block_bytes)
         with (
             closing(read_ahead(rows, depth=2)) as blocks,
@@ -124,7 +131,7 @@ class Reading:
             for block, parsed in results:
                 self._append(writers, parsed, source, layout)
                 state.offset = block.offset
-                self._tell(block)
+                self.progress("read", before + block.done, self.total_bytes, {"rows": state.rows})
                 stopped = self.stop()
                 if stopped or time.monotonic() - self._saved > self.options.journal_seconds:
                     for writer in writers.values():
@@ -132,18 +139,12 @@ class Reading:
                     self.save()
                     self._saved = time.monotonic()
                 if stopped:
-                    return False
-        return True
+                    raise Interrupted("stopped")
 
-    def _tell(self, block: Block) -> None:
-        if self.progress is not None:
-            before = sum(source.bytes for source in self.sources[: self.state.source])
-            self.progress(before + block.done, self.total_bytes, self.state.rows)
+    def _parser(self, layout: RowLayout) -> Callable[[Block], Parsed]:
+        from odist.prepare.criteo import kernels
 
-    def _parser(self, layout: Layout) -> Callable[[Block], Parsed]:
-        from odist.prepare.criteo import kernels as kernels
-
-        buckets, table = self.chosen["buckets"], kernels.log_table()
+        buckets, table = self.choices.buckets, kernels.log_table()
         missing_ids = kernels.special_ids(kernels.MISSING_VALUE, buckets)
         shortest = len(FEATURES) + 2 * layout.labelled  # bytes of a row with nothing but separators
 
@@ -152,14 +153,14 @@ class Reading:
             out = np.empty((len(text) // shortest + 1, NUM_COLUMNS), dtype=np.int32)
             missing, counts = np.zeros(len(FEATURES), dtype=np.int64), np.zeros(kernels.NUM_REASONS, dtype=np.int64)
             bad = np.zeros((MAX_LOCATED, 3), dtype=np.int64)
-            rows, lines, clicks = kernels.parse_rows(
-                text, layout.separator, layout.labelled, buckets, missing_ids, table, out, out.view(np.float32), missing, bad, counts
-            )  # fmt: skip
+            outputs = (out, out.view(np.float32), missing, bad, counts)
+            form = (layout.separator, layout.labelled)
+            rows, lines, clicks = kernels.parse_rows(text, *form, buckets, missing_ids, table, *outputs)
             return Parsed(out[:rows], lines, clicks, missing, bad[: min(MAX_LOCATED, int(counts.sum()))], counts)
 
         return parse
 
-    def _append(self, writers: dict[str, RowWriter], parsed: Parsed, source: Source, layout: Layout) -> None:
+    def _append(self, writers: dict[str, RowWriter], parsed: Parsed, source: InputFile, layout: RowLayout) -> None:
         state = self.state
         above = state.lines + (layout.header_lines if state.offset == 0 else 0)
         for line, reason, detail in parsed.bad.tolist():
@@ -168,17 +169,14 @@ class Reading:
                 state.bad_locations.append(f"{source.path}:{above + line}: {why}")
         for reason in np.flatnonzero(parsed.counts):
             state.bad[REASONS[reason]] = state.bad.get(REASONS[reason], 0) + int(parsed.counts[reason])
-        if state.bad and self.chosen["bad_rows"] == "refuse":
+        if state.bad and self.choices.bad_rows == "refuse":
             bad, read = sum(state.bad.values()), state.rows + len(parsed.rows)
             raise UserError(
                 f"{state.bad_locations[0]}. {bad:,} of the first {bad + read:,} rows {'is' if bad == 1 else 'are'} bad. "
                 "Repair the file, or leave bad rows out with --bad-rows skip."
             )
-        if self.chosen["split"] == "random":
-            from odist.prepare.criteo.kernels import drawn
-
-            threshold = int(self.chosen["validation_fraction"] * 2**53) if state.border is None else state.border
-            mask = drawn(state.rows, len(parsed.rows), self.chosen["split_seed"], threshold)
+        if self.choices.split == "random":
+            mask = self._drawn(len(parsed.rows))
             writers["train.npy"].append(parsed.rows[~mask])
             writers["validation.npy"].append(parsed.rows[mask])
         else:
@@ -189,6 +187,15 @@ class Reading:
         state.clicks += parsed.clicks
         state.source_rows[state.source] += len(parsed.rows)
         state.missing = [a + b for a, b in zip(state.missing, parsed.missing.tolist(), strict=True)]
+
+    def _drawn(self, count: int) -> np.ndarray:
+        # Which of the next rows are validation rows, bool [count].
+        from odist.prepare.criteo.kernels import drawn
+
+        share, seed, border = self.choices.validation_fraction, self.choices.split_seed, self.state.border
+        assert share is not None
+        assert seed is not None
+        return np.asarray(drawn(self.state.rows, count, seed, int(share * 2**53) if border is None else border))
 
 
 def num_threads(options: CriteoOptions) -> int:

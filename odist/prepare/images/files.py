@@ -1,7 +1,6 @@
-"""Input of an ImageNet preparation: folders, tar archives (also of tar archives) and data sets, as lists of files.
+"""Input of an image preparation: folders, tar archives (also of tar archives) and data sets, as lists of files.
 
-Says which files there are and where their bytes lie; nothing is unpacked but gzip. What their paths mean is left
-to imagenet_plan.py, what is in them to imagenet_image.py.
+Says which files there are and where their bytes lie; nothing is unpacked but gzip.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from odist.errors import UserError
-from odist.prepare.inputs import find_sources
+from odist.prepare.inputs import find_files
 from odist.prepare.text.sources import DATASETS, load_dataset
 from odist.prepare.unpack import TarMember, begins_tar, members, unpack
 
@@ -91,7 +90,7 @@ def find_image_sources(inputs: list[str]) -> list[ImageSource]:
         elif (folder := Path(text).expanduser()).is_dir():
             sources.append(_folder(folder.resolve(), text))
         else:
-            for found in find_sources([text]):
+            for found in find_files([text]):
                 kind = {"plain": "tar", "gzip": "gzip"}.get(found.kind)
                 if kind is None or (kind == "tar" and not _is_tar(found.path)):
                     raise UserError(f"{text}: not a tar archive. Name a folder of class folders, tar files, or a data set "
@@ -122,7 +121,7 @@ def list_files(source: ImageSource, *, position: int, work: Path, tell: Callable
             found += _list_tar(file.holder, prefix=_inner(file.path)) if file.path.endswith(TAR) else [file]
         return found
     if source.kind == "datasets":
-        raise ValueError("rows of a data set come with their labels; see imagenet_plan.plan_dataset")
+        raise ValueError("rows of a data set come with their labels; see plan.plan_dataset")
     if source.kind == "tar":
         return list(_list_tar(source.name, prefix=""))
     return list(_list_tar(str(_unpacked(source, work / f"{position}{TAR}", tell)), prefix=""))

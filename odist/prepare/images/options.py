@@ -1,37 +1,74 @@
-"""What `odist prepare imagenet` may be asked for, and what it reports."""
+"""Options and report of an image preparation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from odist.data.images import ImageStore
+from odist.config.key import BELOW_ONE, Bounds, key
 from odist.errors import UserError
-from odist.prepare.criteo.options import splitting
+from odist.prepare.options import resolve
 
-MAX_SIDE = 4096
-DEFAULTS: dict[str, Any] = {"validation_fraction": 0.05, "split_seed": 0}
-FORM = ("short_side", "decode")  # options that give pixels their scale: with `like` the other store's
+if TYPE_CHECKING:
+    from odist.data.images import ImageStore
+
+SIDE = Bounds(8, 4096)  # pixels
+FORM = ("short_side", "decode")  # options that give pixels their scale: with --like those of the other store
 
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """Choices of a preparation; None takes the value in brackets, or that of the store named by `like`."""
+    """What may be asked of a preparation; None is the default of `ImageChoices`, or what --like says.
 
-    labels: Path | None = None  # classes of validation images that lie in no class folder
-    synsets: Path | None = None  # class names in the order of the devkit's numbers; [meta.mat beside the labels]
-    validation_fraction: float | None = None  # [0.05] share of images, drawn by content, where no validation part is
-    split_seed: int | None = None  # [0] of that draw
-    short_side: int | None = None  # larger images are resized to this short side in pixels and encoded again; [off]
-    decode: int | None = None  # store pixels, resized to this short side and cut to the centre square; [off: JPEG]
-    bad: str = "refuse"  # files that cannot be read: refuse: stop at the first | skip: count, list, go on
-    processes: int | None = None  # null: one per core; never changes the result
+    Images are drawn for validation by their content. processes never changes the result.
+    """
+
+    labels: Path | None = key(
+        None, "Classes of validation images in no folder: ground truth, Kaggle's CSV, NAME CLASS."
+    )
+    synsets: Path | None = key(None, "Classes by the ground truth's number. [meta.mat beside it]")
+    validation_fraction: float | None = key(
+        None,
+        "Share of images held out for validation if the input has no validation part, also with --like.",
+        bounds=BELOW_ONE,
+    )
+    split_seed: int | None = key(None, "Seed of their draw.")
+    short_side: int | None = key(None, "Resize larger images to this short side in pixels, as JPEG.", bounds=SIDE)
+    decode: int | None = key(
+        None, "Store squares of so many pixels a side instead of JPEG, for small images.", bounds=SIDE
+    )
+    bad: str | None = key(
+        None,
+        "What to do with damaged images: stop at the first, or count, list and skip them.",
+        choices=("refuse", "skip"),
+    )
+    processes: int | None = key(None, "Pieces of the input read at once. [one per core]", bounds=Bounds(1))
+
+    def resolve(self, other: ImageStore | None) -> ImageChoices:
+        """Leave nothing open. other: the store named by --like. Raises UserError for a wrong option."""
+        if self.short_side is not None and self.decode is not None:
+            raise UserError("--short-side is about JPEG, --decode about pixels. Leave one out.")
+        if other is None:
+            return resolve(self, ImageChoices, like=None, fixed={})
+        theirs = {name: other.meta["options"].get(name) for name in FORM}
+        return resolve(self, ImageChoices, like=other.path, fixed=theirs)
+
+
+@dataclass(frozen=True)
+class ImageChoices:
+    """Options with nothing left open, as they stand in store.json; without a share all images are for validation."""
+
+    validation_fraction: float | None = 0.05
+    split_seed: int | None = 0
+    short_side: int | None = None
+    decode: int | None = None
+    bad: str = "refuse"
 
 
 @dataclass
 class ImageReport:
-    """What a preparation did. All but times and `reused` is kept in store.json under "report".
+    """What a preparation did. Fields without a default are kept in store.json under "report".
 
     files = kept + the sum of dropped; every dropped file is a line of dropped.jsonl.
     """
@@ -51,32 +88,6 @@ class ImageReport:
     sources: list[dict[str, Any]]  # identity of each input
     fingerprint: str
     fitted_fingerprint: str
-    seconds: float = 0.0
-    images_per_second: float = 0.0  # of this call
+    seconds: float = 0.0  # of this call, as all below
+    images_per_second: float = 0.0
     reused: bool = False  # the store was there already
-
-
-def resolve(options: ImageOptions, other: ImageStore | None) -> dict[str, Any]:
-    """Options with nothing left open, those of `other` (the `like` store) included; UserError for a wrong one."""
-    given = {key: getattr(options, key) for key in DEFAULTS}
-    if other is None:
-        chosen = {key: DEFAULTS[key] if value is None else value for key, value in given.items()}
-    else:
-        chosen = splitting(given, list(DEFAULTS), DEFAULTS)
-    if chosen["validation_fraction"] is not None and not 0 <= chosen["validation_fraction"] < 1:
-        raise UserError(f"validation_fraction={chosen['validation_fraction']}: expected a share from 0 to below 1.")
-    if options.short_side is not None and options.decode is not None:
-        raise UserError("--short-side is about JPEG, --decode about pixels. Leave one out.")
-    for key in FORM:
-        chosen[key] = getattr(options, key)
-        if other is not None:
-            theirs = other.meta["options"].get(key)
-            if chosen[key] not in (None, theirs):
-                raise UserError(f"{key}={chosen[key]} contradicts {other.path}, which has {theirs}. With --like leave it out.")  # fmt: skip
-            chosen[key] = theirs
-        if chosen[key] is not None and not 8 <= chosen[key] <= MAX_SIDE:
-            raise UserError(f"{key}={chosen[key]}: expected a number of pixels from 8 to {MAX_SIDE}.")
-    if options.bad not in ("refuse", "skip"):
-        raise UserError(f"bad={options.bad!r}: expected one of refuse, skip.")
-    chosen["bad"] = options.bad
-    return chosen

@@ -1,10 +1,8 @@
-"""Which file of an ImageNet input is which image: its class and its part, by folders, by lists, or by columns.
+"""Which file of the input is which image: its class and its split, by folders, by lists, or by columns.
 
-Knows layouts and label lists; where files lie is left to imagenet_sources.py, what is in them to imagenet_image.py.
-
-    train/CLASS/..., val/CLASS/...      one level of other folders around it, or none; a part may be a tar of its own
-    CLASS/...                           no parts: training images, of which a share is drawn for validation
-    train.tar of CLASS.tar, val.tar     as ILSVRC2012 is shipped; images of no folder need `labels`
+train/CLASS/..., val/CLASS/...      one level of other folders around it, or none; a part may be a tar of its own
+CLASS/...                           no parts: training images, of which a share is drawn for validation
+train.tar of CLASS.tar, val.tar     as ILSVRC2012 is shipped; images of no folder need `labels`
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
+class DroppedFile:
     """A file that is not stored."""
 
     file: str
@@ -49,7 +47,7 @@ class Plan:
 
     classes: list[str]
     items: list[Item]
-    dropped: list[Dropped]
+    dropped: list[DroppedFile]
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def plan_files(
     Raises UserError where no class can be found, or the validation part has one that the training part has not.
     """
     found: list[tuple[str, ImageFile, str | None, str]] = []  # place, file, split, class
-    dropped: list[Dropped] = []
+    dropped: list[DroppedFile] = []
     for position, source in enumerate(sources):
         flat: dict[str, tuple[str, ImageFile]] = {}
         loose: list[tuple[str, str | None]] = []
@@ -182,7 +180,7 @@ def plan_files(
             if split not in sorted_parts and place.lower().endswith(SUFFIXES):
                 raise UserError(f"{place}: an image in no class folder. Sort images into a folder for each class, or name a "
                                 "list of the classes of validation images by --labels.")  # fmt: skip
-            dropped.append(Dropped(place, OUTSIDE))
+            dropped.append(DroppedFile(place, OUTSIDE))
         found += _labelled(flat, labels, dropped)
     if labels is not None and not any(split == "validation" for _, _, split, _ in found):
         raise UserError(f"{labels.path}: no image of the input is named in it, or there is none without a class folder.")  # fmt: skip
@@ -214,14 +212,14 @@ def _readable(path: str) -> str:
 
 
 def _placed(
-    source: ImageSource, files: list[ImageFile], dropped: list[Dropped]
+    source: ImageSource, files: list[ImageFile], dropped: list[DroppedFile]
 ) -> list[tuple[str, ImageFile, str | None, list[str]]]:
     # (place, file, split, path within the part) of the files that may be images
     shown, kept = Path(source.name).name, []
     for file in files:
         parts = [part for part in file.path.split("/") if part not in ("", ".")]
         if any(part.startswith(".") for part in parts):
-            dropped.append(Dropped(_readable(f"{shown}/{file.path}"), HIDDEN))
+            dropped.append(DroppedFile(_readable(f"{shown}/{file.path}"), HIDDEN))
         else:
             kept.append((file, parts))
     names = (*TRAIN, *VALIDATION)
@@ -245,12 +243,12 @@ def _placed(
         elif len(parts) > 1 and top == used:
             placed.append((place, file, "validation", parts[1:]))
         else:
-            dropped.append(Dropped(place, UNUSED if len(parts) > 1 and top in names else OUTSIDE))
+            dropped.append(DroppedFile(place, UNUSED if len(parts) > 1 and top in names else OUTSIDE))
     return placed
 
 
 def _labelled(
-    flat: dict[str, tuple[str, ImageFile]], labels: Labels | None, dropped: list[Dropped]
+    flat: dict[str, tuple[str, ImageFile]], labels: Labels | None, dropped: list[DroppedFile]
 ) -> list[tuple[str, ImageFile, str | None, str]]:
     if not flat:
         return []
@@ -258,7 +256,7 @@ def _labelled(
     images = [path for path in flat if path.lower().endswith(SUFFIXES)]
     classes = labels.of(images)
     for path in flat.keys() - classes.keys():
-        dropped.append(Dropped(flat[path][0], UNLABELLED if path.lower().endswith(SUFFIXES) else OUTSIDE))
+        dropped.append(DroppedFile(flat[path][0], UNLABELLED if path.lower().endswith(SUFFIXES) else OUTSIDE))
     return [(*flat[path], "validation", classes[path]) for path in flat if path in classes]
 
 
@@ -276,13 +274,13 @@ def plan_dataset(sources: list[ImageSource], *, known: Known | None) -> Plan:
     parts = {source.name: _part(source.name) for source in sources}
     used = next((name for name in VALIDATION if name in parts.values()), None)
     found: list[tuple[Item, Any]] = []
-    dropped: list[Dropped] = []
+    dropped: list[DroppedFile] = []
     names: list[str] | None = None
     for source in sources:
         data, _, column = open_rows(source.name)
         split = "train" if parts[source.name] not in VALIDATION else "validation"
         if split == "validation" and parts[source.name] != used:
-            dropped += [Dropped(f"{source.name} row {row}", UNUSED) for row in range(len(data))]
+            dropped += [DroppedFile(f"{source.name} row {row}", UNUSED) for row in range(len(data))]
             continue
         feature = data.features[column]
         if type(feature).__name__ == LABEL_FEATURE:
@@ -292,7 +290,7 @@ def plan_dataset(sources: list[ImageSource], *, known: Known | None) -> Plan:
         for row, value in enumerate(data[column]):
             place = f"{source.name} row {row}"
             if value is None or (isinstance(value, int) and value < 0):
-                dropped.append(Dropped(place, UNLABELLED))
+                dropped.append(DroppedFile(place, UNLABELLED))
             else:
                 found.append((Item(place, ImageFile(f"{row}", source.name, row, 0), 0, split), value))
     part = _parts({item.split for item, _ in found}, known)

@@ -1,9 +1,8 @@
 """Images in classes (ImageNet, CIFAR-10, ...): raw files -> a memory-mapped image store (odist.data.images).
 
-Files are listed where they lie, in folders or archives; processes read, check and convert them part by part, and
-parts are appended in order. Then rows get their order, drawn by content. Work lies in `<output>.partial` until it is
-whole, and what is done of it is not done again. The result does not depend on the number of processes, nor on
-interruptions; a folder and a tar of it give the same rows.
+Files are listed where they lie, in folders or archives; processes read, check and convert them piece by piece, and
+pieces are appended in order. Then rows get their order, drawn by content. The result does not depend on the number of
+processes, nor on interruptions; a folder and a tar of it give the same rows.
 """
 
 from __future__ import annotations
@@ -12,35 +11,33 @@ import hashlib
 import json
 import math
 import os
-import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from odist.data.images import CLASSES, SPLITS, ImageStore, store_record
-from odist.errors import Interrupted, UserError
+from odist.errors import UserError
 from odist.files import save_array, write_atomically
-from odist.prepare.images.files import ImageSource, find_image_sources, list_files
-from odist.prepare.images.options import ImageOptions, ImageReport, resolve
-from odist.prepare.images.parts import HASH, KEY, LABEL, SIZE, SPLIT, PartJob, read_part
-from odist.prepare.images.plan import UNLABELLED, Known, Plan, plan_dataset, plan_files, read_labels
-from odist.prepare.partial import Partial, finished_record
+from odist.prepare.images.files import ImageFile, ImageSource, find_image_sources, list_files
+from odist.prepare.images.options import ImageOptions, ImageReport
+from odist.prepare.images.pieces import HASH, KEY, LABEL, SIZE, SPLIT, ImagePiece, PieceCounts, convert_piece
+from odist.prepare.images.plan import UNLABELLED, DroppedFile, Known, Plan, plan_dataset, plan_files, read_labels
+from odist.prepare.job import Preparation, Progress, Stop
+from odist.prepare.options import draw
 from odist.prepare.pool import default_processes, run_jobs
-from odist.prepare.text.clean import draw
 
 __all__ = ["ImageOptions", "ImageReport", "prepare_imagenet"]
 
 DROPPED = "dropped.jsonl"
-PART_IMAGES = 512
-PART_ROWS = 4096  # of a data set, which takes long to open
-ROUND_PARTS = 32  # parts of each process before they are appended; bounds what lies on the disk twice
+PIECE_IMAGES = 512
+PIECE_ROWS = 4096  # of a data set, which takes long to open
+ROUND_PIECES = 32  # pieces of each process before they are appended; bounds what lies on the disk twice
 LOCATED = 10  # dropped files that the report names
-
-Progress = Callable[[str, int, int, int], None]  # "unpack" or "read", bytes done, in all (0: unknown), images
 
 
 def prepare_imagenet(
@@ -50,264 +47,276 @@ def prepare_imagenet(
     like: Path | None = None,
     options: ImageOptions,
     progress: Progress | None = None,
-    stop: Callable[[], bool] | None = None,
+    stop: Stop | None = None,
 ) -> ImageReport:
     """Turn images into a store; the same call continues an interrupted one, to the same bytes.
 
-    inputs: see find_image_sources; layouts: see imagenet_plan.py
+    inputs: see find_image_sources; layouts: see plan.py
     output: folder to make; done already by the same request: nothing happens and the report says so
     like: a prepared store whose classes are used; then every image is a validation image, unless
         options.validation_fraction is given
-    progress: called with (step, bytes unpacked or bytes of images read, in all, images)
+    progress: told the bytes unpacked or read and in all, and the images
     stop: polled; once true, what is done is kept and Interrupted raised
     Raises UserError for wrong input, with nothing left behind, and Interrupted.
     """
-    began = time.monotonic()
-    other = None if like is None else ImageStore.open(like)
-    chosen = resolve(options, other)
-    sources = find_image_sources(inputs)
-    kinds = {source.kind == "datasets" for source in sources}
-    if len(kinds) > 1 or (True in kinds and options.labels is not None):
-        raise UserError("a data set has its own labels and stands alone. Leave out the other inputs and --labels.")
-    if options.synsets is not None and options.labels is None:
-        raise UserError("--synsets says what the numbers of --labels mean. Give both.")
-    lists = {"labels": options.labels, "synsets": options.synsets}
-    request: dict[str, Any] = {"task": "imagenet", "options": chosen}
-    request |= {key: None if path is None else _digest_file(path) for key, path in lists.items()}
-    request["like"] = None if other is None else other.fitted_fingerprint
-    request["sources"] = [source.identity() for source in sources]
-    output = output.expanduser().absolute()
-    done = finished_record(output, request)
-    if done is not None:
-        return ImageReport(**done["report"], reused=True)
-    full_disk = "A store of JPEG is as large as its images. Give --short-side, or name an output on another disk."
-    with Partial(output, request=request, full_disk=full_disk) as folder:
-        if folder.complete:
-            folder.publish()
-            return ImageReport(**ImageStore.open(output).meta["report"], reused=True)
-        return _Preparation(folder, sources, options, chosen, other, progress=progress, stop=stop, began=began).run()
+    return ImagePreparation(inputs, like=like, options=options, progress=progress, stop=stop).run(output)
 
 
-def _digest_file(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
+@dataclass
+class ImageState:
+    """What is appended: pieces, and bytes of each split. border: see ImagePiece"""
+
+    parts: int = 0  # as the journal of earlier versions has it
+    bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    border: float | None = None
 
 
-def _nothing_appended() -> dict[str, Any]:
-    return {"parts": 0, "bytes": dict.fromkeys(SPLITS, 0)}
-
-
-class _Preparation:
+class ImagePreparation(Preparation[ImageReport]):
     """One call; everything that lasts is in the folder and its journal."""
+
+    full_disk = "A store of JPEG is as large as its images. Give --short-side, or name an output on another disk."
+    report_type = ImageReport
 
     def __init__(
         self,
-        folder: Partial,
-        sources: list[ImageSource],
-        options: ImageOptions,
-        chosen: dict[str, Any],
-        other: ImageStore | None,
+        inputs: list[str],
         *,
+        like: Path | None,
+        options: ImageOptions,
         progress: Progress | None,
-        stop: Callable[[], bool] | None,
-        began: float,
+        stop: Stop | None,
     ) -> None:
-        self.folder, self.sources, self.options, self.chosen, self.other = folder, sources, options, chosen, other
-        self.progress, self.stop, self.began = progress or (lambda *_: None), stop or (lambda: False), began
-        self.work = folder.work
+        super().__init__(progress=progress, stop=stop)
+        self.options = options
+        self.other = None if like is None else ImageStore.open(like)
+        self.choices = options.resolve(self.other)
+        self.sources = find_image_sources(inputs)
         self.processes = options.processes or default_processes()
-        self.read = 0  # images of this call
-        # what is appended: parts, and bytes of each split; border: see PartJob
-        self.state: dict[str, Any] = {"border": None} | (folder.journal or _nothing_appended())
+        kinds = {source.kind == "datasets" for source in self.sources}
+        if len(kinds) > 1 or (True in kinds and options.labels is not None):
+            raise UserError("a data set has its own labels and stands alone. Leave out the other inputs and --labels.")
+        if options.synsets is not None and options.labels is None:
+            raise UserError("--synsets says what the numbers of --labels mean. Give both.")
+        self.state = ImageState()
+        self.plan = Plan([], [], [])  # until the input is listed
+        self.pieces: list[ImagePiece] = []
+        self.images = 0  # read by this call
 
-    def run(self) -> ImageReport:
-        """List, read, append, order, commit."""
-        self.folder.save(self.state)
-        self.work.mkdir(exist_ok=True)
-        plan = self._plan()
-        if self.chosen["bad"] == "refuse":
-            for entry in plan.dropped:
-                if entry.reason == UNLABELLED:
-                    raise UserError(f"{entry.file}: {entry.reason}. --bad skip leaves out such files, and counts and lists them.")  # fmt: skip
-        jobs = self._jobs(plan)
-        try:
-            self._read(jobs)
-            border = self._moved_border(plan, jobs)
-            if border is not None:
-                self.state = {**_nothing_appended(), "border": border}
-                self.folder.save(self.state)
-                jobs = self._jobs(plan)
-                self._read(jobs)
-        except Interrupted:
-            kept = self.state["parts"] + sum(job.path("json").is_file() for job in jobs[self.state["parts"] :])
-            raise Interrupted(f"{kept} of {len(jobs)} parts of the images are kept in {self.folder.path}; "
-                              "the same command continues.") from None  # fmt: skip
-        return self._commit(plan, jobs)
+    def request(self) -> dict[str, Any]:
+        return {
+            "task": "imagenet",
+            "options": asdict(self.choices),
+            "labels": _digest(self.options.labels),
+            "synsets": _digest(self.options.synsets),
+            "like": None if self.other is None else self.other.fitted_fingerprint,
+            "sources": [source.identity() for source in self.sources],
+        }
 
-    def _plan(self) -> Plan:
+    def start(self, journal: dict[str, Any] | None) -> None:
+        if journal is not None:
+            self.state = ImageState(**journal)
+
+    def journal(self) -> dict[str, Any]:
+        return asdict(self.state)
+
+    def steps(self) -> dict[str, Callable[[], None]]:
+        return {"list": self._list, "read": self._read, "split": self._split}
+
+    def kept(self, step: str) -> str:
+        if not self.pieces:
+            return "while an archive was unpacked; the archives before it are"
+        done = self.state.parts + sum(piece.done for piece in self.pieces[self.state.parts :])
+        return f"{done} of {len(self.pieces)} pieces of the input are"
+
+    def _list(self) -> None:
         known = None
         if self.other is not None:
-            known = Known(self.other.path, self.other.classes, validation=self.chosen["validation_fraction"] is None)
+            known = Known(self.other.path, self.other.classes, validation=self.choices.validation_fraction is None)
         if self.sources[0].kind == "datasets":
-            return plan_dataset(self.sources, known=known)
-        labels = None if self.options.labels is None else read_labels(self.options.labels, self.options.synsets)
+            self.plan = plan_dataset(self.sources, known=known)
+        else:
+            labels = None if self.options.labels is None else read_labels(self.options.labels, self.options.synsets)
+            self.plan = plan_files(self.sources, files=self._files, labels=labels, known=known)
+        unlabelled = next((entry for entry in self.plan.dropped if entry.reason == UNLABELLED), None)
+        if self.choices.bad == "refuse" and unlabelled is not None:
+            raise UserError(
+                f"{unlabelled.file}: {unlabelled.reason}. --bad skip leaves such files out, and counts and lists them."
+            )
+        self.pieces = self._cut()
 
-        def files(position: int, source: ImageSource) -> list[Any]:
-            return list_files(source, position=position, work=self.work, tell=tell)
-
+    def _files(self, position: int, source: ImageSource) -> list[ImageFile]:
         def tell(done: int, total: int) -> None:
-            if self.stop():
-                raise Interrupted(f"while an archive was unpacked, into {self.folder.path}; the same command continues.")  # fmt: skip
-            self.progress("unpack", done, total, 0)
+            self.poll()
+            self.progress("unpack", done, total, {})
 
-        return plan_files(self.sources, files=files, labels=labels, known=known)
+        return list_files(source, position=position, work=self.work, tell=tell)
 
-    def _jobs(self, plan: Plan) -> list[PartJob]:
+    def _cut(self) -> list[ImagePiece]:
         rows = self.sources[0].kind == "datasets"
-        size = PART_ROWS if rows else PART_IMAGES
-        starts, border = range(0, len(plan.items), size), self.state["border"]
+        size, items, border = PIECE_ROWS if rows else PIECE_IMAGES, self.plan.items, self.state.border
         folder = self.work if border is None else self.work / "moved"  # apart from what was read with another border
         folder.mkdir(exist_ok=True)
         return [
-            PartJob(number, plan.items[start : start + size], folder, self.chosen, rows, border)
-            for number, start in enumerate(starts)
+            ImagePiece(number, items[start : start + size], folder, self.choices, rows, border)
+            for number, start in enumerate(range(0, len(items), size))
         ]
 
-    def _moved_border(self, plan: Plan, jobs: list[PartJob]) -> float | None:
+    def _read(self) -> None:
+        sizes = [sum(item.file.size for item in piece.items) for piece in self.pieces]
+        left = [piece.number for piece in self.pieces[self.state.parts :] if not piece.done]
+        total, done = sum(sizes), sum(sizes) - sum(sizes[number] for number in left)
+
+        def advance(num_bytes: int, images: int, _: int) -> None:
+            nonlocal done
+            done, self.images = done + num_bytes, self.images + images
+            self.progress("read", done, total, {"images": self.images})
+
+        each = ROUND_PIECES * self.processes
+        for start in range(self.state.parts, len(self.pieces), each):
+            some = self.pieces[start : start + each]
+            waiting = [piece for piece in some if not piece.done]
+            run_jobs(convert_piece, waiting, processes=self.processes, progress=advance, stop=self.stop)
+            self._append(some)
+
+    def _split(self) -> None:
+        border = self._moved_border()
+        if border is not None:
+            self.state = ImageState(border=border)
+            self.save()
+            self.pieces = self._cut()
+            self._read()
+
+    def _moved_border(self) -> float | None:
         # A drawn part of few images may be empty: the image that was nearest to it goes there, by reading again.
-        if (
-            self.state["border"] is not None
-            or not self.chosen["validation_fraction"]
-            or plan.items[0].split is not None
-        ):
+        drawn = self.choices.validation_fraction and self.plan.items and self.plan.items[0].split is None
+        if not drawn or self.state.border is not None:
             return None
-        splits = np.concatenate([np.load(job.path("npy"), allow_pickle=False)[:, SPLIT] for job in jobs])
+        table = self._table()
+        splits = table[:, SPLIT]
         if not len(splits) or splits.min() != splits.max():
             return None
-        keys = np.unique(np.concatenate([np.load(job.path("npy"), allow_pickle=False)[:, KEY] for job in jobs]))
-        draws = sorted(draw(int(key), seed=self.chosen["split_seed"]) for key in keys)
+        draws = sorted(draw(int(key), seed=self.choices.split_seed or 0) for key in np.unique(table[:, KEY]))
         if len(draws) < 2:
             return None
         return math.nextafter(draws[0], 1) if SPLITS[splits[0]] == "train" else draws[-1]
 
-    def _read(self, jobs: list[PartJob]) -> None:
-        sizes = [sum(item.file.size for item in job.items) for job in jobs]
-        waiting = [job for job in jobs[self.state["parts"] :] if not job.path("json").is_file()]
-        done = sum(sizes) - sum(sizes[job.part] for job in waiting)
-
-        def advance(num_bytes: int, images: int, _: int) -> None:
-            nonlocal done
-            done, self.read = done + num_bytes, self.read + images
-            self.progress("read", done, sum(sizes), self.read)
-
-        each = ROUND_PARTS * self.processes
-        for start in range(self.state["parts"], len(jobs), each):
-            part = jobs[start : start + each]
-            left = [job for job in part if not job.path("json").is_file()]
-            run_jobs(read_part, left, processes=self.processes, progress=advance, stop=self.stop)
-            self._append(part)
+    def _table(self) -> np.ndarray:
+        # One row for each kept image; see pieces.py
+        return np.concatenate([np.empty((0, 5), dtype=np.int64), *(piece.table() for piece in self.pieces)])
 
     def _raw(self, split: str) -> Path:
-        return (self.work if self.chosen["decode"] else self.folder.path) / f"images-{split}.bin"
+        return (self.work if self.choices.decode else self.folder) / f"images-{split}.bin"
 
-    def _append(self, jobs: list[PartJob]) -> None:
-        files: dict[str, BinaryIO] = {}
-        try:
+    def _append(self, pieces: list[ImagePiece]) -> None:
+        with ExitStack() as stack:
+            files = {}
             for split in SPLITS:
                 path = self._raw(split)
                 path.touch()
-                files[split] = open(path, "r+b")  # noqa: SIM115 - closed below
-                files[split].truncate(self.state["bytes"][split])  # what an interrupted call had appended
+                files[split] = stack.enter_context(open(path, "r+b"))
+                files[split].truncate(self.state.bytes[split])  # what an interrupted call had appended
                 files[split].seek(0, os.SEEK_END)
-            for job in jobs:
-                data, at = job.path("bin").read_bytes(), 0
-                for row in np.load(job.path("npy"), allow_pickle=False):
+            for piece in pieces:
+                data, at = piece.path("bin").read_bytes(), 0
+                for row in piece.table():
                     files[SPLITS[row[SPLIT]]].write(data[at : at + row[SIZE]])
                     at += int(row[SIZE])
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
-            ends = {split: file.tell() for split, file in files.items()}
-        finally:
-            for file in files.values():
-                file.close()
-        self.state |= {"parts": jobs[-1].part + 1, "bytes": ends}
-        self.folder.save(self.state)
-        for job in jobs:
-            job.path("bin").unlink()
+            self.state.bytes = {split: file.tell() for split, file in files.items()}
+        self.state.parts = pieces[-1].number + 1
+        self.save()
+        for piece in pieces:
+            piece.path("bin").unlink()
 
-    def _commit(self, plan: Plan, jobs: list[PartJob]) -> ImageReport:
-        tables = [np.load(job.path("npy"), allow_pickle=False) for job in jobs]
-        counts = [json.loads(job.path("json").read_text(encoding="utf-8")) for job in jobs]
-        table = np.concatenate(tables) if tables else np.empty((0, 5), dtype=np.int64)
-        dropped = [asdict(entry) for entry in plan.dropped] + [entry for part in counts for entry in part["dropped"]]
-        reasons = Counter(str(entry["reason"]) for entry in dropped)
+    def finish(self) -> tuple[dict[str, Any], ImageReport]:
+        table, counts = self._table(), [PieceCounts.load(piece) for piece in self.pieces]
+        dropped = [*self.plan.dropped, *(entry for piece in counts for entry in piece.dropped)]
+        reasons = Counter(entry.reason for entry in dropped)
         splits = {split: self._seal(split, table[table[:, SPLIT] == number]) for number, split in enumerate(SPLITS)}
         self._check(splits, reasons)
-        folder = self.folder.path
-        write_atomically(folder / CLASSES, json.dumps(plan.classes, ensure_ascii=False, indent=0) + "\n")
-        write_atomically(folder / DROPPED, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped))
-        record = store_record(classes=plan.classes, decoded=self.chosen["decode"], splits=splits, options=self.chosen)
-        located = [entry for entry in dropped if entry["detail"] or entry["reason"] == UNLABELLED]
-        files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(("journal", "."))]
-        converted = sum((Counter(part["converted"]) for part in counts), Counter[str]())
-        report = ImageReport(
-            files=len(plan.items) + len(plan.dropped),
+        classes = json.dumps(self.plan.classes, ensure_ascii=False, indent=0)
+        lines = (json.dumps(asdict(entry), ensure_ascii=False) for entry in dropped)
+        write_atomically(self.folder / CLASSES, classes + "\n")
+        write_atomically(self.folder / DROPPED, "".join(f"{line}\n" for line in lines))
+        options = asdict(self.choices)
+        record = store_record(classes=self.plan.classes, decoded=self.choices.decode, splits=splits, options=options)
+        return record, self._report(record, table, counts, dropped=dropped, reasons=reasons)
+
+    def _report(
+        self,
+        record: dict[str, Any],
+        table: np.ndarray,
+        counts: list[PieceCounts],
+        *,
+        dropped: list[DroppedFile],
+        reasons: Counter[str],
+    ) -> ImageReport:
+        located = [entry for entry in dropped if entry.detail or entry.reason == UNLABELLED]
+        converted = sum((Counter(piece.converted) for piece in counts), Counter[str]())
+        return ImageReport(
+            files=len(self.plan.items) + len(self.plan.dropped),
             kept=len(table),
             dropped=dict(reasons.most_common()),
-            dropped_located=[f"{entry['file']}: {entry['reason']}" for entry in located[:LOCATED]],
-            images={split: entry["images"] for split, entry in splits.items()},
-            classes=len(plan.classes),
-            grayscale=sum(part["grayscale"] for part in counts),
+            dropped_located=[f"{entry.file}: {entry.reason}" for entry in located[:LOCATED]],
+            images={split: entry["images"] for split, entry in record["splits"].items()},
+            classes=len(self.plan.classes),
+            grayscale=sum(piece.grayscale for piece in counts),
             converted=dict(converted.most_common()),
-            resized=sum(part["resized"] for part in counts),
+            resized=sum(piece.resized for piece in counts),
             duplicates=len(table) - len(np.unique(table[:, KEY])),
             input_bytes=sum(source.bytes for source in self.sources),
-            store_bytes=sum(path.stat().st_size for path in files),
+            store_bytes=self.partial.num_bytes(),
             sources=[source.identity() for source in self.sources],
             fingerprint=record["fingerprint"],
             fitted_fingerprint=record["fitted_fingerprint"],
+            images_per_second=round(self.images / self.seconds, 1),
         )
-        kept = {key: value for key, value in asdict(report).items() if key not in (
-            "seconds", "images_per_second", "reused")}  # fmt: skip
-        self.folder.commit({**record, "report": kept})
-        report.seconds = round(time.monotonic() - self.began, 3)
-        report.images_per_second = round(self.read / report.seconds, 1)
-        return report
 
     def _check(self, splits: dict[str, dict[str, Any]], reasons: Counter[str]) -> None:
-        share = self.chosen["validation_fraction"]
+        share = self.choices.validation_fraction
         wanted = {"train": share is not None, "validation": share != 0}
         for split, needed in wanted.items():
             if needed and not splits[split]["images"]:
                 why = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common()) or "none"
-                raise UserError(f"no image is left for the {split} part; dropped: {why}. Give more images; two different "
-                                "ones at least are divided, one is not unless with --validation-fraction 0.")  # fmt: skip
+                raise UserError(
+                    f"no image is left for the {split} part; dropped: {why}. Give more images: it takes two different ones "
+                    "at least to divide them, or --validation-fraction 0 for training images alone."
+                )
 
     def _seal(self, split: str, table: np.ndarray) -> dict[str, Any]:
         # Orders the rows by content, writes labels and offsets or pixels; returns the entry of store.json.
-        folder, side = self.folder.path, self.chosen["decode"]
         order = np.lexsort((table[:, LABEL], table[:, KEY].view(np.uint64)))
         labels = np.ascontiguousarray(table[order, LABEL])
         ends = np.cumsum(table[:, SIZE])
-        save_array(folder / f"labels-{split}.npy", labels)
-        if side is None:
-            save_array(folder / f"offsets-{split}.npy", np.stack([ends - table[:, SIZE], ends], axis=1)[order])
+        save_array(self.folder / f"labels-{split}.npy", labels)
+        if self.choices.decode is None:
+            offsets = np.stack([ends - table[:, SIZE], ends], axis=1)[order]
+            save_array(self.folder / f"offsets-{split}.npy", offsets)
         else:
-            self._save_pixels(split, order, side)
+            self._save_pixels(split, order, self.choices.decode)
         sha = hashlib.sha256(np.ascontiguousarray(table[order, HASH]).data.cast("B") if len(table) else b"")
         sha.update(labels.tobytes())
-        return {"images": len(table), "bytes": int(self.state["bytes"][split]), "sha256": sha.hexdigest()}
+        return {"images": len(table), "bytes": int(self.state.bytes[split]), "sha256": sha.hexdigest()}
 
     def _save_pixels(self, split: str, order: np.ndarray, side: int) -> None:
-        target, shape = self.folder.path / f"images-{split}.npy", (len(order), side, side, 3)
+        target, shape = self.folder / f"images-{split}.npy", (len(order), side, side, 3)
         if not len(order):
             save_array(target, np.empty(shape, dtype=np.uint8))
             return
         source = np.memmap(self._raw(split), dtype=np.uint8, mode="r", shape=shape)
         pixels = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
-        for start in range(0, len(order), PART_IMAGES):
-            pixels[start : start + PART_IMAGES] = source[order[start : start + PART_IMAGES]]
+        for start in range(0, len(order), PIECE_IMAGES):
+            pixels[start : start + PIECE_IMAGES] = source[order[start : start + PIECE_IMAGES]]
         pixels.flush()
+
+
+def _digest(path: Path | None) -> str | None:
+    # Of a list, to tell whether it is still the same.
+    if path is None:
+        return None
+    try:
+        return hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}.") from None

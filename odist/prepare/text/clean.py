@@ -1,7 +1,6 @@
 """Text to documents of sentences: normal form, paragraphs, sentences, filters, validation part.
 
-A pure function of one record's text and of the options; duplicates, which need all records, are left to
-commoncrawl_duplicates.py, files and formats to commoncrawl_input.py.
+A pure function of one record's text and of the options; duplicates, which need all records, are found in duplicates.py.
 
 Boilerplate: the line rules of C4 (Raffel et al. 2020, section 2.2): a line stays when it ends in terminal
 punctuation, has five words or more, and holds none of the phrases of BOILERPLATE.
@@ -18,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from odist.errors import UserError
+from odist.prepare.options import draw
+from odist.prepare.text.options import Filters
 
 LANGUAGE_CHARS = 8192
 LANGUAGE_CUTOFF = 1200  # rank above which resiliparse calls its answer usually wrong
@@ -25,8 +26,10 @@ MIN_WORDS = 5
 BAD_CHARACTERS = 0.01  # share of characters that no text has; above it the record is binary
 MAX_WORD = 1 << 17  # characters without a space, which a tokenizer would have to take at once
 MAX_SENTENCE = 2000  # characters; longer ones are cut at a space, as lists without punctuation are
-BOILERPLATE = ("javascript", "lorem ipsum", "{", "terms of use", "privacy policy", "cookie policy", "uses cookies",
-               "use of cookies", "use cookies")  # fmt: skip
+BOILERPLATE = (
+    *("javascript", "lorem ipsum", "{", "terms of use", "privacy policy"),
+    *("cookie policy", "uses cookies", "use of cookies", "use cookies"),
+)
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u200b\u2060\ufeff\ufffe\uffff]|[\ud800-\udfff]")
 _BAD = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
@@ -39,25 +42,6 @@ ABBREVIATIONS = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Filters:
-    """The steps for one kind of input.
-
-    language: two-letter code, "any" keeps all
-    long_paragraph_words: a document needs a paragraph of so many words; 0 keeps all
-    boilerplate: leave out lines by the C4 rules
-    duplicates: "paragraphs" | "documents" | "keep"
-    validation_fraction, split_seed: share and draw of the validation part; fraction 1: every document
-    """
-
-    language: str
-    long_paragraph_words: int
-    boilerplate: bool
-    duplicates: str
-    validation_fraction: float
-    split_seed: int
-
-
 @dataclass
 class Document:
     """A kept document: sentences by paragraph, and a key that its text alone decides."""
@@ -68,7 +52,7 @@ class Document:
 
 
 @dataclass
-class Dropped:
+class DroppedRecord:
     """Why a record gave no document."""
 
     reason: str
@@ -102,7 +86,7 @@ def clean(
     filters: Filters,
     detect: Callable[[str], str] | None,
     counts: ParagraphCounts,
-) -> Document | Dropped:
+) -> Document | DroppedRecord:
     """One record's paragraphs to a document, or why not.
 
     lines: paragraphs as they stand in the input, one each
@@ -110,26 +94,26 @@ def clean(
     counts: grows
     """
     if is_binary("\n".join(lines)):
-        return Dropped("binary")
+        return DroppedRecord("binary")
     paragraphs = [text for text in map(normalise, lines) if text]
     if not paragraphs:
-        return Dropped("empty")
+        return DroppedRecord("empty")
     if any(len(text) > MAX_WORD and max(map(len, text.split(" "))) > MAX_WORD for text in paragraphs):
-        return Dropped("word too long")
+        return DroppedRecord("word too long")
     counts.seen += len(paragraphs)
     if detect is not None and detect(_sample(paragraphs)) != filters.language:
-        return Dropped(f"language not {filters.language}")
+        return DroppedRecord(f"language not {filters.language}")
     if filters.boilerplate:
         kept = [text for text in paragraphs if not is_boilerplate(text)]
         counts.dropped["boilerplate"] += len(paragraphs) - len(kept)
         paragraphs = kept
         if not paragraphs:
-            return Dropped("nothing but boilerplate")
+            return DroppedRecord("nothing but boilerplate")
         # Menus may be in another language than the text.
         if detect is not None and detect(_sample(kept)) != filters.language:
-            return Dropped(f"language not {filters.language}")
+            return DroppedRecord(f"language not {filters.language}")
     if not has_long_paragraph(paragraphs, filters.long_paragraph_words):
-        return Dropped("no long paragraph")
+        return DroppedRecord("no long paragraph")
     key = document_key(paragraphs)
     split = "validation" if draw(key, seed=filters.split_seed) < filters.validation_fraction else "train"
     return Document(key, split, [sentences(text) for text in paragraphs])
@@ -153,8 +137,10 @@ def language_detector() -> Callable[[str], str]:
     try:
         from resiliparse.parse.lang import detect_fast
     except ImportError:
-        raise UserError("the language filter needs resiliparse, which is not installed. Type: pip install resiliparse; "
-                        "or --language any to leave the filter out.") from None  # fmt: skip
+        raise UserError(
+            "the language filter needs resiliparse, which is not installed. Type: pip install resiliparse; "
+            "or --language any to leave the filter out."
+        ) from None
     return lambda text: str(detect_fast(text, cutoff=LANGUAGE_CUTOFF)[0])
 
 
@@ -182,12 +168,6 @@ def has_long_paragraph(paragraphs: Iterable[str], words: int) -> bool:
 def document_key(paragraphs: list[str]) -> int:
     """64 bits that the cleaned text decides, whatever file it came from."""
     return int.from_bytes(hashlib.blake2b("\n".join(paragraphs).encode(), digest_size=8).digest(), "little")
-
-
-def draw(key: int, *, seed: int, purpose: str = "split") -> float:
-    """A number in [0, 1) that key, seed and purpose decide."""
-    data = f"{purpose}:{seed}:{key}".encode()
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") / 2.0**64
 
 
 def sentences(paragraph: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Plain text to passages: paragraphs out of lines, broken by hand or not, and passages of about so many words.
 
 A book is cut into passages, each of which is a document from then on: for filters, split, partition and
-streams. What a paragraph is worth is left to commoncrawl_clean.py.
+streams.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TERMINAL = re.compile(r"[.!?:…][\"'”’»)\]*_]*$")
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParagraphLayout:
     """How paragraphs are told apart.
 
     wrapped: a paragraph runs over several lines
@@ -61,20 +61,20 @@ def decode_lines(pieces: Iterable[bytes]) -> Iterator[str]:
         yield rest
 
 
-def find_layout(lines: list[str]) -> Layout:
+def find_paragraph_layout(lines: list[str]) -> ParagraphLayout:
     """How a text is laid out, from its first lines.
 
     A rule of our own, right for all 54 of 100_english_novels and for verse and wiki text as far as looked at.
     """
     full = [line for line in lines if line.strip()]
     if not full:
-        return Layout(False, 0, True, False)
+        return ParagraphLayout(False, 0, True, False)
     lengths = sorted(len(line.rstrip()) for line in full)
     width = lengths[len(lengths) * 9 // 10]
     wrapped = NARROW <= width <= WRAPPED_WIDTH and len(full) > 20
     blank = len(full) < 0.97 * len(lines)
     indented = 0.01 < sum(line[0] in " \t" for line in full) / len(full) < 0.6
-    return Layout(wrapped, width, blank, indented)
+    return ParagraphLayout(wrapped, width, blank, indented)
 
 
 def paragraphs(lines: Iterable[str]) -> Iterator[str]:
@@ -87,7 +87,7 @@ def paragraphs(lines: Iterable[str]) -> Iterator[str]:
         size += len(line)
         if len(start) >= SAMPLE or size >= SAMPLE_CHARACTERS:
             break
-    layout = find_layout(start)
+    layout = find_paragraph_layout(start)
     held: list[str] = []
     size = 0
     for line in chain(_handed_over(start), stream):

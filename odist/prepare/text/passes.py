@@ -1,10 +1,10 @@
 """The two passes over one source: raw records -> cleaned documents, and cleaned documents -> tokens.
 
-A part is what one source gives, in files of a work folder; each pass writes its record last, so that a part
-is done or begun again. Which parts there are, and what all of them together decide, is left to commoncrawl.py.
+A piece is what one source gives, in files of a work folder; each pass writes its record last, so that a piece
+is done or begun again.
 
     N.text.gz      a JSON line a document: [origin, split, key, [[sentence, ...], ...]]
-    N.hashes.npy, N.order.npy, N.keep.npy   see commoncrawl_duplicates.py: a unit is a paragraph or a document
+    N.hashes.npy, N.order.npy, N.keep.npy   see duplicates.py: a unit is a paragraph or a document
     N.SPLIT.bin, N.SPLIT.lengths.npy, N.unigram.npy
     N.read.json, N.encode.json   counts; their presence says that the pass is done
 """
@@ -15,42 +15,41 @@ import gzip
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from odist.data.tokens import SPLITS, token_dtype
 from odist.files import save_array, write_atomically
+from odist.prepare.options import draw
+from odist.prepare.pool import Tell
 from odist.prepare.text.clean import (
-    Dropped,
-    Filters,
+    DroppedRecord,
     ParagraphCounts,
     clean,
-    draw,
     has_long_paragraph,
     language_detector,
 )
 from odist.prepare.text.duplicates import hash_text, load_keep, save_hashes
-from odist.prepare.text.options import ORIGINS, filters_of
-from odist.prepare.text.records import Reading, read_source
+from odist.prepare.text.options import ORIGINS, Filters, TextChoices
+from odist.prepare.text.records import RecordOptions, read_source
 from odist.prepare.text.sources import TextSource
-from odist.prepare.text.tokenizer import Tokenizer, with_ends
+from odist.prepare.text.tokenizer import SentencePiece, with_ends
 
 BORDER = "border.json"
+READ_DONE, ENCODE_DONE = "read.json", "encode.json"
 LOCATED = 10  # faults that the report locates, per source
 BATCH = 8192  # sentences encoded at once
 TELL, TELL_BYTES = 256, 1 << 20  # records, and bytes, between two reports of progress
 
-Tell = Callable[[int, int, int], None]  # bytes read, documents, tokens since the last call; may raise to stop
-
 
 @dataclass
 class ReadCounts:
-    """What the first pass over a part found."""
+    """What the first pass over a piece found."""
 
     records: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
@@ -60,10 +59,18 @@ class ReadCounts:
     damage: Counter[str] = field(default_factory=Counter)
     located: list[str] = field(default_factory=list)
 
+    @classmethod
+    def load(cls, piece: TextPiece) -> ReadCounts:
+        """Read what `clean_piece` wrote."""
+        content = json.loads(piece.path(READ_DONE).read_text(encoding="utf-8"))
+        paragraphs = ParagraphCounts(content["paragraphs"]["seen"], Counter(content["paragraphs"]["dropped"]))
+        counters = {name: Counter(content[name]) for name in ("dropped", "documents", "damage")}
+        return cls(**{**content, **counters, "paragraphs": paragraphs})
+
 
 @dataclass
 class EncodeCounts:
-    """What the second pass over a part found."""
+    """What the second pass over a piece found."""
 
     documents: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
@@ -72,10 +79,17 @@ class EncodeCounts:
     duplicate_paragraphs: int = 0
     unknown: int = 0
 
+    @classmethod
+    def load(cls, piece: TextPiece) -> EncodeCounts:
+        """Read what `encode_piece` wrote."""
+        content = json.loads(piece.path(ENCODE_DONE).read_text(encoding="utf-8"))
+        counters = {name: Counter(content[name]) for name in ("documents", "tokens", "bytes")}
+        return cls(**{**content, **counters})
+
 
 @dataclass
-class Kept:
-    """A document that duplicates left something of."""
+class KeptDocument:
+    """A document as it is stored, without repeated paragraphs."""
 
     split: str
     key: int
@@ -83,31 +97,31 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class PartJob:
-    """One source and where its part goes."""
+class TextPiece:
+    """One source, by number, and where its files go."""
 
-    part: int
+    number: int
     source: TextSource
     folder: Path
-    chosen: dict[str, Any]
+    choices: TextChoices
 
     def path(self, name: str) -> Path:
-        return self.folder / f"{self.part:06d}.{name}"
+        return self.folder / f"{self.number:06d}.{name}"
 
     def filters(self) -> dict[str, Filters]:
-        return {origin: filters_of(self.chosen, origin=origin) for origin in ORIGINS}
+        return {origin: self.choices.filters(origin=origin) for origin in ORIGINS}
 
 
-def read_part(job: PartJob, tell: Tell) -> None:
-    """First pass: read, clean, split, hash. tell: called after every piece of the input, with something to tell now and then"""
-    chosen, filters, counts = job.chosen, job.filters(), ReadCounts()
-    detect = None if chosen["language"] == "any" else language_detector()
-    reading = Reading(chosen["field"], chosen["passage_words"], main_content=filters["web"].boilerplate)
+def clean_piece(piece: TextPiece, tell: Tell) -> None:
+    """First pass: read, clean, split, hash. tell: called often, with something to tell now and then."""
+    choices, filters, counts = piece.choices, piece.filters(), ReadCounts()
+    detect = None if choices.language == "any" else language_detector()
+    reading = RecordOptions(choices.field, choices.passage_words, main_content=filters["web"].boilerplate)
 
     def note(place: str, kind: str) -> None:
         counts.damage[kind] += 1
         if len(counts.located) < LOCATED:
-            counts.located.append(f"{job.source.name}: {place}: {kind}")
+            counts.located.append(f"{piece.source.name}: {place}: {kind}")
 
     hashes: list[int] = []
     position = told = 0
@@ -120,15 +134,15 @@ def read_part(job: PartJob, tell: Tell) -> None:
         tell(max(0, place - position), counts.records - told, 0)
         position, told = max(position, place), counts.records
 
-    with _open_text(job.path("text.gz"), "wt") as file:
-        for raw in read_source(job.source, reading=reading, folder=job.folder, note=note, at=at):
+    with _open_text(piece.path("text.gz"), "wt") as file:
+        for raw in read_source(piece.source, reading=reading, folder=piece.folder, note=note, at=at):
             counts.records += 1
             if raw.reason:
                 counts.dropped[raw.reason] += 1
                 continue
             chosen_filters = filters[raw.origin]
             document = clean(raw.lines, filters=chosen_filters, detect=detect, counts=counts.paragraphs)
-            if isinstance(document, Dropped):
+            if isinstance(document, DroppedRecord):
                 counts.dropped[document.reason] += 1
                 continue
             counts.documents[document.split] += 1
@@ -140,9 +154,9 @@ def read_part(job: PartJob, tell: Tell) -> None:
                 hashes.append(document.key)
             line = [raw.origin, document.split, document.key, document.paragraphs]
             file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
-    save_hashes(job.folder, part=job.part, hashes=np.array(hashes, dtype=np.uint64))
-    write_atomically(job.path("read.json"), json.dumps(counts, default=vars))
-    tell(max(0, job.source.bytes - position), counts.records - told, 0)
+    save_hashes(piece.folder, piece=piece.number, hashes=np.array(hashes, dtype=np.uint64))
+    write_atomically(piece.path(READ_DONE), json.dumps(counts, default=vars))
+    tell(max(0, piece.source.bytes - position), counts.records - told, 0)
 
 
 def _open_text(path: Path, mode: str) -> IO[str]:
@@ -153,11 +167,11 @@ def _open_text(path: Path, mode: str) -> IO[str]:
     return igzip.open(path, mode, compresslevel=1, encoding="utf-8", newline="\n")
 
 
-def kept_documents(job: PartJob, *, counts: EncodeCounts) -> Iterator[Kept]:
-    """The documents of a part without duplicates, in order; counts grows by those that are left out."""
-    filters, keep, unit = job.filters(), load_keep(job.folder, part=job.part), 0
-    border = load_border(job.folder)
-    with _open_text(job.path("text.gz"), "rt") as file:
+def kept_documents(piece: TextPiece, *, counts: EncodeCounts) -> Iterator[KeptDocument]:
+    """The documents of a piece without duplicates, in order; counts grows by those that are left out."""
+    filters, keep, unit = piece.filters(), load_keep(piece.folder, piece=piece.number), 0
+    border = load_border(piece.folder)
+    with _open_text(piece.path("text.gz"), "rt") as file:
         for line in file:
             origin, split, key, paragraphs = json.loads(line)
             chosen = filters[origin]
@@ -177,11 +191,11 @@ def kept_documents(job: PartJob, *, counts: EncodeCounts) -> Iterator[Kept]:
                     continue
             if border is not None:
                 split = "validation" if draw(key, seed=chosen.split_seed) < border else "train"
-            yield Kept(split, key, paragraphs)
+            yield KeptDocument(split, key, paragraphs)
 
 
 def save_border(folder: Path, border: float | None) -> None:
-    """Keep what divides the documents of all parts from now on; None: the share that was asked for."""
+    """Keep what divides the documents of all pieces from now on; None: the share that was asked for."""
     write_atomically(folder / BORDER, json.dumps(border))
 
 
@@ -192,13 +206,15 @@ def load_border(folder: Path) -> float | None:
 
 
 class _Packer:
-    """Encodes the documents of one split in batches and appends them to the part's files."""
+    """Encodes the documents of one split in batches and appends them to the piece's files."""
 
-    def __init__(self, job: PartJob, *, split: str, tokenizer: Tokenizer, threads: int, counts: EncodeCounts) -> None:
+    def __init__(
+        self, piece: TextPiece, *, split: str, tokenizer: SentencePiece, threads: int, counts: EncodeCounts
+    ) -> None:
         self.split, self.tokenizer, self.threads, self.counts = split, tokenizer, threads, counts
         self.unigram = np.zeros(tokenizer.vocabulary, dtype=np.int64)
-        self.path = job.path(f"{split}.lengths.npy")
-        self.file = open(job.path(f"{split}.bin"), "wb")  # noqa: SIM115 - closed by encode_part
+        self.path = piece.path(f"{split}.lengths.npy")
+        self.file = open(piece.path(f"{split}.bin"), "wb")  # noqa: SIM115 - closed by encode_piece
         self.sentences: list[str] = []
         self.ends: list[int] = []
         self.documents: list[int] = []  # sentences of each document
@@ -244,22 +260,22 @@ class _Packer:
         return tokens
 
 
-def encode_part(job: PartJob, tell: Tell, *, tokenizer: Tokenizer, threads: int) -> None:
-    """Second pass: leave out duplicates, encode, pack. tell: called every batch"""
+def encode_piece(piece: TextPiece, tell: Tell, *, tokenizer: SentencePiece, threads: int) -> None:
+    """Second pass: leave out duplicates, encode, pack. tell: called every batch."""
     counts = EncodeCounts()
     with ExitStack() as stack:
         packers = {}
         for split in SPLITS:
-            packers[split] = _Packer(job, split=split, tokenizer=tokenizer, threads=threads, counts=counts)
+            packers[split] = _Packer(piece, split=split, tokenizer=tokenizer, threads=threads, counts=counts)
             stack.callback(packers[split].file.close)
         documents = 0
-        for kept in kept_documents(job, counts=counts):
+        for kept in kept_documents(piece, counts=counts):
             documents += 1
             tokens = packers[kept.split].add(kept.paragraphs)
             if tokens:
                 tell(0, documents, tokens)
                 documents = 0
         tokens = sum(packer.finish() for packer in packers.values())
-    save_array(job.path("unigram.npy"), packers["train"].unigram)
-    write_atomically(job.path("encode.json"), json.dumps(counts, default=vars))
+    save_array(piece.path("unigram.npy"), packers["train"].unigram)
+    write_atomically(piece.path(ENCODE_DONE), json.dumps(counts, default=vars))
     tell(0, documents, tokens)

@@ -1,18 +1,13 @@
 """Common Crawl and other text: raw files -> a memory-mapped token store (odist.data.tokens).
 
-Four steps: read and clean every source (commoncrawl_parts.py), mark exact duplicates over all of them, train the
-tokenizer on a sample of the training part, encode every source. The first and the last run in processes, one
-source at a time each; work lies in `<output>.partial` until it is whole, and what is done of it is not done again.
-The result does not depend on the number of processes, nor on interruptions.
-
-Every choice the paper leaves open is an option (commoncrawl_options.py).
+Read and clean every source, mark exact duplicates over all of them, train the tokenizer on a sample of the training
+part, encode every source (passes.py). The first and the last step run in processes, one source at a time each. The
+result does not depend on the number of processes, nor on interruptions. Every choice the paper leaves open is an option.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -22,43 +17,44 @@ from typing import Any
 import numpy as np
 
 from odist.data.tokens import SPLITS, UNIGRAM, SplitWriter, TokenStore, store_record, token_dtype
-from odist.errors import Interrupted, UserError
-from odist.files import save_array
-from odist.prepare.partial import Partial, finished_record
-from odist.prepare.pool import default_processes, run_jobs
-from odist.prepare.text.clean import draw
+from odist.errors import UserError
+from odist.files import replacing, save_array
+from odist.prepare.job import Preparation, Progress, Stop
+from odist.prepare.options import draw
+from odist.prepare.pool import Tell, default_processes, run_jobs
 from odist.prepare.text.duplicates import mark_duplicates
-from odist.prepare.text.options import TextOptions, TextReport, resolve
+from odist.prepare.text.options import TextOptions, TextReport
 from odist.prepare.text.passes import (
     BORDER,
+    ENCODE_DONE,
+    READ_DONE,
     EncodeCounts,
-    Kept,
-    PartJob,
-    encode_part,
+    KeptDocument,
+    ReadCounts,
+    TextPiece,
+    clean_piece,
+    encode_piece,
     kept_documents,
-    read_part,
     save_border,
 )
 from odist.prepare.text.report import build_report, sum_counts
-from odist.prepare.text.sources import FetchError, TextSource, find_text_sources
-from odist.prepare.text.tokenizer import open_tokenizer, train_sentencepiece
+from odist.prepare.text.sources import FetchError, find_text_sources
+from odist.prepare.text.tokenizer import MODEL_FILE, open_tokenizer, train_sentencepiece
 
-__all__ = ["TextOptions", "TextReport", "prepare_commoncrawl"]
+__all__ = ["TextOptions", "TextReport", "prepare_text"]
 
 DUPLICATES_DONE = "duplicates.done"
-FEW = 256  # documents of a part, of which duplicates or the draw may leave none
-
-Progress = Callable[[str, int, int, int, int], None]  # step, done, in all (0: unknown), documents, tokens
+FEW = 256  # documents of a split, of which duplicates or the draw may leave none
 
 
-def prepare_commoncrawl(
+def prepare_text(
     inputs: list[str],
     *,
     output: Path,
     like: Path | None = None,
     options: TextOptions,
     progress: Progress | None = None,
-    stop: Callable[[], bool] | None = None,
+    stop: Stop | None = None,
 ) -> TextReport:
     """Turn text into a token store; the same call continues an interrupted one, to the same bytes.
 
@@ -66,34 +62,210 @@ def prepare_commoncrawl(
     output: folder to make; done already by the same request: nothing happens and the report says so
     like: a token store whose tokenizer and unigram counts are used; then every document is a validation document,
         unless options.validation_fraction is given
-    progress: called with (step, bytes or documents done, in all, documents, tokens)
+    progress: told the bytes or documents done and in all, and the documents and tokens of this call
     stop: polled; once true, what is done is kept and Interrupted raised
     Raises UserError for wrong input, with nothing left behind (but after a failed download), and Interrupted.
     """
-    began = time.monotonic()
-    other = None if like is None else TokenStore.open(like)
-    chosen = resolve(options, other)
-    sources = find_text_sources(inputs, base_url=options.base_url)
-    request: dict[str, Any] = {"task": "lm", "options": chosen}
-    request["like"] = None if other is None else other.fitted_fingerprint
-    given = None if options.tokenizer is None else open_tokenizer(options.tokenizer)
-    request["tokenizer"] = None if given is None else given.record
-    request["sources"] = [source.identity() for source in sources]
-    output = output.expanduser().absolute()
-    done = finished_record(output, request)
-    if done is not None:
-        return TextReport(**done["report"], reused=True)
-    full_disk = ("The work takes about half the size of the text, and 2 or 4 bytes a token. Name an output on another "
-                 "disk.")  # fmt: skip
-    with Partial(output, request=request, full_disk=full_disk, resumable=(FetchError,)) as folder:
-        if folder.complete:
-            folder.publish()
-            return TextReport(**TokenStore.open(output).meta["report"], reused=True)
-        return _Preparation(folder, sources, options, chosen, other, progress=progress, stop=stop, began=began).run()
+    return TextPreparation(inputs, like=like, options=options, progress=progress, stop=stop).run(output)
 
 
-def _encode(job: PartJob, tell: Callable[[int, int, int], None], *, tokenizer: Path, threads: int) -> None:
-    encode_part(job, tell, tokenizer=open_tokenizer(tokenizer), threads=threads)
+class TextPreparation(Preparation[TextReport]):
+    """One call; everything that lasts is in the work folder, so that the journal has nothing to say."""
+
+    full_disk = (
+        "The work takes about half the size of the text, and 2 or 4 bytes a token. Name an output on another disk."
+    )
+    resumable = (FetchError,)
+    report_type = TextReport
+
+    def __init__(
+        self,
+        inputs: list[str],
+        *,
+        like: Path | None,
+        options: TextOptions,
+        progress: Progress | None,
+        stop: Stop | None,
+    ) -> None:
+        super().__init__(progress=progress, stop=stop)
+        self.options = options
+        self.other = None if like is None else TokenStore.open(like)
+        self.choices = options.resolve(self.other)
+        self.sources = find_text_sources(inputs, base_url=options.base_url)
+        self.processes = options.processes or default_processes()
+        self.documents = self.tokens = 0  # encoded by this call
+
+    def request(self) -> dict[str, Any]:
+        given = None if self.options.tokenizer is None else open_tokenizer(self.options.tokenizer)
+        return {
+            "task": "lm",
+            "options": asdict(self.choices),
+            "like": None if self.other is None else self.other.fitted_fingerprint,
+            "tokenizer": None if given is None else given.record,
+            "sources": [source.identity() for source in self.sources],
+        }
+
+    @property
+    def pieces(self) -> list[TextPiece]:
+        return [TextPiece(number, source, self.work, self.choices) for number, source in enumerate(self.sources)]
+
+    def steps(self) -> dict[str, Callable[[], None]]:
+        return {
+            "read": self._read,
+            "duplicates": self._duplicates,
+            "split": self._split,
+            "tokenizer": self._tokenizer,
+            "encode": self._encode,
+        }
+
+    def kept(self, step: str) -> str:
+        done = sum(piece.path(READ_DONE).is_file() for piece in self.pieces)
+        return f"in step {step}; {done} of {len(self.sources)} sources are read and"
+
+    def _run(self, work: Callable[[TextPiece, Tell], None], left: list[TextPiece], *, advance: Tell) -> None:
+        run_jobs(work, left, processes=self.processes, progress=advance, stop=self.stop)
+
+    def _read(self) -> None:
+        pieces = self.pieces
+        left = [piece for piece in pieces if not piece.path(READ_DONE).is_file()]
+        total = sum(source.bytes for source in self.sources) if all(source.bytes for source in self.sources) else 0
+        done = sum(piece.source.bytes for piece in pieces) - sum(piece.source.bytes for piece in left)
+        records = 0
+
+        def advance(num_bytes: int, new_records: int, _: int) -> None:
+            nonlocal done, records
+            done, records = done + num_bytes, records + new_records
+            self.progress("read", done, total, {"documents": records})
+
+        self._run(clean_piece, left, advance=advance)
+        counts = [ReadCounts.load(piece) for piece in pieces]
+        damaged = next((entry for entry in counts if entry.damage), None)
+        if self.choices.damaged == "refuse" and damaged is not None:
+            raise UserError(f"{damaged.located[0]}. --damaged keep counts such faults and keeps what is readable.")
+        if not sum_counts(entry.documents for entry in counts):
+            dropped = sum_counts(entry.dropped for entry in counts)
+            why = ", ".join(f"{reason} {number:,}" for reason, number in dropped.most_common()) or "no record was found"
+            raise UserError(f"no document is left of the input ({why}). Loosen the filters, or name other files.")
+
+    def _duplicates(self) -> None:
+        if not (self.work / DUPLICATES_DONE).is_file():
+            mark_duplicates(self.work, num_pieces=len(self.sources), poll=self.poll)
+            (self.work / DUPLICATES_DONE).touch()
+
+    def _split(self) -> None:
+        # A part that the draw left empty gets the document that was nearest to it, so that two documents are enough.
+        if not self.choices.validation_fraction or (self.work / BORDER).is_file():
+            return
+        drawn = sum_counts(ReadCounts.load(piece).documents for piece in self.pieces)
+        border = None
+        if min(drawn["train"], drawn["validation"]) < FEW:
+            draws: dict[str, list[float]] = {split: [] for split in SPLITS}
+            for kept in self._kept_documents():
+                value = draw(kept.key, seed=self.choices.split_seed or 0)
+                found = draws[kept.split]
+                found[:] = [min([value, *found]), max([value, *found])]
+            border = _border(draws)
+        save_border(self.work, border)
+
+    def _kept_documents(self) -> Iterator[KeptDocument]:
+        for piece in self.pieces:
+            for number, kept in enumerate(kept_documents(piece, counts=EncodeCounts())):
+                if number % 256 == 0:
+                    self.poll()
+                yield kept
+
+    @property
+    def _model(self) -> Path:
+        return self.folder / MODEL_FILE
+
+    def _tokenizer(self) -> None:
+        if self._model.is_file():
+            return
+        if self.other is not None:
+            tokenizer = open_tokenizer(self.other.path / self.other.meta["tokenizer"]["file"])
+        elif self.options.tokenizer is not None:
+            tokenizer = open_tokenizer(self.options.tokenizer)
+        else:
+            assert self.choices.vocabulary is not None
+            self.progress("tokenizer", 0, 0, {})
+            data = train_sentencepiece(self._sample(), vocabulary=self.choices.vocabulary)
+            (self.work / "trained.model").write_bytes(data)
+            tokenizer = open_tokenizer(self.work / "trained.model")
+        with replacing(self._model) as temporary:
+            temporary.write_bytes(tokenizer.data)
+
+    def _sample(self) -> Iterator[str]:
+        # Sentences of the training part: whole documents, drawn by their own text, so that order and number of
+        # sources change nothing but which documents there are.
+        assert self.choices.tokenizer_sentences is not None
+        total = sum(ReadCounts.load(piece).sentences for piece in self.pieces)
+        share = self.choices.tokenizer_sentences / max(1, total)  # total: 0 where a document was moved to the part
+        for kept in self._kept_documents():
+            if kept.split == "train" and (share >= 1 or draw(kept.key, seed=0, purpose="tokenizer") < share):
+                for paragraph in kept.paragraphs:
+                    yield from paragraph
+
+    def _encode(self) -> None:
+        pieces = self.pieces
+        left = [piece for piece in pieces if not piece.path(ENCODE_DONE).is_file()]
+        documents = {piece.number: sum(ReadCounts.load(piece).documents.values()) for piece in pieces}
+        total = sum(documents.values())
+        done = total - sum(documents[piece.number] for piece in left)
+        threads = max(1, self.processes // len(pieces))
+
+        def advance(_: int, new_documents: int, tokens: int) -> None:
+            self.documents, self.tokens = self.documents + new_documents, self.tokens + tokens
+            counts = {"documents": self.documents, "tokens": self.tokens}
+            self.progress("encode", done + self.documents, total, counts)
+
+        self._run(partial(_encode, model=self._model, threads=threads), left, advance=advance)
+
+    def finish(self) -> tuple[dict[str, Any], TextReport]:
+        tokenizer = open_tokenizer(self._model)
+        read = [ReadCounts.load(piece) for piece in self.pieces]
+        encoded = [EncodeCounts.load(piece) for piece in self.pieces]
+        empty = [split for split in SPLITS if not any(entry.documents[split] for entry in encoded)]
+        if empty and self.choices.validation_fraction:
+            raise UserError(
+                f"nothing is left of the {empty[0]} part: all of it is repeated elsewhere. Give another --split-seed or "
+                "--validation-fraction, or --duplicates keep."
+            )
+        splits = {split: self._join(split, tokenizer.vocabulary, encoded) for split in SPLITS}
+        if self.other is not None:
+            unigram = self.other.unigram_counts()
+        else:
+            unigram = np.zeros(tokenizer.vocabulary, dtype=np.int64)
+            for piece in self.pieces:
+                unigram += np.load(piece.path("unigram.npy"), allow_pickle=False)
+        save_array(self.folder / UNIGRAM, unigram)
+        record = store_record(
+            vocabulary=tokenizer.vocabulary,
+            special=tokenizer.special,
+            splits=splits,
+            unigram=unigram,
+            tokenizer=tokenizer.record,
+            options=asdict(self.choices),
+        )
+        num_bytes = self.partial.num_bytes()
+        report = build_report(self.sources, record, read=read, encoded=encoded, store_bytes=num_bytes)
+        report.stages = self.stages
+        report.documents_per_second = round(self.documents / self.seconds, 1)
+        report.tokens_per_second = round(self.tokens / self.seconds, 1)
+        return record, report
+
+    def _join(self, split: str, vocabulary: int, encoded: list[EncodeCounts]) -> dict[str, Any]:
+        with SplitWriter(self.folder, split=split, vocabulary=vocabulary) as writer:
+            for piece, counts in zip(self.pieces, encoded, strict=True):
+                lengths = np.load(piece.path(f"{split}.lengths.npy"), allow_pickle=False)
+                if len(lengths):
+                    ids = np.memmap(piece.path(f"{split}.bin"), dtype=token_dtype(vocabulary), mode="r")
+                    writer.append(ids, lengths=lengths, num_bytes=counts.bytes[split])
+                self.poll()
+            return writer.finish()
+
+
+def _encode(piece: TextPiece, tell: Tell, *, model: Path, threads: int) -> None:
+    encode_piece(piece, tell, tokenizer=open_tokenizer(model), threads=threads)
 
 
 def _border(draws: dict[str, list[float]]) -> float | None:
@@ -101,211 +273,13 @@ def _border(draws: dict[str, list[float]]) -> float | None:
     if all(draws.values()):
         return None
     if not any(draws.values()):
-        raise UserError("no document is left of the input without what is repeated. Type --duplicates keep, or give more text.")  # fmt: skip
+        raise UserError(
+            "no document is left of the input without what is repeated. Type --duplicates keep, or give more text."
+        )
     least, most = draws["train"] or draws["validation"]
     if least == most:
-        raise UserError("one document is left of the input (not counting repeated ones), which cannot be divided into a "
-                        "training and a validation part. Give more text, or --validation-fraction 0.")  # fmt: skip
-    return math.nextafter(least, 1) if draws["train"] else most
-
-
-class _Preparation:
-    """One call; everything that lasts is in the work folder."""
-
-    def __init__(
-        self,
-        folder: Partial,
-        sources: list[TextSource],
-        options: TextOptions,
-        chosen: dict[str, Any],
-        other: TokenStore | None,
-        *,
-        progress: Progress | None,
-        stop: Callable[[], bool] | None,
-        began: float,
-    ) -> None:
-        self.folder, self.sources, self.options, self.chosen, self.other = folder, sources, options, chosen, other
-        self.progress, self.stop, self.began = progress or (lambda *_: None), stop or (lambda: False), began
-        self.work = folder.work
-        self.processes = options.processes or default_processes()
-        self.jobs = [PartJob(part, source, self.work, chosen) for part, source in enumerate(sources)]
-        self.documents = self.tokens = 0  # of this call
-        self.stages: dict[str, float] = {}
-
-    def run(self) -> TextReport:
-        """All steps; each finds by itself what of it is done."""
-        self.folder.save({})
-        self.work.mkdir(exist_ok=True)
-        steps = {
-            "read": self._read,
-            "duplicates": self._duplicates,
-            "split": self._split,
-            "tokenizer": self._tokenizer,
-            "encode": self._encode,
-        }
-        name = ""
-        try:
-            for name, step in steps.items():
-                start = time.monotonic()
-                step()
-                self.stages[name] = round(time.monotonic() - start, 3)
-            name = "join"
-            return self._commit()
-        except Interrupted:
-            kept = sum(job.path("read.json").is_file() for job in self.jobs)
-            raise Interrupted(
-                f"in step {name}; {kept} of {len(self.jobs)} sources are read and kept in {self.folder.path}; "
-                "the same command continues."
-            ) from None
-
-    def _poll(self) -> None:
-        if self.stop():
-            raise Interrupted("stopped")
-
-    def _run(self, job: Any, pass_name: str, *, total: int, done: int, unit: int) -> None:
-        # unit: which of (bytes, documents, tokens) the bar counts
-        left = [item for item in self.jobs if not item.path(f"{pass_name}.json").is_file()]
-        state = [done]
-
-        def advance(*step: int) -> None:
-            state[0] += step[unit]
-            if pass_name == "encode":
-                self.documents, self.tokens = self.documents + step[1], self.tokens + step[2]
-                self.progress(pass_name, state[0], total, self.documents, self.tokens)
-            else:
-                read[0] += step[1]
-                self.progress(pass_name, state[0], total, read[0], 0)
-
-        read = [0]
-        run_jobs(job, left, processes=self.processes, progress=advance, stop=self.stop)
-
-    def _read(self) -> None:
-        sizes = [source.bytes for source in self.sources]
-        done = sum(job.source.bytes for job in self.jobs if job.path("read.json").is_file())
-        self._run(read_part, "read", total=sum(sizes) if all(sizes) else 0, done=done, unit=0)
-        counts = self._counts("read")
-        if self.chosen["damaged"] == "refuse":
-            for entry in counts:
-                if entry["damage"]:
-                    raise UserError(f"{entry['located'][0]}. --damaged keep counts such faults and keeps what is readable.")  # fmt: skip
-        documents = sum_counts(entry["documents"] for entry in counts)
-        if not documents:
-            dropped = sum_counts(entry["dropped"] for entry in counts)
-            why = ", ".join(f"{reason} {number:,}" for reason, number in dropped.most_common()) or "no record was found"
-            raise UserError(f"no document is left of the input ({why}). Loosen the filters, or name other files.")
-
-    def _duplicates(self) -> None:
-        if not (self.work / DUPLICATES_DONE).is_file():
-            mark_duplicates(self.work, parts=len(self.jobs), poll=self._poll)
-            (self.work / DUPLICATES_DONE).touch()
-
-    def _split(self) -> None:
-        # A part that the draw left empty gets the document that was nearest to it, so that two documents are enough.
-        share = self.chosen["validation_fraction"]
-        if not share or (self.work / BORDER).is_file():
-            return
-        drawn = sum_counts(entry["documents"] for entry in self._counts("read"))
-        border = None
-        if min(drawn["train"], drawn["validation"]) < FEW:
-            draws: dict[str, list[float]] = {split: [] for split in SPLITS}
-            for kept in self._kept():
-                value = draw(kept.key, seed=self.chosen["split_seed"])
-                found = draws[kept.split]
-                found[:] = [min([value, *found]), max([value, *found])]
-            border = _border(draws)
-        save_border(self.work, border)
-
-    def _kept(self) -> Iterator[Kept]:
-        for job in self.jobs:
-            for number, kept in enumerate(kept_documents(job, counts=EncodeCounts())):
-                if number % 256 == 0:
-                    self._poll()
-                yield kept
-
-    def _tokenizer(self) -> None:
-        if self._tokenizer_file() is not None:
-            return
-        if self.other is not None:
-            tokenizer = open_tokenizer(self.other.path / self.other.meta["tokenizer"]["file"])
-        elif self.options.tokenizer is not None:
-            tokenizer = open_tokenizer(self.options.tokenizer)
-        else:
-            self.progress("tokenizer", 0, 0, 0, 0)
-            data = train_sentencepiece(self._sample(), vocabulary=self.chosen["vocabulary"])
-            (self.work / "trained.model").write_bytes(data)
-            tokenizer = open_tokenizer(self.work / "trained.model")
-        target = self.folder.path / tokenizer.file
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_bytes(tokenizer.data)
-        temporary.replace(target)
-
-    def _tokenizer_file(self) -> Path | None:
-        found = [path for path in (self.folder.path / "tokenizer.model", self.folder.path / "vocab.txt") if path.is_file()]  # fmt: skip
-        return found[0] if found else None
-
-    def _sample(self) -> Iterator[str]:
-        # Sentences of the training part: whole documents, drawn by their own text, so that order and number of
-        # sources change nothing but which documents there are.
-        total = sum(entry["sentences"] for entry in self._counts("read"))
-        share = self.chosen["tokenizer_sentences"] / max(1, total)  # none where a document was moved to the part
-        for kept in self._kept():
-            if kept.split == "train" and (share >= 1 or draw(kept.key, seed=0, purpose="tokenizer") < share):
-                for paragraph in kept.paragraphs:
-                    yield from paragraph
-
-    def _encode(self) -> None:
-        file = self._tokenizer_file()
-        assert file is not None
-        documents = [sum(entry["documents"].values()) for entry in self._counts("read")]
-        done = sum(n for n, job in zip(documents, self.jobs, strict=True) if job.path("encode.json").is_file())
-        threads = max(1, self.processes // len(self.jobs))
-        encode = partial(_encode, tokenizer=file, threads=threads)
-        self._run(encode, "encode", total=sum(documents), done=done, unit=1)
-
-    def _counts(self, pass_name: str) -> list[dict[str, Any]]:
-        return [json.loads(job.path(f"{pass_name}.json").read_text(encoding="utf-8")) for job in self.jobs]
-
-    def _commit(self) -> TextReport:
-        start, folder, file = time.monotonic(), self.folder.path, self._tokenizer_file()
-        assert file is not None
-        tokenizer = open_tokenizer(file)
-        encoded = self._counts("encode")
-        empty = [split for split in SPLITS if not any(entry["documents"].get(split) for entry in encoded)]
-        if empty and self.chosen["validation_fraction"]:
-            raise UserError(f"nothing is left of the {empty[0]} part: all of it is repeated elsewhere. Give another "
-                            "--split-seed or --validation-fraction, or --duplicates keep.")  # fmt: skip
-        splits = {split: self._join(split, tokenizer.vocabulary, encoded) for split in SPLITS}
-        if self.other is not None:
-            unigram = self.other.unigram_counts()
-        else:
-            unigram = np.zeros(tokenizer.vocabulary, dtype=np.int64)
-            for job in self.jobs:
-                unigram += np.load(job.path("unigram.npy"), allow_pickle=False)
-        save_array(folder / UNIGRAM, unigram)
-        record = store_record(
-            vocabulary=tokenizer.vocabulary,
-            special=tokenizer.special,
-            splits=splits,
-            unigram=unigram,
-            tokenizer=tokenizer.record,
-            options=self.chosen,
+        raise UserError(
+            "one document is left of the input (not counting repeated ones), which cannot be divided into a training and "
+            "a validation part. Give more text, or --validation-fraction 0."
         )
-        report = build_report(self.jobs, record, read=self._counts("read"), encoded=encoded, folder=folder)
-        kept = {key: value for key, value in asdict(report).items() if key not in (
-            "seconds", "reused", "stages", "documents_per_second", "tokens_per_second")}  # fmt: skip
-        self.stages["join"] = round(time.monotonic() - start, 3)
-        self.folder.commit({**record, "report": kept})
-        report.stages, report.seconds = self.stages, round(time.monotonic() - self.began, 3)
-        report.documents_per_second = round(self.documents / report.seconds, 1)
-        report.tokens_per_second = round(self.tokens / report.seconds, 1)
-        return report
-
-    def _join(self, split: str, vocabulary: int, encoded: list[dict[str, Any]]) -> dict[str, Any]:
-        with SplitWriter(self.folder.path, split=split, vocabulary=vocabulary) as writer:
-            for job, counts in zip(self.jobs, encoded, strict=True):
-                lengths, path = np.load(job.path(f"{split}.lengths.npy"), allow_pickle=False), job.path(f"{split}.bin")
-                if len(lengths):
-                    ids = np.memmap(path, dtype=token_dtype(vocabulary), mode="r")
-                    writer.append(ids, lengths=lengths, num_bytes=counts["bytes"][split])
-                self._poll()
-            return writer.finish()
+    return math.nextafter(least, 1) if draws["train"] else most

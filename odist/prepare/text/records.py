@@ -1,7 +1,7 @@
 """Records of text out of every kind of input: WET, WARC, JSON lines, plain text, tar of these, data sets.
 
 Tells kinds apart by content, then by name. Yields every record, with its text or with why it has none, so
-that kept and dropped add up; what text is worth keeping is left to commoncrawl_clean.py.
+that kept and dropped add up.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Raw:
 
 
 @dataclass(frozen=True)
-class Reading:
+class RecordOptions:
     """Options of reading. field: of JSON lines and data sets; passage_words: of plain text; main_content: of HTML."""
 
     field: str
@@ -55,7 +55,7 @@ class Reading:
     main_content: bool
 
 
-def read_source(source: TextSource, *, reading: Reading, folder: Path, note: NoteAt, at: At) -> Iterator[Raw]:
+def read_source(source: TextSource, *, reading: RecordOptions, folder: Path, note: NoteAt, at: At) -> Iterator[Raw]:
     """Every record of a source, in order; memory is one record (of plain text: one passage).
 
     folder: for downloads
@@ -87,7 +87,9 @@ def _raw(origin: str, text: str) -> Raw:
     return Raw(origin, text.split("\n"))
 
 
-def _read_stream(pieces: Iterator[bytes], name: str, *, reading: Reading, note: NoteAt, nested: bool) -> Iterator[Raw]:
+def _read_stream(
+    pieces: Iterator[bytes], name: str, *, reading: RecordOptions, note: NoteAt, nested: bool
+) -> Iterator[Raw]:
     start = b""
     while len(start) < 512 and (piece := next(pieces, None)) is not None:
         start += piece
@@ -113,7 +115,7 @@ def _prepend(start: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
     yield from pieces
 
 
-def _read_warc(pieces: Iterator[bytes], *, reading: Reading, note: NoteAt) -> Iterator[Raw]:
+def _read_warc(pieces: Iterator[bytes], *, reading: RecordOptions, note: NoteAt) -> Iterator[Raw]:
     count = 0
 
     def locate(offset: int, kind: str) -> None:
@@ -161,7 +163,7 @@ def _read_page(record: Record, to_text: Callable[[Response], str], locate: Calla
     return Raw("web", [], "neither HTML nor plain text")
 
 
-def _read_json(pieces: Iterator[bytes], *, reading: Reading, note: NoteAt) -> Iterator[Raw]:
+def _read_json(pieces: Iterator[bytes], *, reading: RecordOptions, note: NoteAt) -> Iterator[Raw]:
     for number, line in _lines(pieces):
         if line.isspace():
             continue
@@ -222,7 +224,7 @@ class _Pieces(io.RawIOBase):
         return count
 
 
-def _read_tar(pieces: Iterator[bytes], *, reading: Reading, note: NoteAt) -> Iterator[Raw]:
+def _read_tar(pieces: Iterator[bytes], *, reading: RecordOptions, note: NoteAt) -> Iterator[Raw]:
     name = "the first member"
     try:
         file = io.BufferedReader(_Pieces(pieces), 1 << 20)
@@ -242,10 +244,11 @@ def _read_tar(pieces: Iterator[bytes], *, reading: Reading, note: NoteAt) -> Ite
         note(f"behind {name}", f"damaged tar ({error})")
 
 
-def _read_dataset(source: TextSource, reading: Reading, at: At) -> Iterator[Raw]:
+def _read_dataset(source: TextSource, reading: RecordOptions, at: At) -> Iterator[Raw]:
     data = load_dataset(source.name)
     if reading.field not in data.column_names:
-        raise UserError(f"{source.name}: no column {reading.field!r}; it has {', '.join(data.column_names)}. Use --field.")  # fmt: skip
+        columns = ", ".join(data.column_names)
+        raise UserError(f"{source.name}: no column {reading.field!r}; it has {columns}. Use --field.")
     for start in range(source.start, source.stop, 1000):
         at(0)
         for text in data[start : min(start + 1000, source.stop)][reading.field]:

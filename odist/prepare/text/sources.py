@@ -1,6 +1,6 @@
-"""What `odist prepare commoncrawl` may be given as input: files, patterns, wet.paths lists, URLs, data sets.
+"""What `odist prepare text` may be given as input: files, patterns, wet.paths lists, URLs, data sets.
 
-Finds and names them, fetches what is remote; what is inside is left to commoncrawl_input.py.
+Finds and names them, and fetches what is remote.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TRIES = 5
 TIMEOUT = 60.0  # seconds without a byte
 MAX_PATHS = 1_000_000
 MAX_LIST = 1 << 27  # bytes of a list; a list of Common Crawl has 14 MB
-USER_AGENT = "odist (prepare commoncrawl)"
+USER_AGENT = "odist (prepare text)"
 
 
 class FetchError(UserError):

@@ -1,8 +1,8 @@
-"""Tokenizers of the language model: sentencepiece trained here or given, or a WordPiece vocabulary file.
+"""The tokenizer of the language model: a sentencepiece model, trained here or given.
 
 Turns sentences into ids and adds four special ones: unknown, and the ends of sentence, paragraph and document.
 An end token stands for the space or line end behind a sentence; the last sentence of a paragraph ends with
-paragraph_end alone, the last of a document with document_end alone. Reading text is left to others.
+paragraph_end alone, the last of a document with document_end alone.
 
 The paper (section 3.1) has 24,006 word pieces "including sentence and paragraph start/end, out of vocabulary
 and end-of-document"; where one sentence ends the next begins, so start tokens, which would be certain, are left out.
@@ -13,11 +13,10 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -27,38 +26,29 @@ ENDS = {"sentence_end": "</s>", "paragraph_end": "</p>", "document_end": "</d>"}
 TRAINING_THREADS = 4  # fixed: sums over threads decide the last bits of the model
 CHARACTER_COVERAGE = 0.99995  # of the text; rarer characters are unknown
 MAX_SENTENCE_BYTES = 16_384
-MAX_WORD = 100  # characters, as in BERT: a longer word is unknown
 MODEL_FILE = "tokenizer.model"
-VOCABULARY_FILE = "vocab.txt"
 
 
-class Tokenizer(Protocol):
-    """Sentences to ids. `special` maps the four names to ids, `record` is what gives ids their meaning."""
-
-    vocabulary: int
-    special: dict[str, int]
-    file: str  # name within a store
-    data: bytes  # its content
-
-    @property
-    def record(self) -> dict[str, Any]: ...
-
-    def encode(self, sentences: Sequence[str], *, threads: int) -> tuple[np.ndarray, np.ndarray]: ...
-
-
-def open_tokenizer(path: Path) -> Tokenizer:
-    """A sentencepiece model, or a WordPiece vocabulary (a *.txt of one piece a line); UserError for anything else."""
+def open_tokenizer(path: Path) -> SentencePiece:
+    """Open a sentencepiece model; UserError for anything else."""
+    if path.suffix == ".txt":
+        raise UserError(
+            f"{path}: a WordPiece vocabulary, which is no longer read. Name a sentencepiece *.model, or leave "
+            "--tokenizer out to train one."
+        )
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot read this tokenizer: {error.strerror}.") from None
-    if path.suffix == ".txt":
-        return WordPiece(data, where=str(path))
     return SentencePiece(data, where=str(path))
 
 
 class SentencePiece:
-    """A sentencepiece model; ends that it lacks as control symbols get ids behind its own."""
+    """A sentencepiece model: sentences to ids. Ends that it lacks as control symbols get ids behind its own.
+
+    data: content of the model's file, which a store keeps as `file`
+    special: name -> id of the four special tokens
+    """
 
     file = MODEL_FILE
 
@@ -70,7 +60,7 @@ class SentencePiece:
         try:
             self._model.LoadFromSerializedProto(data)
         except RuntimeError:
-            raise UserError(f"{where}: no sentencepiece model; expected a *.model file, or a *.txt of word pieces.") from None  # fmt: skip
+            raise UserError(f"{where}: not a sentencepiece model; expected a *.model file.") from None
         self.vocabulary = int(self._model.get_piece_size())
         self.special = {"unknown": int(self._model.unk_id())}
         for name, piece in ENDS.items():
@@ -81,83 +71,12 @@ class SentencePiece:
 
     @property
     def record(self) -> dict[str, Any]:
+        """What gives ids their meaning, for store.json."""
         return {"kind": "sentencepiece", "file": self.file, "sha256": hashlib.sha256(self.data).hexdigest()}
 
     def encode(self, sentences: Sequence[str], *, threads: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all sentences, int32 [n], and how many each has, int64 [len(sentences)]; no end tokens."""
         return _flat(self._model.encode(sentences, num_threads=threads))
-
-
-class WordPiece:
-    """BERT's tokenizer over a vocabulary file: words and marks apart, longest piece first (Wu et al. 2016, 4.1).
-
-    A vocabulary without a capital letter means that text is put in lower case and loses its accents.
-    """
-
-    file = VOCABULARY_FILE
-    _WORDS = re.compile(r"\w+|[^\w\s]")
-    _CACHE = 1 << 18  # words
-
-    def __init__(self, data: bytes, *, where: str) -> None:
-        self.data = data
-        pieces = data.decode("utf-8", "replace").splitlines()
-        self._ids = {piece: id for id, piece in enumerate(pieces)}
-        if "[UNK]" not in self._ids or not any(piece.startswith("##") for piece in pieces):
-            raise UserError(f"{where}: no WordPiece vocabulary; expected one piece a line, with [UNK] and pieces that "
-                            "begin with ##.")  # fmt: skip
-        self.lower = not any(piece != piece.lower() for piece in pieces if not piece.startswith("["))
-        self.special = {"unknown": self._ids["[UNK]"]}
-        self.special |= {name: len(pieces) + i for i, name in enumerate(ENDS)}
-        self.vocabulary = len(pieces) + len(ENDS)
-        self._known: dict[str, list[int]] = {}
-
-    @property
-    def record(self) -> dict[str, Any]:
-        sha = hashlib.sha256(self.data).hexdigest()
-        return {"kind": "wordpiece", "file": self.file, "sha256": sha, "lower": self.lower}
-
-    def encode(self, sentences: Sequence[str], *, threads: int) -> tuple[np.ndarray, np.ndarray]:
-        """As SentencePiece.encode; `threads` has no use here."""
-        return _flat([self._sentence(text) for text in sentences])
-
-    def _sentence(self, text: str) -> list[int]:
-        if self.lower:
-            text = text.lower()
-            if not text.isascii():
-                text = "".join(c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
-        found: list[int] = []
-        for word in _apart(self._WORDS.findall(text)):
-            ids = self._known.get(word)
-            if ids is None:
-                ids = self._word(word)
-                if len(self._known) < self._CACHE:
-                    self._known[word] = ids
-            found += ids
-        return found
-
-    def _word(self, word: str) -> list[int]:
-        if len(word) > MAX_WORD:
-            return [self.special["unknown"]]
-        found, start = [], 0
-        while start < len(word):
-            for stop in range(len(word), start, -1):
-                id = self._ids.get(("##" if start else "") + word[start:stop])
-                if id is not None:
-                    break
-            else:
-                return [self.special["unknown"]]
-            found.append(id)
-            start = stop
-        return found
-
-
-def _apart(words: list[str]) -> Iterator[str]:
-    # Underscores are marks, ideographs are words of their own.
-    for word in words:
-        if word.isascii() and "_" not in word:
-            yield word
-        else:
-            yield from re.findall(r"[㐀-䶿一-鿿豈-﫿𠀀-𪛟]|[^_㐀-䶿一-鿿豈-﫿𠀀-𪛟]+|_", word)
 
 
 def _flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -228,10 +147,14 @@ def train_sentencepiece(sentences: Iterable[str], *, vocabulary: int) -> bytes:
 def _training_failed(message: str, vocabulary: int) -> str:
     limit = re.search(r"value <= (\d+)", message)
     if limit is not None:
-        return (f"the training part is too small for {vocabulary:,} pieces; it allows {limit.group(1)}. "
-                f"Type --vocabulary {limit.group(1)} or less, or give more text.")  # fmt: skip
+        return (
+            f"the training part is too small for {vocabulary:,} pieces; it allows {limit.group(1)}. "
+            f"Type --vocabulary {limit.group(1)} or less, or give more text."
+        )
     least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
     if least is not None:
-        return (f"{vocabulary:,} pieces are too few: the characters of the training part alone need {least.group(1)}. "
-                f"Type a larger --vocabulary.")  # fmt: skip
+        return (
+            f"{vocabulary:,} pieces are too few: the characters of the training part alone need {least.group(1)}. "
+            "Type a larger --vocabulary."
+        )
     return f"sentencepiece could not be trained with {vocabulary:,} pieces: {message.strip().splitlines()[-1]}"

@@ -1,0 +1,156 @@
+"""A preparation from request to report: the same for all data sets.
+
+A data set is a subclass of `Preparation` that says its request, its steps, and its record and report. What is done once
+for all of them: a finished store of the same request is reused, work lies in `<output>.partial` until it is whole, an
+interrupted preparation continues where it stopped, and store.json is written last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from odist.errors import Interrupted, UserError
+from odist.prepare.partial import Partial, finished_record
+
+
+class Progress(Protocol):
+    """Told how far a step is: `done` of `total` (bytes or pieces; 0: unknown), and rows, tokens, ... by name so far."""
+
+    def __call__(self, step: str, done: int, total: int, counts: Mapping[str, int], /) -> None: ...
+
+
+Stop = Callable[[], bool]  # polled; once true, the preparation keeps what is done and ends
+
+
+class Report(Protocol):
+    """What every report says; its fields without a default are kept in store.json."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    seconds: float
+    reused: bool
+
+
+ReportT = TypeVar("ReportT", bound=Report)
+Result = TypeVar("Result")
+
+
+class Preparation(ABC, Generic[ReportT]):
+    """One call. A subclass reads in its constructor what the request needs, and writes nothing before its steps.
+
+    full_disk: what to do about a full disk, for the message
+    resumable: errors of the user after which the same command continues
+    """
+
+    full_disk: ClassVar[str]
+    resumable: ClassVar[tuple[type[UserError], ...]] = ()
+    report_type: Callable[..., ReportT]
+
+    def __init__(self, *, progress: Progress | None, stop: Stop | None) -> None:
+        self.progress: Progress = progress or _silent
+        self.stop: Stop = stop or _never
+        self.partial: Partial  # while the steps run
+        self.stages: dict[str, float] = {}  # seconds of each step of this call
+        self._began = time.monotonic()
+
+    @abstractmethod
+    def request(self) -> dict[str, Any]:
+        """What is asked for, JSON-able: a store or unfinished work of another request is refused."""
+
+    @abstractmethod
+    def steps(self) -> Mapping[str, Callable[[], None]]:
+        """The steps by name, in order; each finds by itself what of it is done already."""
+
+    @abstractmethod
+    def finish(self) -> tuple[dict[str, Any], ReportT]:
+        """Write what is left to write beside store.json; returns the content of store.json and the report."""
+
+    @abstractmethod
+    def kept(self, step: str) -> str:
+        """What an interruption in `step` keeps, as "after 500 rows,", for the message."""
+
+    def start(self, journal: dict[str, Any] | None) -> None:
+        """Take up an earlier call's journal, the last that it saved; None: nothing is done yet."""
+
+    def journal(self) -> dict[str, Any]:
+        """What `start` needs, JSON-able."""
+        return {}
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of the store are written."""
+        return self.partial.path
+
+    @property
+    def work(self) -> Path:
+        """Where files lie that the store does not need."""
+        return self.partial.work
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the beginning of this call."""
+        return time.monotonic() - self._began
+
+    def save(self) -> None:
+        """Write the journal; what it tells of must already be on the disk."""
+        self.partial.save(self.journal())
+
+    def poll(self) -> None:
+        """Raise Interrupted if the preparation is to stop."""
+        if self.stop():
+            raise Interrupted("stopped")
+
+    def run(self, output: Path) -> ReportT:
+        """Make the store `output`, or continue, or find it made; UserError leaves nothing behind (see `resumable`)."""
+        output, request = output.expanduser().absolute(), self.request()
+        record = finished_record(output, request)
+        if record is None:
+            with Partial(output, request=request, full_disk=self.full_disk, resumable=self.resumable) as partial:
+                if not partial.complete:
+                    self.partial = partial
+                    return self._make()
+                partial.publish()
+            record = finished_record(output, request)
+            assert record is not None
+        return self.report_type(**record["report"], reused=True)
+
+    def _make(self) -> ReportT:
+        self.start(self.partial.journal)
+        self.save()
+        self.work.mkdir(exist_ok=True)
+        step = ""
+        try:
+            for step, work in self.steps().items():
+                self._timed(step, work)
+            step = "join"
+            record, report = self._timed(step, self.finish)
+        except Interrupted:
+            raise Interrupted(f"{self.kept(step)} kept in {self.folder}; the same command continues.") from None
+        kept = {name: value for name, value in dataclasses.asdict(report).items() if name not in _of_this_call(report)}
+        self.partial.commit({**record, "report": kept})
+        report.seconds = round(self.seconds, 3)
+        return report
+
+    def _timed(self, name: str, work: Callable[[], Result]) -> Result:
+        began = time.monotonic()
+        result = work()
+        self.stages[name] = round(time.monotonic() - began, 3)
+        return result
+
+
+def _of_this_call(report: Report) -> set[str]:
+    missing = dataclasses.MISSING
+    fields = dataclasses.fields(report)
+    return {field.name for field in fields if (field.default, field.default_factory) != (missing, missing)}
+
+
+def _silent(step: str, done: int, total: int, counts: Mapping[str, int], /) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
