@@ -22,8 +22,10 @@ from odist.claims.recipe import Claim, PlannedRun, load_recipe
 from odist.claims.recipe_file import parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.references import write_reference
-from odist.claims.summary import Retrains, judge, judge_ratios, summarise, verdict_of
+from odist.claims.retrains import Retrains, retrains_by_system
+from odist.claims.summary import summarise
 from odist.claims.table import csv_table, estimate, markdown_table
+from odist.claims.verdicts import judge, verdict_of
 from odist.errors import UserError
 from odist.files import write_atomically
 from odist.measure.metrics import binary_results
@@ -115,7 +117,8 @@ def test_no_interval_of_a_report_leaves_what_the_metric_can_be(folder: Path) -> 
 
     def three_that_differ(record: Record) -> Record | None:
         metrics = {"calibration_error": 0.02 * record.seed, "auc": 0.75 + 0.08 * record.seed}
-        return record.with_metrics(metrics) if record.seed <= 3 else None
+        results = record.results | {"metrics": record.metrics | metrics}
+        return replace(record, results=results) if record.seed <= 3 else None
 
     change(folder, three_that_differ)
     recipe = RECIPE.replace("metrics: [log_loss,", "metrics: [calibration_error, auc, log_loss,")
@@ -218,12 +221,12 @@ def claim(metric: str, relation: str, **options: float) -> Claim:
 def test_a_metric_is_judged_by_the_paired_t_interval() -> None:
     a, b = [0.50, 0.52, 0.51, 0.55], [0.51, 0.54, 0.53, 0.56]
     sides = [Retrains([record(s, v, {}) for s, v in enumerate(values)]) for values in (a, b)]
-    verdict = judge(claim("log_loss", "<"), left=sides[0], right=sides[1])
+    verdict = judge(claim("log_loss", "<"), sides=sides)
     paired = stats.ttest_rel(a, b)
     interval = paired.confidence_interval(0.95)
     assert verdict.interval == pytest.approx([interval.low, interval.high])
     assert verdict.verdict == "holds"
-    assert judge(claim("log_loss", ">"), left=sides[0], right=sides[1]).verdict == "does not hold"
+    assert judge(claim("log_loss", ">"), sides=sides).verdict == "does not hold"
 
 
 def test_churn_is_judged_by_the_jackknife_over_common_seeds() -> None:
@@ -233,8 +236,8 @@ def test_churn_is_judged_by_the_jackknife_over_common_seeds() -> None:
     def side(table: dict[tuple[int, int], float], seeds: range) -> Retrains:
         return Retrains([record(s, 0.5, {o: table[min(s, o), max(s, o)] for o in seeds if o != s}) for s in seeds])
 
-    verdict = judge(claim("mean_abs_difference", "<", factor=0.9), left=side(tables[0], range(4)),
-                    right=side(tables[1], range(5)))  # fmt: skip
+    verdict = judge(claim("mean_abs_difference", "<", factor=0.9), sides=[side(tables[0], range(4)),
+                    side(tables[1], range(5))])  # fmt: skip
 
     def difference(seeds: list[int]) -> float:
         left, right = (np.mean([table[pair] for pair in combinations(seeds, 2)]) for table in tables)
@@ -245,11 +248,11 @@ def test_churn_is_judged_by_the_jackknife_over_common_seeds() -> None:
     value = difference([0, 1, 2, 3])
     assert verdict.interval == pytest.approx([value - half, value + half])
     assert verdict.num_seeds == 4
-    two = judge(claim("mean_abs_difference", "<"), left=side(tables[0], range(2)), right=side(tables[1], range(2)))
+    two = judge(claim("mean_abs_difference", "<"), sides=[side(tables[0], range(2)), side(tables[1], range(2))])
     assert two.verdict == "not resolved"
     assert two.interval is None
     assert two.difference is not None
-    assert judge(claim("log_loss", "<"), left=None, right=side(tables[1], range(2))).verdict == "not resolved"
+    assert judge(claim("log_loss", "<"), sides=[None, side(tables[1], range(2))]).verdict == "not resolved"
 
 
 def ratio_side(system: str, table: dict[tuple[int, int], float], seeds: range) -> Retrains:
@@ -261,8 +264,8 @@ def test_two_ratios_of_churn_are_compared_with_the_jackknife_over_seeds() -> Non
     tables = [{pair: generator.uniform(*span) for pair in combinations(range(5), 2)}
               for span in ((0.020, 0.022), (0.030, 0.032), (0.028, 0.030), (0.030, 0.032))]  # fmt: skip
     sides = [ratio_side("a", table, range(5)) for table in tables]
-    compared = claim("mean_abs_difference", "<")
-    verdict = judge_ratios(compared, sides=sides)
+    compared = replace(claim("mean_abs_difference", "<"), versus=("c", "d"))
+    verdict = judge(compared, sides=sides)
 
     def mean(table: dict[tuple[int, int], float], seeds: list[int]) -> float:
         return float(np.mean([table[pair] for pair in combinations(seeds, 2)]))
@@ -278,10 +281,10 @@ def test_two_ratios_of_churn_are_compared_with_the_jackknife_over_seeds() -> Non
     assert verdict.verdict == "holds"
     assert verdict.ratios is not None
     assert verdict.ratios[0][0] == pytest.approx(mean(tables[0], list(range(5))) / mean(tables[1], list(range(5))))
-    assert judge_ratios(compared, sides=[sides[2], sides[3], sides[0], sides[1]]).verdict == "does not hold"
-    assert judge_ratios(compared, sides=[*sides[:3], None]).verdict == "not resolved"
+    assert judge(compared, sides=[sides[2], sides[3], sides[0], sides[1]]).verdict == "does not hold"
+    assert judge(compared, sides=[*sides[:3], None]).verdict == "not resolved"
     equal = ratio_side("a", dict.fromkeys(tables[0], 0.0), range(5))
-    assert judge_ratios(compared, sides=[sides[0], equal, sides[2], sides[3]]).difference is None
+    assert judge(compared, sides=[sides[0], equal, sides[2], sides[3]]).difference is None
 
 
 @pytest.mark.parametrize(
@@ -303,7 +306,8 @@ def test_verdicts(relation: str, interval: list[float] | None, expected: str) ->
 
 
 def test_a_single_run_has_a_mean_but_no_interval_or_churn() -> None:
-    [summary] = summarise([record(1, 0.5, {}, system="plain")], parse_recipe(RECIPE, name="two"))
+    recipe = parse_recipe(RECIPE, name="two")
+    [summary] = summarise(retrains_by_system([record(1, 0.5, {}, system="plain")], recipe), recipe)
     assert summary.metrics["log_loss"] == (0.5, None)
     assert summary.churn == {}
     assert summary.ratio == (None, None)

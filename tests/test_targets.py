@@ -18,9 +18,18 @@ from odist.claims.recipe import Claim, Recipe, load_recipe, paper_figure
 from odist.claims.recipe_file import parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.reproduce import reproduce
-from odist.claims.summary import Retrains, judge, judge_ratios
-from odist.claims.targets import curve_of, first_reach, target_parts, targets_of, with_targets
+from odist.claims.retrains import Copy, Retrains, retrains_by_system
+from odist.claims.targets import (
+    Target,
+    curve_of,
+    first_phase_steps,
+    first_reach,
+    target_parts,
+    targets_of,
+    times_to_targets,
+)
 from odist.claims.tune import tune
+from odist.claims.verdicts import judge
 from odist.errors import UserError
 from odist.measure.churn import row_differences
 from odist.run.folder import Run
@@ -55,13 +64,23 @@ def record(system: str, seed: int, losses: list[float], *, groups: int = 1, grou
     return Record(system, seed, evaluations=rows, results=results)
 
 
+def timed_systems(recipe: Recipe, records: list[Record]) -> dict[str, Retrains]:
+    """The retrains of each system, with their steps to the baseline's targets."""
+    found = retrains_by_system(records, recipe, timed=times_to_targets(recipe, records))
+    return {system: own for (_, system), own in found.items()}
+
+
+def targets(recipe: Recipe, records: list[Record]) -> list[Target]:
+    return targets_of(recipe, timed_systems(recipe, records)["base"])
+
+
 BASE = [5.0, 4.0, 3.5, 3.3, 3.2, 3.1, 3.1, 3.1]
 
 
 def test_the_targets_are_the_means_of_the_baselines_over_seeds() -> None:
     records = [record("base", 1, BASE), record("base", 2, [v + 0.2 for v in BASE]), record("fast", 1, [1.0] * 8)]
-    found = {target.name: target.value for target in targets_of(recipe(), records)}
-    assert found == pytest.approx({"steps_to_50": 3.4, "steps_to_75": 3.2, "steps_to_end": 3.2})
+    found = {target.name: target.value for target in targets(recipe(), records)}
+    assert found == pytest.approx({"steps_to_50": 3.4, "steps_to_75": 3.2, "steps_to_85": 3.2})
 
 
 def test_a_crossing_lies_on_the_line_between_two_evaluations() -> None:
@@ -76,25 +95,25 @@ def test_a_crossing_lies_on_the_line_between_two_evaluations() -> None:
 
 def test_steps_examples_and_seconds_are_metrics_and_what_is_never_reached_is_censored() -> None:
     slow = [v + 1.0 for v in BASE]
-    base, fast, late = with_targets(
+    found = timed_systems(
         recipe(), [record("base", 1, BASE), record("fast", 1, [3.0] * 8, groups=2), record("fast", 2, slow)]
     )
-    assert base.metrics["steps_to_end"] == pytest.approx(600)
-    assert fast.metrics["steps_to_end"] == 100
-    assert fast.metrics["examples_to_end"] == pytest.approx(100 * 8 * 2)
-    assert late.censored == ("steps_to_50", "steps_to_75", "steps_to_end")
-    assert late.metrics["steps_to_end"] == 800
-    assert base.censored == fast.censored == ()
+    assert found["base"].metric("steps_to_85", [1]) == pytest.approx([600])
+    assert found["fast"].metric("steps_to_85", [1, 2]) == pytest.approx([100, 800])
+    assert found["fast"].metric("examples_to_85", [1]) == pytest.approx([100 * 8 * 2])
+    assert [found["fast"].num_censored(name, [2]) for name in ("steps_to_50", "steps_to_85")] == [1, 1]
+    assert found["fast"].metric("steps_to_85", [2], longest=True) == [1600]
+    assert found["base"].num_censored("steps_to_85", [1]) == found["fast"].num_censored("steps_to_85", [1]) == 0
 
 
 def test_a_student_pays_for_its_teachers() -> None:
     records = [record("base", 1, BASE), record("pupil", 1, [3.0] * 8)]
-    _, pupil = with_targets(recipe(), records)
-    assert pupil.metrics["steps_to_end"] == 900
-    assert pupil.metrics["examples_to_end"] == pytest.approx(900 * 8)
-    assert pupil.first_phase_steps == 800
-    alone = with_targets(recipe(), [record("base", 2, BASE), record("pupil", 1, BASE)])[1]
-    assert "steps_to_end" not in alone.metrics
+    pupil = timed_systems(recipe(), records)["pupil"]
+    assert pupil.metric("steps_to_85", [1]) == [900]
+    assert pupil.metric("examples_to_85", [1]) == pytest.approx([900 * 8])
+    assert [first_phase_steps(recipe(), one, records) for one in records] == [0, 800]
+    alone = timed_systems(recipe(), [record("base", 2, BASE), record("pupil", 1, BASE)])["pupil"]
+    assert not alone.has("steps_to_85", [1])
 
 
 def test_the_mean_of_an_ensemble_is_its_curve() -> None:
@@ -126,23 +145,27 @@ def test_an_accuracy_is_reached_from_below() -> None:
 def test_the_table_of_accuracies_says_so_and_marks_what_never_gets_there() -> None:
     recipe = parse_recipe(ACCURATE, name="t")
     slow = [value - 0.2 for value in RISING]
-    records = with_targets(recipe, [accurate("base", 1, RISING), accurate("base", 2, RISING),
-                                    accurate("fast", 1, [0.9] * 8), accurate("fast", 2, slow)])  # fmt: skip
-    assert {target.name: target.value for target in targets_of(recipe, records)} == pytest.approx(
-        {"steps_to_50": 0.6, "steps_to_75": 0.7, "steps_to_end": 0.7}
+    records = [
+        accurate("base", 1, RISING),
+        accurate("base", 2, RISING),
+        accurate("fast", 1, [0.9] * 8),
+        accurate("fast", 2, slow),
+    ]
+    found = timed_systems(recipe, records)
+    assert {target.name: target.value for target in targets(recipe, records)} == pytest.approx(
+        {"steps_to_50": 0.6, "steps_to_75": 0.7, "steps_to_85": 0.7}
     )
-    assert [one.metrics["steps_to_50"] for one in records] == pytest.approx([400, 400, 100, 800])
-    assert [one.censored for one in records[:3]] == [(), (), ()]
-    assert records[3].censored == ("steps_to_50", "steps_to_75", "steps_to_end")
-    [heading, table] = target_parts(recipe, records)
+    assert found["base"].metric("steps_to_50", [1, 2]) == pytest.approx([400, 400])
+    assert found["fast"].metric("steps_to_50", [1, 2]) == pytest.approx([100, 800])
+    assert found["fast"].num_censored("steps_to_85", [1, 2]) == 1
+    [heading, table] = target_parts(recipe, found)
     assert heading.startswith("Steps to the top-1 accuracy of Base at 50 %")
-    assert "the end: 0.7000; the last" in heading
+    assert "85 %: 0.7000" in heading
     assert "loss" not in heading
     assert "nats" not in heading
     assert "> 450 (1 of 2 never)" in table
-    losses = target_parts(
-        parse_recipe(RECIPE, name="t"), with_targets(parse_recipe(RECIPE, name="t"), [record("base", 1, BASE)])
-    )
+    of_losses = parse_recipe(RECIPE, name="t")
+    losses = target_parts(of_losses, timed_systems(of_losses, [record("base", 1, BASE)]))
     assert losses[0].startswith("Steps to the losses of Base")
     assert "3.1000 nats" in losses[0]
 
@@ -150,7 +173,7 @@ def test_the_table_of_accuracies_says_so_and_marks_what_never_gets_there() -> No
 def test_targets_of_a_metric_that_was_not_recorded_are_refused() -> None:
     recipe = parse_recipe(ACCURATE, name="t")
     with pytest.raises(UserError, match="recipe t, targets: the runs have no metric 'top1' at every evaluation"):
-        with_targets(recipe, [record("base", 1, BASE)])
+        times_to_targets(recipe, [record("base", 1, BASE)])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +200,7 @@ def test_claims_on_accuracies(left: list[float], relation: str, options: dict[st
         for name, values in (("a", left), ("b", [0.746, 0.750, 0.745]))
     ]
     claim = Claim(id="x", text="", metric="top1", left="a", right="b", relation=relation, **options)
-    assert judge(claim, left=sides[0], right=sides[1]).verdict == expected
+    assert judge(claim, sides=sides).verdict == expected
 
 
 def test_the_papers_points_are_in_the_units_of_ours(tmp_path: Path) -> None:
@@ -192,16 +215,23 @@ def test_the_papers_points_are_in_the_units_of_ours(tmp_path: Path) -> None:
     assert paper_points(path, metric="cross_entropy") == {"a": [(5.0, 4.5)]}
 
 
+def side(name: str, steps: list[float], *, never: tuple[int, ...] = ()) -> Retrains:
+    """Runs of one copy with these steps to the target. never: places of those that never reached it, whose steps are a bound."""
+    copies = {
+        (name, seed, 0): Copy(0, {"steps_to_85": value}, {"steps_to_85": 2 * value} if seed in never else {})
+        for seed, value in enumerate(steps)
+    }
+    return Retrains([record(name, seed, BASE) for seed in range(len(steps))], timed=copies)
+
+
 def judged(left: list[float], right: list[float], relation: str, censored: str) -> str:
-    sides = []
-    for name, values in (("a", left), ("b", right)):
-        own = []
-        for seed, value in enumerate(values):
-            one = record(name, seed, BASE).with_metrics({"steps_to_end": value})
-            own.append(replace(one, censored=("steps_to_end",) if name in censored else ()))
-        sides.append(Retrains(own))
-    claim = Claim(id="x", text="", metric="steps_to_end", left="a", right="b", relation=relation)
-    return judge(claim, left=sides[0], right=sides[1]).verdict
+    everyone = tuple(range(len(left)))
+    sides = [
+        side(name, values, never=everyone if name in censored else ()) for name, values in (("a", left), ("b", right))
+    ]
+    return judge(
+        Claim(id="x", text="", metric="steps_to_85", left="a", right="b", relation=relation), sides=sides
+    ).verdict
 
 
 @pytest.mark.parametrize(
@@ -213,24 +243,22 @@ def test_a_lower_bound_decides_only_what_it_can(relation: str, censored: str, ex
     assert judged([100, 110, 105], [300, 310, 302], relation, censored) == expected
 
 
-def test_ratios_of_lower_bounds_are_open() -> None:
-    sides = []
-    for factor in (1.0, 2.0, 1.0, 4.0):
-        sides.append(
-            Retrains([record("a", s, BASE).with_metrics({"steps_to_end": factor * (100 + s)}) for s in range(3)])
-        )
-    claim = Claim(id="x", text="", metric="steps_to_end", left="a", right="a", relation=">", versus=("a", "a"))
-    assert judge_ratios(claim, sides=sides).verdict == "holds"
-    first, *others = sides[3].by_seed.values()
-    sides[3] = Retrains([replace(first, censored=("steps_to_end",)), *others])
-    assert judge_ratios(claim, sides=sides).verdict == "not resolved"
+def test_ratios_with_lower_bounds_are_decided_where_the_bound_decides() -> None:
+    factors = {"a": 1.0, "b": 2.0, "c": 1.0, "d": 4.0}
+    sides = [side(name, [factor * (100 + seed) for seed in range(3)]) for name, factor in factors.items()]
+    claim = Claim(id="x", text="", metric="steps_to_85", left="a", right="b", relation=">", versus=("c", "d"))
+    assert judge(claim, sides=sides).verdict == "holds"
+    bounded = side("d", [4.0 * (100 + seed) for seed in range(3)], never=(0, 1, 2))
+    assert judge(claim, sides=[*sides[:3], bounded]).verdict == "holds"  # a larger d only widens the gap
+    bounded = side("c", [1.0 * (100 + seed) for seed in range(3)], never=(0, 1, 2))
+    verdict = judge(claim, sides=[*sides[:2], bounded, sides[3]])
+    assert (verdict.verdict, verdict.censored) == ("not resolved", True)
 
 
 def test_the_table_marks_bounds() -> None:
     slow = [v + 1.0 for v in BASE]
-    records = with_targets(recipe(), [record("base", 1, BASE), record("base", 2, BASE), record("fast", 1, BASE),
-                                      record("fast", 2, slow)])  # fmt: skip
-    [heading, table] = target_parts(recipe(), records)
+    records = [record("base", 1, BASE), record("base", 2, BASE), record("fast", 1, BASE), record("fast", 2, slow)]
+    [heading, table] = target_parts(recipe(), timed_systems(recipe(), records))
     assert "3.1000" in heading
     [fast] = [line for line in table.splitlines() if line.startswith("| Fast")]
     assert "> 700 (1 of 2 never)" in fast
@@ -258,7 +286,7 @@ systems: [{systems}]
 claims:
   - id: c
     text: C.
-    statement: {{metric: steps_to_end, left: {left}, right: sync, relation: "<"}}
+    statement: {{metric: steps_to_85, left: {left}, right: sync, relation: "<"}}
 """
 
 
@@ -383,7 +411,7 @@ paper_figure: figure3_imagenet_validation.csv
 systems:
   sync: {label: sync, overrides: [algorithm=sync], paper_curve: sync_16k}
 claims:
-  - {id: c, text: C., statement: {metric: steps_to_end, left: sync, right: sync, relation: "<"}}
+  - {id: c, text: C., statement: {metric: steps_to_85, left: sync, right: sync, relation: "<"}}
 scales: {smoke: {}}
 """
 
@@ -410,5 +438,5 @@ def test_a_recipe_of_images_reports_accuracies_churn_and_the_papers_points(
     page = (folder / "images.md").read_text()
     assert "| top-1 accuracy | top-5 accuracy | cross-entropy | calibration error | churn |" in page
     assert "half the sum over the classes of |p1 - p2|" in page
-    assert "steps to the baseline's last top-1 accuracy of sync < sync" in page
+    assert "steps to the baseline's top-1 accuracy at 85 % of sync < sync" in page
     assert "nats" not in page

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from odist.claims.churn_of_models import churn_of_models
 from odist.claims.recipe import PlannedRun
 from odist.claims.record import Record, Trial
 from odist.config.schema import flatten
@@ -19,16 +21,19 @@ ENVIRONMENT = ("commit", "source_hash", "versions", "hardware", "data_fingerprin
 NOT_RECORDED = ("kind", "time")
 
 
-def records_of(recipe: str, planned: Sequence[PlannedRun], *, runs: Sequence[Run]) -> list[Record]:
+def records_of(
+    recipe: str, planned: Sequence[PlannedRun], *, runs: Sequence[Run], all_copies: bool = False
+) -> list[Record]:
     """A record of each finished run, with its churn against each retrain of its system.
 
     planned: of one recipe and scale; runs: the finished run of each
+    all_copies: also the churn between all models of two retrains, for recipes that measure churn
     UserError when two retrains of a system predict different rows.
     """
     predictions = [run.predictions() for run in runs]
     records = []
     for index, (plan, run) in enumerate(zip(planned, runs, strict=True)):
-        churn = {}
+        churn, of_models = {}, {}
         for other, rival in enumerate(planned):
             if other == index or (rival.variant, rival.system) != (plan.variant, plan.system):
                 continue
@@ -42,7 +47,10 @@ def records_of(recipe: str, planned: Sequence[PlannedRun], *, runs: Sequence[Run
             a, b = predictions[first], predictions[second]
             form = form_of(a.probabilities, a.targets)
             churn[str(rival.seed)] = pair_metrics(a.probabilities, b.probabilities, form=form)
-        records.append(_record(recipe, plan, run=run, churn=churn, rows=predictions[index].fingerprint))
+            if all_copies and (between := churn_of_models(runs[first], runs[second])) is not None:
+                of_models[str(rival.seed)] = between
+        record = _record(recipe, plan, run=run, churn=churn, rows=predictions[index].fingerprint)
+        records.append(replace(record, churn_of_models=_finite(of_models)))
     return records
 
 

@@ -14,9 +14,10 @@ from odist.claims.plot import BARS, ONE_MEMBER, Curves, Point, band_notes, draw_
 from odist.claims.quantities import higher_is_better, loss_or_accuracy
 from odist.claims.recipe import Recipe
 from odist.claims.record import Record
+from odist.claims.retrains import retrains_by_system
 from odist.claims.style import Look
 from odist.claims.summary import CHURN, SystemSummary
-from odist.claims.targets import LAST, curve_of, targets_of
+from odist.claims.targets import LATEST, curve_of, first_phase_steps, percent, targets_of
 from odist.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def draw_report(
 
     Learning curves of the first metric beside it against churn, or, in a recipe with targets, those of the targets' metric
     beside the paper's curves. A system has one look in all panels.
-    records: as `with_targets` gives them; paper: as `paper_points` gives it, None without a figure of the paper's
+    paper: as `paper_points` gives it, None without a figure of the paper's
     """
     variants = [variant for variant in recipe.variants if any(s.variant == variant for s in summaries)]
     looks = style.looks(
@@ -97,8 +98,8 @@ def _draw_curves(
         own = [record for record in records if record.system == name]
         frames = [pd.DataFrame(curve_of(record)) for record in own]
         for frame, record in zip(frames, own, strict=True):
-            if record.first_phase_steps:
-                frame["step"] += record.first_phase_steps
+            if recipe.targets is not None and not frame.empty:
+                frame["step"] += first_phase_steps(recipe, record, records)
         frames = [frame for frame in frames if not frame.empty and metric in frame]
         if frames:
             curves.append(Curves(name, looks[name], frames))
@@ -126,7 +127,8 @@ def _draw_with_paper(
             ours, *theirs = axes[columns * index : columns * (index + 1)]
             own = [record for record in records if record.variant == variant]
             drawn += _draw_curves(ours, recipe, own, looks, metric)
-            ends = [target.value for target in targets_of(recipe, own)]
+            baseline = retrains_by_system(own, recipe).get((variant, recipe.targets.system if recipe.targets else ""))
+            ends = [target.value for target in targets_of(recipe, baseline)]
             for value in ends[-1:]:
                 ours.axhline(value, color="#555555", linewidth=0.8, linestyle=":")
                 dotted = True
@@ -141,8 +143,8 @@ def _draw_with_paper(
                 axis.set_title("the paper (Anil et al. 2018)")
         notes = _line_notes(records, drawn)
         if dotted and recipe.targets:
-            notes.append(f"Dotted: the last {loss_or_accuracy(metric)} of {recipe.systems[recipe.targets.system].label} (mean of "
-                         f"its last {LAST} evaluations), to which steps are counted.")  # fmt: skip
+            notes.append(f"Dotted: the {loss_or_accuracy(metric)} of {recipe.systems[recipe.targets.system].label} at "
+                         f"{percent(LATEST)} of its horizon, to which steps are counted.")  # fmt: skip
         present = {record.system for record in records}
         style.legend(figure, _entries(recipe, looks, present), notes=[" ".join(notes)] if notes else [])
         return style.save(figure, base, kinds=("svg",))

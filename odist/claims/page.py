@@ -21,16 +21,18 @@ from typing import Any
 from odist.claims.figure import draw_report, paper_points
 from odist.claims.labels import with_sizes
 from odist.claims.quantities import loss_or_accuracy
-from odist.claims.recipe import Claim, Recipe
+from odist.claims.recipe import Recipe
 from odist.claims.recipe_file import parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines
 from odist.claims.references import read_reference
+from odist.claims.retrains import Retrains, retrains_by_system
 from odist.claims.section import variant_parts
-from odist.claims.summary import SystemSummary, Verdict, judge_all, retrains_by_system, summarise
+from odist.claims.summary import SystemSummary, summarise
 from odist.claims.table import csv_table
-from odist.claims.targets import with_targets
+from odist.claims.targets import times_to_targets
 from odist.claims.tuning import FILE as TUNING_FILE
 from odist.claims.tuning import read_tuning, tuning_parts
+from odist.claims.verdicts import Verdict, judge_all
 from odist.errors import UserError
 from odist.files import write_atomically
 from odist.measure.churn import PAIR_METRICS
@@ -38,8 +40,9 @@ from odist.measure.churn import PAIR_METRICS
 PAPER_FILE = "paper.csv"
 _HOW_TARGETS = (
     " Steps to {target} are those of the first crossing, straight lines between evaluations; the time of evaluations is not "
-    "counted. A run that never gets there counts with its horizon, marked > in a mean and in a ratio whose other side it "
-    "is; it leaves a claim open that it could overturn. An ensemble's curve is that of its mean prediction."
+    "counted. A model that never gets there is censored: it counts with its horizon, marked > in a mean and in a ratio whose "
+    "other side it is. A claim is decided where that bound decides it; a bound from above, twice its horizon, is taken only "
+    "for a system most of whose models got there. An ensemble's curve is that of its mean prediction."
 )
 
 
@@ -60,13 +63,11 @@ def build_report(folder: Path, *, name: str, echo: Callable[[str], None] = print
     records = [record for record in read.lines if not recipe.runs_of or record.system in recipe.systems]
     if not records:
         raise UserError(f"{read.path}: no records of finished runs. `odist reproduce {name}` trains them.")
-    records = with_targets(recipe, records)
     recipe = with_sizes(recipe, records)
-    summaries = summarise(records, recipe)
-    retrains = retrains_by_system(records, recipe)
-    verdicts = {
-        variant: judge_all(_claims_of(recipe, variant), retrains, variant=variant) for variant in recipe.variants
-    }
+    timed = times_to_targets(recipe, records)
+    retrains = retrains_by_system(records, recipe, timed=timed)
+    summaries = summarise(retrains, recipe)
+    verdicts = {variant: judge_all(recipe, retrains, variant=variant) for variant in recipe.variants}
     tuning = read_tuning(home / TUNING_FILE)
     references = {
         (variant, name): read_reference(folder, variant=variant, name=name)
@@ -79,7 +80,13 @@ def build_report(folder: Path, *, name: str, echo: Callable[[str], None] = print
     written = draw_report(folder / name, recipe=recipe, summaries=summaries, records=records, paper=paper)
     texts = {
         f"{name}.md": _page(
-            recipe, summaries=summaries, verdicts=verdicts, records=records, references=references, tuning=tuning
+            recipe,
+            summaries=summaries,
+            retrains=retrains,
+            verdicts=verdicts,
+            records=records,
+            references=references,
+            tuning=tuning,
         ),
         f"{name}.csv": csv_table([_csv_row(recipe, summary) for summary in summaries]),
     }
@@ -96,13 +103,6 @@ def home_of(recipe: Recipe, folder: Path) -> Path:
     return folder.with_name(folder.name.replace(recipe.name, recipe.home, 1))
 
 
-def _claims_of(recipe: Recipe, variant: str) -> list[Claim]:
-    """The claims whose systems all are in the variant."""
-    known = recipe.systems_in(variant)
-    return [claim for claim in recipe.claims
-            if all(name in known for name in (claim.left, claim.right, *(claim.versus or ())))]  # fmt: skip
-
-
 def command_of(recipe: Recipe, records: Sequence[Record]) -> str:
     """What to type to make the report again."""
     scale = records[0].scale
@@ -115,6 +115,7 @@ def _page(
     recipe: Recipe,
     *,
     summaries: Sequence[SystemSummary],
+    retrains: Mapping[tuple[str, str], Retrains],
     verdicts: Mapping[str, Sequence[Verdict]],
     records: Sequence[Record],
     references: Mapping[tuple[str, str], Mapping[str, Any] | None],
@@ -131,6 +132,8 @@ def _page(
         shown = "Learning curves here, and the paper's"
     parts.append(f"Made from the records in `{runs}` by\n\n    {command_of(recipe, records)}\n")
     parts.append(f"![{shown}]({recipe.name}.svg)\n")
+    if recipe.judged_later:
+        parts.append("Note: claims or targets of this page were changed after its runs were made.\n")
     for variant, layer in recipe.variants.items():
         own = [summary for summary in summaries if summary.variant == variant]
         if not own and layer.scales is not None and records[0].scale not in layer.scales:
@@ -145,6 +148,7 @@ def _page(
             recipe,
             variant=variant,
             summaries=own,
+            retrains={system: own for (where, system), own in retrains.items() if where == variant},
             verdicts=verdicts[variant],
             records=[record for record in records if record.variant == variant],
             references={name: references[variant, name] for name in layer.references},
@@ -165,10 +169,13 @@ def _how_to_read(recipe: Recipe, records: Sequence[Record]) -> str:
     if classes:
         measure = "half the sum over the classes of |p1 - p2|, over validation rows and all pairs of retrains"
     text = (
-        f"Metrics are means over seeds with Student's 95 % interval. Churn is the mean of {measure}, with the "
+        "A run is one observation: what its copies (the groups of a codistilled run) have is averaged first, and the members "
+        "of an ensemble whose first one is, bit for bit, a single model's run count as further retrains of that model. "
+        f"Metrics are means over runs with Student's 95 % interval. Churn is the mean of {measure}, with the "
         "delete-one-run jackknife 95 % interval; no interval below three retrains. "
-        "A claim holds, or does not, when the interval of the difference over common seeds lies wholly on one side; "
-        "otherwise it is not resolved."
+        "A claim holds, or does not, when the interval of the difference over common seeds lies wholly on one side and its "
+        "p, adjusted by Holm for the page's other claims of the same kind (primary, or not), is at most 0.05; otherwise it "
+        "is not resolved. Intervals are not adjusted."
     )
     if any(claim.requires for claim in recipe.claims):
         text += " A claim that requires another is not tested where that one does not hold."

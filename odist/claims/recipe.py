@@ -58,6 +58,7 @@ class Claim:
     left < factor * right - margin, left > factor * right + margin, or |left - factor * right| <= margin (`within`);
     with `versus`, two ratios are compared instead: left / right with versus[0] / versus[1]
     requires: id of the claim that has to hold for this one to be tested
+    primary: whether it is one of the one or two claims that the recipe was made for, fixed before its runs
     """
 
     id: str
@@ -70,6 +71,7 @@ class Claim:
     margin: float = 0.0
     versus: tuple[str, str] | None = None
     requires: str | None = None
+    primary: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,11 +183,28 @@ class Recipe:
     targets: Targets | None = None
     paper_figure: str | None = None  # CSV in recipes/paper: system, step, the targets' metric with its unit
     runs_of: str | None = None  # the recipe whose runs and tuning this one reads
+    judged_later: bool = False  # of the copy beside a report: its claims or targets were changed after its runs
 
     @property
     def home(self) -> str:
         """Name of the recipe that owns the runs and the tuning."""
         return self.runs_of or self.name
+
+    @property
+    def measures_churn(self) -> bool:
+        """Whether a table or a claim is about the churn between retrains."""
+        from odist.measure.churn import PAIR_METRICS
+
+        return any(name in PAIR_METRICS for name in (*self.metrics, *(claim.metric for claim in self.claims)))
+
+    @property
+    def without_judgement(self) -> Recipe:
+        """The recipe without claims, targets and what else only judges: two with equal ones train and tune the same."""
+        systems = {
+            name: replace(system, paper={}, paper_curve=None) for name, system in self.without_wording.systems.items()
+        }
+        return replace(self.without_wording, systems=systems, claims=(), decision=None, targets=None, metrics=(),
+                       paper_figure=None, judged_later=False)  # fmt: skip
 
     @property
     def without_wording(self) -> Recipe:

@@ -28,6 +28,7 @@ from odist.errors import UserError
 RELATIONS = ("<", ">", "within")
 OF_A_SYSTEM = ("paper_curve", "teachers", "tuned_with", "paper_label", "shade")
 WORDING = ("label", "paper_label", "shade")  # what a recipe with `runs_of` may say otherwise of a shared system
+LARGEST_NUMBER_OF_PRIMARY = 2
 KINDS_OF_REFERENCE = ("logistic",)
 
 
@@ -41,7 +42,7 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
         raise UserError(f"recipe {name} is no YAML: {error}") from error
     fields = {"title", "systems", "reference", "seeds", "metrics", "scales"}
     _keys(content, f"recipe {name}", required=fields, optional={"description", "overrides", "claims", "variants",
-                                                                "scale", "tuning", "decision", "targets", "paper_figure", "runs_of"})  # fmt: skip
+                                                                "scale", "tuning", "decision", "targets", "paper_figure", "runs_of", "judged_later"})  # fmt: skip
     systems = {}
     for key, value in content["systems"].items():
         _keys(value, f"recipe {name}, system {key}", required={"label"}, optional={"overrides", "paper", *OF_A_SYSTEM})
@@ -79,6 +80,7 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
         targets=_targets(content["targets"], name, systems) if content.get("targets") else None,
         paper_figure=content.get("paper_figure"),
         runs_of=content.get("runs_of"),
+        judged_later=bool(content.get("judged_later")),
         decision=_decision(content["decision"], name, claims) if content.get("decision") else None,
     )
     _check_tuning_seeds(recipe)
@@ -192,7 +194,7 @@ def _layer(content: dict[str, Any], where: str, systems: Mapping[str, System]) -
 
 
 def _claim(content: dict[str, Any], name: str, systems: Mapping[str, System]) -> Claim:
-    _keys(content, f"recipe {name}, claim", required={"id", "text", "statement"}, optional={"requires"})
+    _keys(content, f"recipe {name}, claim", required={"id", "text", "statement"}, optional={"requires", "primary"})
     where, statement = f"recipe {name}, claim {content['id']}", content["statement"]
     _keys(statement, where, required={"metric", "left", "right", "relation"}, optional={"factor", "margin", "versus"})
     for side in ("left", "right"):
@@ -209,6 +211,9 @@ def _claim(content: dict[str, Any], name: str, systems: Mapping[str, System]) ->
     if margin < 0:
         raise UserError(f"{where}: a margin is 0 or more, got {margin:g}.")
     options = {**statement, "versus": tuple(versus) if versus else None, "requires": content.get("requires")}
+    options["primary"] = content.get("primary", False)
+    if not isinstance(options["primary"], bool):
+        raise UserError(f"{where}: primary is true or false, got {options['primary']!r}.")
     return Claim(id=content["id"], text=" ".join(content["text"].split()), **options)
 
 
@@ -220,6 +225,10 @@ def _check_requirements(claims: Sequence[Claim], where: str) -> None:
     for claim in claims:
         if claim.requires is not None:
             _one_of(claim.requires, requires, f"{where}, claim {claim.id}, requires")
+    primary = [claim.id for claim in claims if claim.primary]
+    if len(primary) > LARGEST_NUMBER_OF_PRIMARY:
+        raise UserError(f"{where}: {len(primary)} claims are primary ({', '.join(primary)}), a page has one or two. The others "
+                        "are judged together, each by its p adjusted for their number.")  # fmt: skip
     for claim in claims:
         path = [claim.id]
         while (following := requires[path[-1]]) is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -35,7 +35,6 @@ class Line:
     """
 
     FORMAT: ClassVar[str]
-    NOT_WRITTEN: ClassVar[tuple[str, ...]] = ()  # fields that are worked out when a report is made
     NEWER: ClassVar[tuple[str, ...]] = ()  # fields that older lines lack; not written while they are empty
 
     system: str
@@ -54,7 +53,7 @@ class Line:
     def text(self) -> str:
         """The line, without its end."""
         content = {own.name: getattr(self, own.name) for own in dataclasses.fields(self)}
-        for name in (*self.NOT_WRITTEN, *(name for name in self.NEWER if not content[name])):
+        for name in [name for name in self.NEWER if not content[name]]:
             del content[name]
         return json.dumps({"format": self.FORMAT, **content}, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -69,19 +68,18 @@ class Record(Line):
 
     config: its configuration, nested, without places; results: its results.json; evaluations: rows without dates
     churn: seed of another retrain of the system -> PAIR_METRICS of the two; predicted_rows: fingerprint of the rows
-    censored: metrics that are lower bounds, as of a target that the run never reached (odist.claims.targets)
+    churn_of_models: the same, the mean over the pairs of a model of this run with one of the other; empty for single models
     """
 
     FORMAT = "odist-record-1"
-    NOT_WRITTEN = ("censored", "first_phase_steps")
+    NEWER = ("churn_of_models",)
 
     config: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     churn: dict[str, dict[str, float | None]] = field(default_factory=dict)
     predicted_rows: str = ""
-    censored: tuple[str, ...] = ()
-    first_phase_steps: int = 0  # of the teachers, before the first step of a student of two-phase distillation
+    churn_of_models: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -98,10 +96,6 @@ class Record(Line):
         """What each group reported at its end."""
         groups: list[dict[str, Any]] = self.results.get("groups", [])
         return groups
-
-    def with_metrics(self, more: Mapping[str, float]) -> Record:
-        """The record with `more` among its metrics."""
-        return dataclasses.replace(self, results={**self.results, "metrics": {**self.metrics, **more}})
 
 
 @dataclass(frozen=True)
@@ -184,7 +178,7 @@ def update_lines(
 
 
 def _line(kind: type[Kind], content: dict[str, Any], *, where: str) -> Kind:
-    known = {own.name for own in dataclasses.fields(kind)} - {*kind.NOT_WRITTEN}
+    known = {own.name for own in dataclasses.fields(kind)}
     same = content.pop("format", None) == kind.FORMAT
     if not same or not known - {*kind.NEWER} <= content.keys() <= known:
         raise UserError(

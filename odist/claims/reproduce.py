@@ -24,6 +24,8 @@ from odist.errors import UserError
 from odist.files import write_atomically
 from odist.run.folder import Run
 
+JUDGED_LATER = "judged_later: true # its claims or targets are not those that its runs were made with\n"
+
 
 @dataclass(frozen=True)
 class ReproduceResult:
@@ -63,8 +65,8 @@ def reproduce(
     data_path: prepared data for the variants that need it; without it they are left out
     variants: those to train, empty for all; records and tuning of the others stay as they are
     dry_run: print the commands and do nothing
-    only_report: make the report from the records that exist, train nothing; a recipe that differs in nothing but its wording
-        from the one that they were made with lends the report its words
+    only_report: make the report from the records that exist, train nothing; a recipe that trains the same runs as the one
+        that they were made with lends the report its words and claims
     Systems are trained at the settings in `output`/NAME/tuning.json, or else in the one that comes with the project;
     without any, at the preset's, which the report says.
     UserError for an unknown recipe, scale or variant, OdistError naming the runs that failed, Interrupted.
@@ -112,16 +114,24 @@ def reproduce(
 
 
 def _reword(recipe: Recipe, folder: Path, *, echo: Echo) -> None:
-    """Write the recipe into a report's folder if it differs from the one there in its wording alone, else say that it stays."""
+    """Write the recipe into a report's folder if it trains and tunes as the one there, else say that it stays.
+
+    One that judges otherwise says so from then on, in the folder's recipe and on the page.
+    """
     path = folder / "recipe.yaml"
     if not path.is_file() or path.read_text(encoding="utf-8") == recipe.text:
         return
     recorded = parse_recipe(path.read_text(encoding="utf-8"), name=recipe.name)
-    if recorded.without_wording == recipe.without_wording:
+    if recorded.without_wording == recipe.without_wording and not recorded.judged_later:
         write_atomically(path, recipe.text)
+    elif recorded.without_judgement == recipe.without_judgement:
+        if path.read_text(encoding="utf-8") != recipe.text + JUDGED_LATER:
+            echo("the recipe's claims or targets have changed since the records were made, which the page says")
+        write_atomically(path, recipe.text + JUDGED_LATER)
     else:
         echo(
-            f"the recipe has changed since the records were made, in more than its wording; the report is made by {path}"
+            "the recipe has changed since the records were made, in more than its wording and its claims; the report is made by "
+            f"{path}"
         )
 
 
@@ -172,7 +182,8 @@ def _record(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path]
     from odist.claims.collect import records_of
 
     folder.mkdir(parents=True, exist_ok=True)
-    records = records_of(recipe.home, plan, runs=[Run.open(path) for path in paths])
+    runs = [Run.open(path) for path in paths]
+    records = records_of(recipe.home, plan, runs=runs, all_copies=recipe.measures_churn)
     variants = {run.variant for run in plan}
 
     def outdated(record: Record) -> bool:

@@ -12,12 +12,15 @@ from odist.claims.quantities import name_of
 from odist.claims.recipe import FAILS, UNTESTED, Recipe
 from odist.claims.record import Record
 from odist.claims.references import reference_parts, reference_row, values_of
-from odist.claims.summary import COSTS, SystemSummary, Verdict
-from odist.claims.table import ABSENT, count, estimate, markdown_table
+from odist.claims.retrains import Retrains
+from odist.claims.summary import COSTS, SystemSummary
+from odist.claims.table import ABSENT, count, estimate, markdown_table, probability
 from odist.claims.targets import target_parts
 from odist.claims.tuning import tuning_notes
+from odist.claims.verdicts import Verdict
 from odist.measure.churn import PAIR_METRICS
 
+FEWEST_RETRAINS = 5
 COST_NAMES = {
     "examples_per_model": "examples per model",
     "total_examples": "examples in all",
@@ -32,6 +35,7 @@ def variant_parts(
     *,
     variant: str,
     summaries: Sequence[SystemSummary],
+    retrains: Mapping[str, Retrains],
     verdicts: Sequence[Verdict],
     records: Sequence[Record],
     references: Mapping[str, Mapping[str, Any] | None],
@@ -39,7 +43,7 @@ def variant_parts(
 ) -> list[str]:
     """Paragraphs and tables of one variant.
 
-    summaries, verdicts, records: of this variant, at least one record
+    summaries, retrains, verdicts, records: of this variant, at least one record
     references: name -> record, None where it was not fitted; tuning: content of tuning.json
     """
     scale = records[0].scale
@@ -47,10 +51,11 @@ def variant_parts(
     parts = [f"{note}\n" if note.startswith("**") else f"Note: {note}\n" for note in notes]
     parts += _decision_parts(recipe, verdicts)
     parts += _tables(recipe, variant=variant, summaries=summaries, references=references)
-    parts += target_parts(recipe, records)
+    parts += target_parts(recipe, retrains)
     if verdicts:
         parts.append("Claims:\n")
-        parts += [_verdict_line(recipe, verdict) for verdict in verdicts]
+        ordered = sorted(verdicts, key=lambda verdict: not verdict.claim.primary)  # stable: as in the recipe
+        parts += [_verdict_line(recipe, verdict) for verdict in ordered]
         parts.append("")
     for name, reference in recipe.variants[variant].references.items():
         metric = name_of(reference.metric)
@@ -62,7 +67,19 @@ def variant_parts(
                if not any(s.system == name and seed in s.seeds for s in summaries)]  # fmt: skip
     if missing:
         parts.append(f"Missing runs: {', '.join(missing)}.\n")
-    return parts + [f"Note: {note}\n" for note in _notes(records)]
+    return parts + [f"Note: {note}\n" for note in (*_notes(records), *_few(recipe, summaries, scale=scale))]
+
+
+def _few(recipe: Recipe, summaries: Sequence[SystemSummary], *, scale: str) -> list[str]:
+    """What makes the intervals themselves uncertain: few retrains, churn of one copy of several."""
+    notes = []
+    least = min(len(summary.seeds) for summary in summaries)
+    if least < FEWEST_RETRAINS and scale != "smoke":
+        notes.append(f"of {least} retrains an interval is itself uncertain; {FEWEST_RETRAINS} or more are asked for.")
+    first = [recipe.systems[summary.system].label for summary in summaries if not summary.all_copies]
+    if first and recipe.measures_churn:
+        notes.append(f"churn is between the first copies alone, as the records hold no other: {'; '.join(first)}.")
+    return notes
 
 
 def _decision_parts(recipe: Recipe, verdicts: Sequence[Verdict]) -> list[str]:
@@ -88,7 +105,7 @@ def _tables(
         columns["ratio"] = f"churn / {recipe.systems[recipe.reference].label}"
     rows = []
     for summary in summaries:
-        row = {"label": recipe.systems[summary.system].full_label, "seeds": str(len(summary.seeds))}
+        row = {"label": recipe.systems[summary.system].full_label, "seeds": _observations(summary)}
         row |= {name: estimate(*(summary.metrics | summary.churn).get(name, (None, None))) for name in metrics}
         row["ratio"] = "1" if summary.system == recipe.reference else estimate(*summary.ratio)
         rows.append(row)
@@ -105,6 +122,12 @@ def _tables(
              for s in summaries]  # fmt: skip
     parts.append(markdown_table({"label": "system"} | COST_NAMES, costs))
     return parts
+
+
+def _observations(summary: SystemSummary) -> str:
+    """The number of retrains, and of the models in them where a retrain has several."""
+    runs = len(summary.seeds)
+    return str(runs) if summary.copies == runs else f"{runs} ({summary.copies} models)"
 
 
 def _paper_table(recipe: Recipe, summaries: Sequence[SystemSummary]) -> str:
@@ -133,13 +156,16 @@ def _name(recipe: Recipe, metric: str) -> str:
 
 
 def _verdict_line(recipe: Recipe, verdict: Verdict) -> str:
-    return f"- **{verdict.verdict}**: {verdict.claim.text} ({_numbers(recipe, verdict)}.)"
+    primary = " (primary)" if verdict.claim.primary else ""
+    return f"- **{verdict.verdict}**{primary}: {verdict.claim.text} ({_numbers(recipe, verdict)}.)"
 
 
 def _why_untested(verdict: Verdict) -> str:
     """Which claim had to hold first, and what came of it; nothing for a claim that was tested."""
     if verdict.verdict != UNTESTED:
         return ""
+    if verdict.widest is not None:
+        return f"Its margin tells nothing apart: no two other systems differ by more than {estimate(verdict.widest)}. "
     outcome = {None: "is not part of this variant", FAILS: FAILS}.get(verdict.required, f"is {verdict.required}")
     return f"It requires the claim `{verdict.claim.requires}`, which {outcome}. "
 
@@ -162,9 +188,35 @@ def _numbers(recipe: Recipe, verdict: Verdict) -> str:
     else:
         why = (
             f"difference {estimate(verdict.difference, verdict.interval, sign=True)}, {verdict.num_seeds} common seeds"
+            f"{_p_values(verdict)}{_censored(recipe, verdict)}{_near_empty(recipe, verdict)}"
         )
     by = f" by more than {claim.margin:g}" if claim.margin and claim.relation != "within" else ""
     return f"{_why_untested(verdict)}{name} of {first} {relation} {factor}{second}{by}: {why}"
+
+
+def _p_values(verdict: Verdict) -> str:
+    if verdict.p is None:
+        return ""
+    own = f", p = {probability(verdict.p)}"
+    return own if verdict.adjusted in (None, verdict.p) else f"{own}, adjusted {probability(verdict.adjusted or 0.0)}"
+
+
+def _censored(recipe: Recipe, verdict: Verdict) -> str:
+    """Which models never reached the target, and what that leaves of the verdict."""
+    if not verdict.bounds:
+        return ""
+    sides = " and ".join(
+        f"{bound.never} of {bound.models} models of {recipe.systems[bound.system].label}" for bound in verdict.bounds
+    )
+    ending = "which leaves the claim open" if verdict.censored else "the bound does not change the verdict"
+    return f"; censored: {sides} never got there, {ending}"
+
+
+def _near_empty(recipe: Recipe, verdict: Verdict) -> str:
+    if verdict.near is None:
+        return ""
+    labels = recipe.systems[recipe.reference].label, recipe.systems[verdict.claim.right].label
+    return f"; says little: {labels[0]} itself differs from {labels[1]} by only {estimate(verdict.near)}"
 
 
 def _notes(records: Sequence[Record]) -> list[str]:

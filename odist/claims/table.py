@@ -40,6 +40,11 @@ def count(value: float | None) -> str:
     return f"{value:.3g}" if value >= 1e9 or value < 100 else f"{round(value):,}".replace(",", " ")
 
 
+def probability(p: float) -> str:
+    """A p-value with two significant digits, never as zero."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
 def markdown_table(columns: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> str:
     """A Markdown table. columns: key -> heading; rows: key -> text, `–` where missing."""
 

@@ -20,7 +20,16 @@ from odist.measure.intervals import mean_interval, mean_over_pairs, within_range
 from odist.measure.metrics import binary_results, loss_of_correct, multiclass_results
 from odist.measure.slices import coded, slice_rows
 
-PAIR_METRICS = ("mean_abs_difference", "root_mean_square", "flips", "relative_difference", "rank_correlation")
+PAIR_METRICS = (
+    "mean_abs_difference",
+    "churn_without_shift",
+    "root_mean_square",
+    "flips",
+    "relative_difference",
+    "rank_correlation",
+)
+_WITHOUT_SHIFT = "the same after each of the two has given up its mean difference in logits from the other"
+SMALLEST_PROBABILITY = 1e-9  # before logits are taken: float32 predictions hold exact zeros and ones
 
 
 class Form(StrEnum):
@@ -51,14 +60,19 @@ def definitions(form: Form, *, threshold: float = 0.5) -> dict[str, str]:
     if form is Form.classes:
         return {
             "mean_abs_difference": "mean over rows of the total variation: half the sum over classes of |p1 - p2|",
+            "churn_without_shift": _WITHOUT_SHIFT,
             "flips": "share of rows whose most probable class changes",
         }
     distance = f"mean over rows of |p1 - p2|, p the {form.value}"
     if form is Form.label:
         unknown = "not known, as of each row only that probability is kept and not the most probable class"
-        return {"mean_abs_difference": f"{distance} (of text: of the correct piece)", "flips": unknown}
+        return {
+            "mean_abs_difference": f"{distance} (of text: of the correct piece)",
+            "churn_without_shift": "not known, for the same reason as flips",
+            "flips": unknown,
+        }
     flips = f"share of rows with one of p1 and p2 above {threshold:g} and the other not"
-    return {"mean_abs_difference": distance, "flips": flips}
+    return {"mean_abs_difference": distance, "churn_without_shift": _WITHOUT_SHIFT, "flips": flips}
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,32 @@ def row_differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return difference if difference.ndim == 1 else 0.5 * difference.sum(axis=1)
 
 
+def without_shift(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two predictions after each has given up its mean difference in logits: half to either side, so that both move alike.
+
+    first, second: [rows] of the positive class or [rows, classes]
+    What is left is how rows move against each other; a retrain whose predictions are all a little higher has lost that.
+    """
+    if first.ndim == 1:
+        a, b = (_logits(np.stack([1 - p, p], axis=1)) for p in (first, second))
+    else:
+        a, b = _logits(first), _logits(second)
+    half = 0.5 * (a.mean(axis=0) - b.mean(axis=0))
+    left, right = _softmax(a - half), _softmax(b + half)
+    return (left[:, 1], right[:, 1]) if first.ndim == 1 else (left, right)
+
+
+def _logits(probabilities: np.ndarray) -> np.ndarray:
+    """Logits [rows, classes] whose mean over the classes is 0."""
+    logits = np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))
+    return np.asarray(logits - logits.mean(axis=1, keepdims=True))
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
 def pair_metrics(
     first: np.ndarray, second: np.ndarray, *, form: Form, threshold: float = 0.5
 ) -> dict[str, float | None]:
@@ -117,8 +157,10 @@ def pair_metrics(
     flips = None
     if form is not Form.label:
         flips = float(np.mean(_decisions(first, threshold) != _decisions(second, threshold)))
+    steady = None if form is Form.label else float(row_differences(*without_shift(first, second)).mean())
     return {
         "mean_abs_difference": float(difference.mean()),
+        "churn_without_shift": steady,
         "root_mean_square": float(np.sqrt(np.mean(difference**2))),
         "flips": flips,
         "relative_difference": float(relative.mean()),
@@ -146,6 +188,8 @@ def churn(
 
     mean_abs_difference is the paper's measure (section 3.5): the mean over rows of |p1 - p2|; with
     classes, of the total variation sum_c |p1_c - p2_c| / 2, which for two classes is the same number.
+    churn_without_shift is the same after the two have given up their mean difference in logits, see `without_shift`; None
+    where only the probability of the correct class is known;
     root_mean_square is of the same row differences; flips the share of rows whose decision differs, None where
     only the probability of the correct class is known;
     relative_difference the mean of 2 |p1 - p2| / (p1 + p2) over all entries; rank_correlation
@@ -197,7 +241,7 @@ def summarise_pairs(
     """Each of PAIR_METRICS over all pairs, with `<name>_interval` kept inside the metric's range."""
     metrics: dict[str, Any] = {}
     for metric in PAIR_METRICS:
-        values = {pair: row[metric] for pair, row in by_pair.items()}
+        values = {pair: row.get(metric) for pair, row in by_pair.items()}
         known = {pair: value for pair, value in values.items() if value is not None}
         if len(known) < len(values):
             metrics |= {metric: None, f"{metric}_interval": None}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -17,10 +18,10 @@ Interval = list[float]
 # negative on rows that happen to suit a model.
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("log_loss", "cross_entropy", "bits_per_byte"), (0.0, math.inf)),
-    **dict.fromkeys(("ratio", "steps_to_50", "steps_to_75", "steps_to_end"), (0.0, math.inf)),
+    **dict.fromkeys(("ratio", "steps_to_50", "steps_to_75", "steps_to_85"), (0.0, math.inf)),
     "perplexity": (1.0, math.inf),
     **dict.fromkeys(("auc", "accuracy", "top1", "top5", "brier", "calibration_error"), (0.0, 1.0)),
-    **dict.fromkeys(("mean_abs_difference", "root_mean_square", "flips"), (0.0, 1.0)),
+    **dict.fromkeys(("mean_abs_difference", "churn_without_shift", "root_mean_square", "flips"), (0.0, 1.0)),
     "relative_difference": (0.0, 2.0),
     "rank_correlation": (-1.0, 1.0),
 }
@@ -81,27 +82,76 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     return [mean - half, mean + half]
 
 
-def jackknife(
-    statistic: Callable[[list[int]], float], num_runs: int, *, confidence: float = 0.95
-) -> tuple[float, Interval | None]:
-    """Value of a statistic of pairs of runs, and its delete-one-run jackknife t interval.
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic of independent runs with its standard error, judged by Student's t.
 
-    Pairs that share a run are not independent, so the run is the unit: the statistic is computed again
-    with each run left out, and Student's t with num_runs - 1 degrees of freedom gives the width.
-    Resampling runs with replacement (bootstrap) would pair a run with itself, count differences of
-    zero and so bias the statistic downwards: it is wrong here.
+    error: None where too few runs give none
+    """
 
-    statistic: of the chosen run indices (at least two)
-    num_runs: at least two; below three no run can be left out and the interval is None
+    value: float
+    error: float | None
+    freedom: int
+
+    def interval(self, *, confidence: float = 0.95) -> Interval | None:
+        """The interval around the value; None without a standard error."""
+        if self.error is None:
+            return None
+        half = t_quantile(0.5 + confidence / 2, self.freedom) * self.error
+        return [self.value - half, self.value + half]
+
+    def p_value(self, distance: float) -> float | None:
+        """Two-sided p of a boundary that lies `distance` from the value; None without a standard error.
+
+        It is the smallest alpha at which the interval of confidence 1 - alpha does not contain the boundary.
+        """
+        if self.error is None:
+            return None
+        if self.error == 0.0:
+            return 0.0 if distance else 1.0
+        from scipy.special import stdtr
+
+        return float(2 * stdtr(self.freedom, -abs(distance) / self.error))
+
+
+def jackknife_estimate(statistic: Callable[[list[int]], float], num_runs: int) -> Estimate:
+    """A statistic of runs with its delete-one-run jackknife error; of a plain mean this is the usual standard error.
+
+    Pairs that share a run are not independent, so the run is the unit: the statistic is computed again with each run left
+    out, and Student's t with num_runs - 1 degrees of freedom gives the width. Resampling runs with replacement (bootstrap)
+    would pair a run with itself, count differences of zero and so bias the statistic downwards.
+
+    statistic: of the chosen run indices
+    num_runs: below three no run can be left out and there is no error
     """
     everyone = list(range(num_runs))
     value = statistic(everyone)
     if num_runs < 3:
-        return value, None
+        return Estimate(value, None, max(0, num_runs - 1))
     left_out = np.array([statistic([run for run in everyone if run != omitted]) for omitted in everyone])
     variance = (num_runs - 1) / num_runs * float(np.sum((left_out - left_out.mean()) ** 2))
-    half = t_quantile(0.5 + confidence / 2, num_runs - 1) * math.sqrt(variance)
-    return value, [value - half, value + half]
+    return Estimate(value, math.sqrt(variance), num_runs - 1)
+
+
+def jackknife(
+    statistic: Callable[[list[int]], float], num_runs: int, *, confidence: float = 0.95
+) -> tuple[float, Interval | None]:
+    """Value and interval of `jackknife_estimate`; the interval is None below three runs."""
+    found = jackknife_estimate(statistic, num_runs)
+    return found.value, found.interval(confidence=confidence)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number, in the same order (Holm 1979).
+
+    Deciding those at most alpha keeps the chance of any wrong decision in the whole family at alpha, however they depend.
+    """
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
 
 
 def mean_over_pairs(
