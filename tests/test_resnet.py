@@ -17,7 +17,7 @@ from odist.models.resnet import ResNet
 
 # Name and shape of every tensor of torchvision's resnet50, in its order: written from table 1 of He et al. 2016.
 LAYOUT = Path(__file__).parent / "data" / "resnet50.json"
-BLOCKS = {8: (1, 1, 1), 18: (2, 2, 2, 2), 20: (3, 3, 3), 50: (3, 4, 6, 3)}
+BLOCKS = {8: (1, 1, 1), 18: (2, 2, 2, 2), 20: (3, 3, 3), 32: (5, 5, 5), 50: (3, 4, 6, 3)}
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +91,14 @@ def test_the_other_depths_have_as_many_parameters_as_is_known(depth: int, parame
         total += width_in * width + 2 * width if width != width_in else 0
         width_in = width
     assert total + 990 * 65 == parameters
+
+
+def test_resnet32_without_its_projections_has_the_published_count() -> None:
+    """He et al. 2016, table 6: 0.46 million, where shortcuts widen by zeros."""
+    model = ResNet(10, depth=32)
+    counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    assert sum(count for name, count in counts.items() if "downsample" not in name) == 464_154
+    assert sum(counts.values()) == 466_906
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -180,5 +188,5 @@ def test_a_compiled_network_keeps_its_names_and_so_does_its_copy(monkeypatch: py
 
 
 def test_an_unknown_depth_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"model\.depth=34: choose one of 8, 18, 20, 50"):
+    with pytest.raises(UserError, match=r"model\.depth=34: choose one of 8, 18, 20, 32, 50"):
         ResNet(10, depth=34)

@@ -146,12 +146,23 @@ class TransformerConfig(ModelConfig):
 
 
 @dataclass
-class ResNetConfig(ModelConfig):
-    name: str = key("resnet", "registry name", parts="models")
-    depth: int = key(50, "layers; 8 and 20 are for images of 32 pixels", choices=(8, 18, 20, 50))
+class ImageNetworkConfig(ModelConfig):
     channels_last: bool = key(False, "memory format of weights and images")
     bf16: bool = key(False, "convolutions and products in bfloat16; weights, batch norms and losses stay float32")
     compile: bool = key(False, "compile the network with torch.compile")
+
+
+@dataclass
+class ResNetConfig(ImageNetworkConfig):
+    name: str = key("resnet", "registry name", parts="models")
+    depth: int = key(50, "layers; 8, 20 and 32 are for images of 32 pixels", choices=(8, 18, 20, 32, 50))
+
+
+@dataclass
+class WideResNetConfig(ImageNetworkConfig):
+    name: str = key("wrn", "registry name", parts="models")
+    depth: int = key(28, "layers: 10, 16, 22, 28 ...", bounds=Bounds(10))
+    width: int = key(10, "factor of the channels, of which there are 16, 32 and 64 at 1", bounds=POSITIVE)
 
 
 @dataclass
@@ -306,6 +317,7 @@ MODEL_CONFIGS: dict[str, type[ModelConfig]] = {
     "lstm": LSTMConfig,
     "transformer": TransformerConfig,
     "resnet": ResNetConfig,
+    "wrn": WideResNetConfig,
 }
 # Nodes whose keys depend on their name: what the schema says, then the kind of part and odist's own choices.
 VARIANTS: dict[type, tuple[str, Mapping[str, type]]] = {

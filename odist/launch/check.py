@@ -25,8 +25,7 @@ from odist.run import sinks
 from odist.run.folder import Run
 
 PREPARED_BY = {"lm": "text"}  # the verb's name where it is not the task's
-MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer"), "imagenet": ("resnet",)}
-SMALL_DEPTHS, SMALL_SIZE = (8, 20), 32  # residual networks that do not pool behind the stem; side of their images
+MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer"), "imagenet": ("resnet", "wrn")}
 
 
 def validate(config: Config) -> None:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from odist.config.schema import JPEG_SIZE, Config, CriteoConfig, ImageNetConfig, LMConfig, ResNetConfig
+from odist.config.schema import (
+    JPEG_SIZE,
+    Config,
+    CriteoConfig,
+    ImageNetConfig,
+    LMConfig,
+    ResNetConfig,
+    WideResNetConfig,
+)
 from odist.launch.check import read_store
 from odist.run.folder import Run
 
-SMALL_DEPTHS, SMALL_SIZE = (8, 20), 32  # residual networks that do not pool behind the stem; side of their images
+SMALL_DEPTHS, SMALL_SIZE = (8, 20, 32), 32  # residual networks that do not pool behind the stem; side of their images
 
 
 def remarks(config: Config) -> list[str]:
@@ -82,10 +90,12 @@ def _unused_store(config: Config) -> list[str]:
 
 def _too_small(config: Config) -> list[str]:
     task, model, path = config.task, config.model, config.data.path
-    if not isinstance(task, ImageNetConfig) or not isinstance(model, ResNetConfig) or path is None:
+    if not isinstance(task, ImageNetConfig) or not isinstance(model, ResNetConfig | WideResNetConfig) or path is None:
         return []
     size = task.size or read_store(path).get("decoded") or JPEG_SIZE
-    if model.depth not in SMALL_DEPTHS or size <= 2 * SMALL_SIZE:
+    small = model.depth in SMALL_DEPTHS or isinstance(model, WideResNetConfig)
+    if not small or size <= 2 * SMALL_SIZE:
         return []
-    return [f"model.depth={model.depth} is a network for images of {SMALL_SIZE} pixels a side; these have {size}. Did you "
-            "mean model.depth=18, model.depth=50, scale=paper, or a smaller task.size?"]  # fmt: skip
+    chosen = "model=wrn" if isinstance(model, WideResNetConfig) else f"model.depth={model.depth}"
+    return [f"{chosen} is a network for images of {SMALL_SIZE} pixels a side; these have {size}. Did you "
+            "mean model=resnet with model.depth=18 or 50, scale=paper, or a smaller task.size?"]  # fmt: skip

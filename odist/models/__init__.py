@@ -5,4 +5,5 @@ MODELS = {
     "lstm": "odist.models.lstm:LSTM",
     "transformer": "odist.models.transformer:Transformer",
     "resnet": "odist.models.resnet:ResNet",
+    "wrn": "odist.models.wide_resnet:WideResNet",
 }

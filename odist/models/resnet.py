@@ -6,15 +6,13 @@ virtual worker's batch norms start from and keep, to the strategies.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odist.errors import UserError
+from odist.models.image_network import ImageNetwork, convolution
 
-DEPTHS = (8, 18, 20, 50)
+DEPTHS = (8, 18, 20, 32, 50)
 LARGE = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # blocks of each stage: He et al. 2016, table 1
 
 
@@ -64,16 +62,14 @@ class Bottleneck(nn.Module):
         return F.relu(values + shortcut, inplace=True)
 
 
-class ResNet(nn.Module):
+class ResNet(ImageNetwork):
     """Image classifier of `depth` weighted layers.
 
     num_classes: outputs
-    depth: 18 or 50, of stages of 64-128-256-512 behind a 7x7 stem of stride 2 and a pooling; 8 or 20, of stages of
+    depth: 18 or 50, of stages of 64-128-256-512 behind a 7x7 stem of stride 2 and a pooling; 8, 20 or 32, of stages of
         16-32-64 behind a 3x3 stem, for images of 32 pixels
     dropout: probability before the last layer
-    channels_last: keep weights and images in that memory format, which is faster on most hardware
-    bf16: convolutions and matrix products in bfloat16 (torch.autocast); weights and logits stay float32
-    compile: by torch.compile; its first steps take a minute
+    others: see `ImageNetwork`
     Source: He et al. 2016, sections 3.4 and 4.2; Goyal et al. 2017, section 5.1: stride in the 3x3, last gain of each
     block zero at the start, last layer normal 0.01. Our choice: the small ones too project where the width grows.
     """
@@ -109,42 +105,16 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(width_in, num_classes)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        self.bf16 = bf16
-        self.compiled = compile
-        if compile:
-            self.compile()
+        self.settle(channels_last=channels_last, bf16=bf16, compile=compile)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self.compiled:  # a copy, such as a teacher, is compiled anew
-            self.compile()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [batch, classes] of normalised images [batch, 3, height, width]."""
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            logits = self._logits(images)
-        return logits.to(self.fc.weight.dtype)
-
-    def _logits(self, images: Tensor) -> Tensor:
-        values = self.conv1(images.contiguous(memory_format=self.memory_format))
+    def logits(self, images: Tensor) -> Tensor:
+        values = self.conv1(images)
         values = F.relu(self.bn1(values), inplace=True)
         if self.stem_pools:
             values = F.max_pool2d(values, 3, stride=2, padding=1)
         for stage in self.stages:
             values = self.get_submodule(stage)(values)
         return self.fc(self.dropout(values.mean(dim=(2, 3))))
-
-
-def convolution(width_in: int, width_out: int, *, size: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution without bias that keeps the size at stride 1.
-
-    Source of the start: He et al. 2015, "Delving deep into rectifiers", equation 14 (normal, fan-out).
-    """
-    layer = nn.Conv2d(width_in, width_out, size, stride=stride, padding=size // 2, bias=False)
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    return layer
 
 
 def projection(width_in: int, width_out: int, *, stride: int) -> nn.Sequential | None:
