@@ -1,7 +1,6 @@
 """The bytes of a packed file, gzip or zstd, out of sound and damaged ones, and the members of tar archives.
 
-Gzip is unpacked member by member and read on after a damaged one; every fault goes to `note(place, kind)`. What
-the bytes mean is left to the caller.
+Gzip is unpacked member by member and read on after a damaged one; every fault goes to `note(place, kind)`.
 """
 
 from __future__ import annotations
@@ -78,20 +77,21 @@ class _Unpacker(Protocol):
     def decompress(self, data: bytes, max_length: int = ..., /) -> bytes: ...
 
 
-def unpack(file: BinaryIO, *, start: bytes, note: Note) -> Iterator[bytes]:
+def unpack(file: BinaryIO, *, start: bytes, note: Note, salvage: bool = True) -> Iterator[bytes]:
     """The unpacked content of a file in pieces of a few MB at most; faults are noted with their place in the packed file.
 
     file: at its beginning, seekable
     start: its first bytes, which tell gzip and zstd from plain
+    salvage: give what a damaged gzip member holds up to the damage, before that is noted
     """
     if start.startswith(GZIP):
-        return _unpack_gzip(file, note)
+        return _unpack_gzip(file, note, salvage=salvage)
     if start.startswith(ZSTD):
         return _unpack_zstd(file, note)
     return iter(lambda: file.read(CHUNK), b"")
 
 
-def _unpack_gzip(file: BinaryIO, note: Note) -> Iterator[bytes]:
+def _unpack_gzip(file: BinaryIO, note: Note, *, salvage: bool) -> Iterator[bytes]:
     create, errors = _inflate()
     data, end = file.read(CHUNK), False  # data: packed bytes not yet taken; end: of the file
     position = 0  # of data in the file
@@ -126,7 +126,8 @@ def _unpack_gzip(file: BinaryIO, note: Note) -> Iterator[bytes]:
                     note(position, "truncated gzip")
                     return
         except errors:
-            yield from _salvage(file, member, emitted)
+            if salvage:
+                yield from _salvage(file, member, emitted)
             note(member, "damaged gzip member")
             position = _next_member(file, member + 1)
             file.seek(position)
@@ -188,7 +189,9 @@ def _unpack_zstd(file: BinaryIO, note: Note) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError:
-        raise UserError("a zstd file is read with zstandard, which is not installed. Type: pip install zstandard") from None  # fmt: skip
+        raise UserError(
+            "a zstd file is read with zstandard, which is not installed. Type: pip install zstandard"
+        ) from None
 
     def create() -> Any:
         return zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()

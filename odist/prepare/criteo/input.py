@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from odist.errors import UserError
-from odist.prepare.inputs import Block, InputFile, first_lines, read_blocks, read_start
+from odist.prepare.criteo.lines import Block, first_lines, read_blocks, read_start
+from odist.prepare.inputs import InputFile
 
 NUMERIC = tuple(f"I{number}" for number in range(1, 14))
 CATEGORICAL = tuple(f"C{number}" for number in range(1, 27))
@@ -45,15 +46,20 @@ def find_row_layout(source: InputFile, *, format_name: str) -> RowLayout:
     format_name: auto | tsv | csv | parquet
     """
     if format_name != "auto" and (source.kind == "parquet") != (format_name == "parquet"):
-        raise UserError(f"{source.path}: {'a' if source.kind == 'parquet' else 'not a'} Parquet file, but the format given is {format_name}. "
-                        "Leave the format out to have it recognised.")  # fmt: skip
+        article = "a" if source.kind == "parquet" else "not a"
+        raise UserError(
+            f"{source.path}: {article} Parquet file, but the format given is {format_name}. "
+            "Leave the format out to have it recognised."
+        )
     if source.kind == "parquet":
         return RowLayout(ord("\t"), labelled=_parquet_columns(source)[0].lower() == "label")
     start = read_start(source)
     skipped = len(BOM) if start.startswith(BOM) else 0
     if b"\r" in start.rstrip() and b"\n" not in start:
-        raise UserError(f"{source.path}: its lines end in CR alone, as on old Macintoshes; expected LF or CR LF. "
-                        "Convert it: tr '\\r' '\\n' < FILE > NEWFILE")  # fmt: skip
+        raise UserError(
+            f"{source.path}: its lines end in CR alone, as on old Macintoshes; expected LF or CR LF. "
+            "Convert it: tr '\\r' '\\n' < FILE > NEWFILE"
+        )
     lines = [line for line in first_lines(start[skipped:]) if line]
     if not lines:
         raise UserError(f"{source.path}: holds no lines.")
@@ -74,7 +80,7 @@ def find_row_layout(source: InputFile, *, format_name: str) -> RowLayout:
     labelled, unlabelled = widths[len(FEATURES) + 1], widths[len(FEATURES)]
     if not labelled and not unlabelled:
         raise UserError(
-            f"{source.path}: no row of Criteo's: line 1 has {lines[0].count(separator) + 1} columns between "
+            f"{source.path}: not Criteo rows: line 1 has {lines[0].count(separator) + 1} columns between "
             f"{'tabs' if separator == SEPARATORS['tsv'] else 'commas'}, expected 40 (label, 13 integers, 26 categories) "
             "or 39 (without label). An archive (.tar.gz) has to be unpacked first."
         )

@@ -19,8 +19,9 @@ from odist.data.rows import RowWriter
 from odist.errors import Interrupted, UserError
 from odist.prepare.criteo.fit import NUM_COLUMNS, in_order
 from odist.prepare.criteo.input import FEATURES, RowLayout, read_rows
+from odist.prepare.criteo.lines import Block, read_ahead
 from odist.prepare.criteo.options import CriteoChoices, CriteoOptions
-from odist.prepare.inputs import Block, InputFile, read_ahead
+from odist.prepare.inputs import InputFile
 from odist.prepare.job import Progress, Stop
 
 MAX_LOCATED = 10  # bad rows that the report locates
