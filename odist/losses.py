@@ -1,5 +1,11 @@
 """The label loss, the distillation loss and their sum, for binary and for many-class predictions.
 
+Distillation compares probabilities (cross-entropy, or the divergence, which has the same gradient) or logits z with the
+teachers' mean logits t: `logit_regression` is |z - t|^2 / 2, summed over the C classes (Ba and Caruana 2014, "Do deep nets
+really need to be deep?", equation 1); `squared_logits` is |z - t|^2 / C, the mean squared error of other software, 2 / C of that:
+its gradient is twice that of cross-entropies at a high temperature T, times T^2 (Hinton et al. 2015, equation 4). A weight
+that suits one is far off for the other where classes are many. A binary prediction is one logit: C = 1.
+
 The only place that averages teachers and compares them with a student. Losses are *sums* over
 examples, not means: the caller divides by the one global count, so ragged batches and any number of
 workers give the same number (as torchtitan and algoperf do).
@@ -73,9 +79,8 @@ def binary(logits: Tensor, targets: Tensor, *, weights: Tensor, options: LossOpt
     label = (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * weights).sum()
     if soft is None:
         return Sums(label, None, label)
-    if options.distill_loss == "squared_logits":
-        target = _mean_logits(soft, binary=True)
-        each = (logits - target) ** 2
+    if options.distill_loss in LOGIT_LOSSES:
+        each = (logits - _mean_logits(soft, binary=True)) ** 2 * logit_scale(options, classes=1)
     else:
         target = _mean_probabilities(soft, options.average, binary=True).to(logits.dtype).expand_as(logits)
         each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -98,13 +103,21 @@ def multiclass(
     if soft is None:
         total, label, _ = _SoftmaxLosses.apply(*flat, None, LossOptions())
         return Sums(label, None, total)
-    if options.distill_loss == "squared_logits":
+    if options.distill_loss in LOGIT_LOSSES:
         total, label, _ = _SoftmaxLosses.apply(*flat, None, options)
         squares = ((logits - _mean_logits(soft, binary=False)) ** 2).mean(dim=-1)
-        distillation = (squares * weights).sum()
+        distillation = (squares * weights).sum() * logit_scale(options, classes=logits.shape[-1])
         return Sums(label, distillation, total + options.distill_weight * distillation)
     total, label, distillation = _SoftmaxLosses.apply(*flat, soft, options)
     return Sums(label, distillation, total)
+
+
+LOGIT_LOSSES = ("squared_logits", "logit_regression")
+
+
+def logit_scale(options: LossOptions, *, classes: int) -> float:
+    """What the mean squared difference of `classes` logits is multiplied by; see the top of this module."""
+    return classes / 2 if options.distill_loss == "logit_regression" else 1.0
 
 
 CHUNK = 1 << 19  # logits that stay in a processor's cache from one pass over them to the next

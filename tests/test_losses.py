@@ -87,6 +87,39 @@ def test_squared_logits_compares_with_the_mean_logit():
     torch.testing.assert_close(sums.distillation, (WEIGHTS * (CLICK_LOGITS - (a + b) / 2) ** 2).sum())
 
 
+def test_the_two_losses_of_logits_have_the_scales_of_their_sources():
+    """Half the squared distance (Ba and Caruana 2014), and torch's mean squared error."""
+    teacher = torch.randn(ROWS, CLASSES)
+    found = {}
+    for kind in ("logit_regression", "squared_logits"):
+        options = LossOptions(distill_loss=kind)
+        many = multiclass(LOGITS, TARGETS, weights=WEIGHTS, options=options, soft=Soft((teacher,))).distillation
+        one = binary(CLICK_LOGITS, CLICKS, weights=WEIGHTS, options=options, soft=Soft((teacher[:, 0],))).distillation
+        found[kind] = (many, one)
+    distances = ((LOGITS - teacher) ** 2).sum(dim=1), (CLICK_LOGITS - teacher[:, 0]) ** 2
+    expected = [(WEIGHTS * distance / 2).sum() for distance in distances]
+    torch.testing.assert_close(found["logit_regression"], tuple(expected))
+    errors = [
+        F.mse_loss(LOGITS, teacher, reduction="none").mean(dim=1),
+        F.mse_loss(CLICK_LOGITS, teacher[:, 0], reduction="none"),
+    ]
+    torch.testing.assert_close(found["squared_logits"], tuple((WEIGHTS * error).sum() for error in errors))
+
+
+def test_squared_logits_have_twice_the_gradient_of_a_high_temperature():
+    """Hinton et al. 2015, equation 4: of cross-entropies at temperature T, times T squared, for logits of mean 0."""
+    centred = LOGITS - LOGITS.mean(dim=1, keepdim=True)
+    teacher = torch.randn(ROWS, CLASSES)
+    teacher -= teacher.mean(dim=1, keepdim=True)
+    logits, hot = centred.clone().requires_grad_(), centred.clone().double().requires_grad_()
+    options = LossOptions(label_weight=0, distill_loss="squared_logits")
+    multiclass(logits, TARGETS, weights=torch.ones(ROWS), options=options, soft=Soft((teacher,))).total.backward()
+    temperature = 1e4
+    soft = (teacher.double() / temperature).softmax(dim=1)
+    (F.cross_entropy(hot / temperature, soft, reduction="sum") * temperature**2).backward()
+    torch.testing.assert_close(logits.grad.double(), 2 * hot.grad, rtol=1e-3, atol=1e-3)
+
+
 def test_no_gradient_reaches_a_teacher():
     teacher = torch.randn(ROWS, requires_grad=True)
     logits = CLICK_LOGITS.clone().requires_grad_()

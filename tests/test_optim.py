@@ -8,11 +8,14 @@ import math
 
 import pytest
 import torch
+from conftest import make_config
 from torch import nn
 
 from odist.config.schema import OptimConfig
+from odist.engine.wiring import build_task, make_clock
+from odist.launch.check import validate
 from odist.models.mlp import EmbeddingMLP
-from odist.optim import Clock, Optimizer, learning_rate
+from odist.optim import Clock, Optimizer, absolute, learning_rate
 
 BUCKETS, BATCH, STEPS = 40, 16, 8
 CLOCK = Clock(BATCH, 100)
@@ -266,3 +269,26 @@ def test_a_twin_has_state_of_its_own():
 
     assert total(one) > 0
     assert total(two) == 0
+
+
+@pytest.mark.parametrize("task", ["criteo", "lm", "imagenet"])
+def test_the_usual_rivals_are_existing_keys(task):
+    """A drop of the rate, twice the steps, twice the batch at equal examples and at equal steps."""
+
+    def clock(*overrides):
+        config = make_config(f"task={task}", *overrides)
+        validate(config)
+        return make_clock(config, build_task(config)), config
+
+    own, config = clock()
+    batch, passes = config.train.batch, config.train.passes
+    _, dropped = clock("optim.schedule=steps", "optim.milestone_shares=[0.8]", "optim.decay=0.1")
+    rates = [
+        learning_rate(absolute(dropped.optim, clock=own), share * own.horizon, horizon=own.horizon)
+        for share in (0.7, 0.9)
+    ]
+    assert rates[1] / rates[0] == pytest.approx(0.1)
+    assert clock(f"train.passes={2 * passes}")[0].num_steps == 2 * own.num_steps
+    larger = clock(f"train.batch={2 * batch}")[0]
+    assert (larger.horizon, larger.num_steps) == (own.horizon, own.num_steps // 2)
+    assert clock(f"train.batch={2 * batch}", f"train.passes={2 * passes}")[0].num_steps == own.num_steps

@@ -203,7 +203,12 @@ TEACHERS = {
     "fixed": "finished runs",
     "peers": "the other groups",
 }
-DISTILL_LOSSES = ("cross_entropy", "kl", "squared_logits")
+DISTILL_LOSSES = {
+    "cross_entropy": "with its probabilities",
+    "kl": "divergence from them, of the same gradient",
+    "squared_logits": "mean over the classes of the squared differences of logits",
+    "logit_regression": "half their sum over the classes",
+}
 DISTRIBUTIONS = {"uniform": "equal shares", "unigram": "the label frequencies"}
 
 
