@@ -11,13 +11,13 @@ from odist.measure.churn import PAIR_METRICS, form_of, pair_metrics
 from odist.run.folder import Run
 
 
-def churn_of_models(first: Run, second: Run) -> dict[str, float | None] | None:
+def churn_of_models(first: Run, second: Run, *, last_weights: bool = False) -> dict[str, float | None] | None:
     """PAIR_METRICS, each the mean over the pairs of a model of `first` with one of `second`; None for single models.
 
     Groups that learn from disjoint parts of the data are compared with the same group of the other run alone, as otherwise
-    the change of the data would be measured, not the retraining.
+    the change of the data would be measured, not the retraining. last_weights: not their average, where they have one
     """
-    ours, theirs = (_probabilities(run) for run in (first, second))
+    ours, theirs = (run.group_predictions(last_weights=last_weights) for run in (first, second))
     if len(ours) < 2 or len(theirs) < 2:
         return None
     targets = first.predictions().targets
@@ -28,15 +28,6 @@ def churn_of_models(first: Run, second: Run) -> dict[str, float | None] | None:
     if not found:
         return None
     return {name: _mean([one[name] for one in found]) for name in PAIR_METRICS}
-
-
-def _probabilities(run: Run) -> dict[int, np.ndarray]:
-    """Probabilities of every group that has left its predictions."""
-    root = run.prediction_root("validation")
-    numbers = range(int(run.config.get("num_groups", 1)))
-    return {
-        n: np.load(root / f"group-{n}.npy").astype(np.float64) for n in numbers if (root / f"group-{n}.npy").is_file()
-    }
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from odist.claims.churn_of_models import churn_of_models
-from odist.claims.recipe import PlannedRun
+from odist.claims.recipe import PlannedRun, System
 from odist.claims.record import Record, Trial
 from odist.config.schema import flatten
 from odist.errors import UserError
@@ -22,15 +22,41 @@ NOT_RECORDED = ("kind", "time")
 
 
 def records_of(
-    recipe: str, planned: Sequence[PlannedRun], *, runs: Sequence[Run], all_copies: bool = False
+    recipe: str,
+    planned: Sequence[PlannedRun],
+    *,
+    runs: Sequence[Run],
+    all_copies: bool = False,
+    systems: Mapping[str, System] | None = None,
 ) -> list[Record]:
     """A record of each finished run, with its churn against each retrain of its system.
 
     planned: of one recipe and scale; runs: the finished run of each
     all_copies: also the churn between all models of two retrains, for recipes that measure churn
+    systems: of the recipe; for those that read the runs of another (`runs_of`) there are records, too
     UserError when two retrains of a system predict different rows.
     """
-    predictions = [run.predictions() for run in runs]
+    records = _records(recipe, planned, runs=runs, all_copies=all_copies)
+    for system in (systems or {}).values():
+        own = [(plan, run) for plan, run in zip(planned, runs, strict=True) if plan.system == system.runs_of]
+        if own:
+            read = [replace(plan, system=system.name) for plan, _ in own]
+            records += _records(recipe, read, runs=[run for _, run in own], all_copies=all_copies, system=system)
+    return records
+
+
+def _records(
+    recipe: str,
+    planned: Sequence[PlannedRun],
+    *,
+    runs: Sequence[Run],
+    all_copies: bool,
+    system: System | None = None,
+) -> list[Record]:
+    """system: how it reads the runs; None: as they predict by themselves"""
+    last = system is not None and system.weights == "last"
+    predictor = None if system is None else system.predictor
+    predictions = [run.predictions(last_weights=last, predictor=predictor) for run in runs]
     records = []
     for index, (plan, run) in enumerate(zip(planned, runs, strict=True)):
         churn, of_models = {}, {}
@@ -47,11 +73,46 @@ def records_of(
             a, b = predictions[first], predictions[second]
             form = form_of(a.probabilities, a.targets)
             churn[str(rival.seed)] = pair_metrics(a.probabilities, b.probabilities, form=form)
-            if all_copies and (between := churn_of_models(runs[first], runs[second])) is not None:
+            if all_copies and (between := churn_of_models(runs[first], runs[second], last_weights=last)):
                 of_models[str(rival.seed)] = between
         record = _record(recipe, plan, run=run, churn=churn, rows=predictions[index].fingerprint)
+        record = record if system is None else read_otherwise(record, system)
         records.append(replace(record, churn_of_models=_finite(of_models)))
     return records
+
+
+def read_otherwise(record: Record, system: System) -> Record:
+    """The record as a system reads it that has the runs of another: by other weights, or another of its groups' predictions.
+
+    Each member of an ensemble by itself costs what one model costs.
+    """
+    results = dict(record.results)
+    evaluations = record.evaluations
+    of_ensemble = results["predictor"] == "mean"
+    mean = results["metrics"] if of_ensemble else results.get("mean_of_groups", {})
+    if of_ensemble and "last_weights" in results:
+        mean = {**mean, "last_weights": results["last_weights"]}
+    groups = results["groups"]
+    if system.weights == "last":
+        mean, groups = _by_last_weights(mean), [group and _by_last_weights(group) for group in groups]
+        evaluations = [_by_last_weights(row) for row in evaluations]
+    predictor = system.predictor or ("mean" if of_ensemble else "copies")
+    if predictor == "copies" and of_ensemble:
+        each = {key: results[key] / len(groups) for key in ("flops", "seconds") if results.get(key) is not None}
+        results |= {**each, "total_examples": results["examples_per_model"]}
+    metrics = mean if predictor == "mean" else groups[0]
+    read = {"predictor": "mean" if predictor == "mean" else "group-0", "metrics": metrics, "groups": groups}
+    return replace(record, results={**results, **read}, evaluations=evaluations)
+
+
+def _by_last_weights(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Results or an evaluation of an average, with those of the last weights in their place."""
+    begin = "last_weights_"
+    kept = {
+        key: value for key, value in content.items() if key != "average_hash" and not key.startswith("last_weights")
+    }
+    rows = {key.removeprefix(begin): value for key, value in content.items() if key.startswith(begin)}
+    return {**kept, **rows, **content.get("last_weights", {})}
 
 
 def _record(recipe: str, plan: PlannedRun, *, run: Run, churn: dict[str, dict[str, float | None]], rows: str) -> Record:

@@ -25,6 +25,8 @@ class System:
     paper_curve: name of its curve in the paper's figure, if it has one
     teachers: system whose finished run of the same seed teaches this one (two-phase distillation)
     tuned_with: system whose tuned setting this one uses
+    runs_of: system whose runs this one is another prediction of, so that nothing is trained for it: by the last `weights` where
+        an average of them predicts, and by the `mean` of all groups or each of the `copies` by itself (`predictor`)
     paper_label: what the paper ran in its place; shade: which of its algorithm's shades it has in figures, by default the next
     """
 
@@ -37,6 +39,9 @@ class System:
     tuned_with: str | None = None
     paper_label: str | None = None
     shade: int | None = None
+    runs_of: str | None = None
+    weights: str | None = None  # `last`
+    predictor: str | None = None  # `mean` or `copies`
 
     @property
     def full_label(self) -> str:
@@ -228,8 +233,10 @@ class Recipe:
         """Names of the systems that a variant trains."""
         return [name for name in self.systems if name not in self.variants[variant].without]
 
-    def seeds_at(self, scale: str) -> tuple[int, ...]:
-        return self.layer(scale).seeds or self.seeds
+    def seeds_at(self, scale: str, variant: str = "") -> tuple[int, ...]:
+        """The seeds of a scale: its own, else those of the variant, else the recipe's."""
+        of_variant = self.variants[variant].seeds if variant in self.variants else None
+        return self.layer(scale).seeds or of_variant or self.seeds
 
     def layer(self, scale: str) -> Layer:
         """The scale's additions; UserError for a scale that the recipe does not list."""
@@ -268,10 +275,12 @@ class Recipe:
             values = {**of_scale.variables, **layer.variables, **variables}
             for name in self.systems_in(variant):
                 system = self.systems[name]
+                if system.runs_of:
+                    continue
                 own = (system.overrides, of_scale.systems.get(name, ()), layer.systems.get(name, ()))
                 lines = [f"scale={scale}", *self.overrides, *of_scale.overrides, *layer.overrides, *sum(own, ())]
                 overrides = tuple(self._substitute(line, values) for line in last_of_each_key(lines))
-                runs += [PlannedRun(variant, name, seed, overrides) for seed in self.seeds_at(scale)]
+                runs += [PlannedRun(variant, name, seed, overrides) for seed in self.seeds_at(scale, variant)]
         return runs, left_out
 
     def _substitute(self, line: str, values: Mapping[str, str]) -> str:

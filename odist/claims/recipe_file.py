@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from odist.claims.recipe import (
 from odist.errors import UserError
 
 RELATIONS = ("<", ">", "within")
-OF_A_SYSTEM = ("paper_curve", "teachers", "tuned_with", "paper_label", "shade")
+OF_A_SYSTEM = ("paper_curve", "teachers", "tuned_with", "paper_label", "shade", "runs_of", "weights", "predictor")
+OTHER_PREDICTIONS = {"weights": ("last",), "predictor": ("mean", "copies")}
 WORDING = ("label", "paper_label", "shade")  # what a recipe with `runs_of` may say otherwise of a shared system
 LARGEST_NUMBER_OF_PRIMARY = 2
 KINDS_OF_REFERENCE = ("logistic",)
@@ -53,6 +55,7 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
     for key, system in systems.items():
         if system.teachers is not None:
             _one_of(system.teachers, systems, f"recipe {name}, system {key}, teachers")
+        systems[key] = _other_prediction(system, systems, where=f"recipe {name}, system {key}")
     layers = {
         kind: {key: _layer(value or {}, f"recipe {name}, {kind} {key}", systems) for key, value in entries.items()}
         for kind, entries in (("scales", content["scales"]), ("variants", content.get("variants") or {"": {}}))
@@ -125,6 +128,26 @@ def with_shared(path: Path) -> str:
     return yaml.safe_dump(merged, sort_keys=False, allow_unicode=True, width=120)
 
 
+def _other_prediction(system: System, systems: Mapping[str, System], *, where: str) -> System:
+    """The system as it is, or with the tuning of the one whose runs it reads; UserError for keys that do not go together."""
+    chosen = {key: getattr(system, key) for key in OTHER_PREDICTIONS if getattr(system, key) is not None}
+    for key, value in chosen.items():
+        _one_of(value, OTHER_PREDICTIONS[key], f"{where}, {key}")
+    if system.runs_of is None:
+        if chosen:
+            raise UserError(f"{where}: {' and '.join(chosen)} need `runs_of`, the system whose runs are read.")
+        return system
+    _one_of(system.runs_of, systems, f"{where}, runs_of")
+    source = systems[system.runs_of]
+    if source.runs_of is not None:
+        raise UserError(f"{where}, runs_of: {source.name} has no runs of its own; name {source.runs_of}.")
+    if system.overrides or system.teachers:
+        raise UserError(f"{where}: its runs are those of {source.name}, so it has no overrides or teachers.")
+    if not chosen:
+        raise UserError(f"{where}: say `weights: last` or `predictor: mean` or `predictor: copies`.")
+    return replace(system, overrides=source.overrides, tuned_with=source.tuned_with or source.name)
+
+
 def _targets(content: dict[str, Any], name: str, systems: Mapping[str, System]) -> Targets:
     _keys(content, f"recipe {name}, targets", required={"system", "metric"})
     _one_of(content["system"], systems, f"recipe {name}, targets, system")
@@ -150,7 +173,7 @@ def _tuning(content: dict[str, Any], where: str) -> Tuning:
 def _check_tuning_seeds(recipe: Recipe) -> None:
     if recipe.tuning is None:
         return
-    reported = {seed for scale in recipe.scales for seed in recipe.seeds_at(scale)}
+    reported = {seed for scale in recipe.scales for name in recipe.variants for seed in recipe.seeds_at(scale, name)}
     own = {seed for layer in recipe.variants.values() for seed in layer.tuning_seeds or ()}
     if both := sorted(reported & ({*recipe.tuning.seeds} | own)):
         raise UserError(f"recipe {recipe.name}, tuning: seed {both[0]} is also reported. Choose seeds that are not.")

@@ -183,7 +183,7 @@ def _record(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path]
 
     folder.mkdir(parents=True, exist_ok=True)
     runs = [Run.open(path) for path in paths]
-    records = records_of(recipe.home, plan, runs=runs, all_copies=recipe.measures_churn)
+    records = records_of(recipe.home, plan, runs=runs, all_copies=recipe.measures_churn, systems=recipe.systems)
     variants = {run.variant for run in plan}
 
     def outdated(record: Record) -> bool:

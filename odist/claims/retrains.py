@@ -174,4 +174,5 @@ def _ensembles_of(own: Sequence[Record], records: Sequence[Record]) -> list[Reco
 
 
 def _weight_hashes(record: Record) -> list[str | None]:
-    return [(group or {}).get("weight_hash") for group in record.groups]
+    """Of what predicts: the average of the weights where there is one."""
+    return [(group or {}).get("average_hash", (group or {}).get("weight_hash")) for group in record.groups]

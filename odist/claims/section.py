@@ -62,7 +62,7 @@ def variant_parts(
         parts += reference_parts(
             recipe, reference, references[name], values=values_of(records, reference), metric_name=metric
         )
-    planned = recipe.seeds_at(scale) if scale in recipe.scales else recipe.seeds
+    planned = recipe.seeds_at(scale, variant) if scale in recipe.scales else recipe.seeds
     missing = [f"{name}-s{seed}" for name in recipe.systems_in(variant) for seed in planned
                if not any(s.system == name and seed in s.seeds for s in summaries)]  # fmt: skip
     if missing:

@@ -116,6 +116,8 @@ def tuning_notes(
             notes.append(
                 f"{system.label} ran with `{key}` {', '.join(f'{u:g}' for u in used)}, tuning chose {value:g}."
             )
+        if system.runs_of:
+            continue
         if system.tuned_with:
             owner = recipe.systems.get(system.tuned_with)
             lent.setdefault(owner.label if owner else system.tuned_with, []).append(system.label)

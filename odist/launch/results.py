@@ -25,7 +25,7 @@ from odist.errors import Damaged
 from odist.files import save_array, write_atomically
 from odist.measure.metrics import constant_loss
 from odist.run.damage import Kinds, read_array, read_json, writing
-from odist.run.folder import CONTINUE, LAST_WEIGHTS_FILE, Run
+from odist.run.folder import CONTINUE, LAST_WEIGHTS_FILE, Predictions, Run
 from odist.tasks.base import Task
 
 Say = Callable[[str], None]
@@ -124,10 +124,15 @@ def combine(run: Run, *, missing: Sequence[int] = ()) -> None:
     with writing(path):
         write_atomically(path, json.dumps(meta) + "\n")
     whole = run.predictions("validation")
-    results = task.results(whole.probabilities, whole.targets, bayes=whole.bayes, split="validation")
-    if config.train.average != "none":
-        last = run.predictions("validation", last_weights=True)
-        content["last_weights"] = task.results(last.probabilities, last.targets, bayes=last.bayes, split="validation")
+    results = _results(task, whole)
+    averaged = config.train.average != "none"
+    if averaged:
+        content["last_weights"] = _results(task, run.predictions(last_weights=True))
+    if content["predictor"] != "mean" and len(sound) > 1:
+        content["mean_of_groups"] = _results(task, run.predictions(predictor="mean"))
+        if averaged:
+            last = run.predictions(last_weights=True, predictor="mean")
+            content["mean_of_groups"]["last_weights"] = _results(task, last)
     if content["predictor"] == "mean" and not missing:
         log_mean_evaluations(run, config)
     seconds = round(sum(group["seconds"] for group in groups), 3)
@@ -140,6 +145,11 @@ def combine(run: Run, *, missing: Sequence[int] = ()) -> None:
     run.write_json("results.json", content)
     if not missing:
         run.set_status(state="finished", step=content["steps"], num_steps=content["steps"], finished=time.time())
+
+
+def _results(task: Task, predictions: Predictions) -> dict[str, Any]:
+    """Metrics of predictions on the validation part."""
+    return task.results(predictions.probabilities, predictions.targets, bayes=predictions.bayes, split="validation")
 
 
 def beside_a_constant(task: Task, results: dict[str, Any], targets: np.ndarray) -> dict[str, Any]:

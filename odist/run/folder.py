@@ -290,7 +290,9 @@ class Run:
         """Where `train.keep_evaluations` leaves predictions until the run is finished, one file a step."""
         return self.path / "evaluations" / f"group-{group}"
 
-    def predictions(self, split: str = "validation", *, last_weights: bool = False) -> Predictions:
+    def predictions(
+        self, split: str = "validation", *, last_weights: bool = False, predictor: str | None = None
+    ) -> Predictions:
         """What the run predicts: group 0's probabilities, or the mean over groups for an ensemble.
 
         Which of the two is written in `predictions/<split>/meta.json` by the run itself
@@ -298,6 +300,7 @@ class Run:
         Of a run that has lost groups the first sound one, or the mean of the sound ones. Damaged for files that are not sound.
 
         last_weights: what the weights themselves predict in a run whose averaged weights do
+        predictor: `mean` of all groups, or `copies`: the first sound one; None: what the run was made for
         """
         import numpy as np
 
@@ -310,7 +313,9 @@ class Run:
         meta = read_json(path, cure=CONTINUE, kinds=kinds, required=("predictor", "num_groups", "fingerprint"))
         missing = meta.get("missing_groups", [])
         sound = [group for group in range(meta["num_groups"]) if group not in missing]
-        if meta["predictor"] != "mean":
+        if predictor == "copies":
+            sound = sound[:1]
+        elif meta["predictor"] != "mean" and predictor != "mean":
             sound = [int(number) for number in re.findall(r"^group-(\d{1,6})$", meta["predictor"])]
         if not sound:
             raise Damaged(f"{path}: damaged (no group predicts). {CONTINUE}")
@@ -328,6 +333,18 @@ class Run:
             predictor=meta["predictor"],
             missing_groups=tuple(missing),
         )
+
+    def group_predictions(self, split: str = "validation", *, last_weights: bool = False) -> dict[int, np.ndarray]:
+        """Probabilities of every group that has left its own. last_weights: as in `predictions`"""
+        import numpy as np
+
+        root, end = self.prediction_root(split), LAST_WEIGHTS_FILE if last_weights else ".npy"
+        paths = {group: root / f"group-{group}{end}" for group in range(int(self.config.get("num_groups", 1)))}
+        return {
+            group: read_array(path, cure=CONTINUE).astype(np.float64)
+            for group, path in paths.items()
+            if os.path.lexists(path)
+        }
 
 
 def is_row(content: dict[str, Any]) -> bool:
