@@ -81,16 +81,20 @@ def output_files(runs: Sequence[Run], output: Path | None) -> list[Path | None]:
     is_folder = os.path.isdir(output)  # which unlike Path.is_dir finds nothing wrong with a name that is too long
     if output.suffix in FILE_SUFFIXES and not is_folder:
         if len(runs) > 1:
-            raise UserError(f"--output {output}: {len(runs)} runs need a folder, for one file each. "
-                            f"Type --output {output.with_suffix('')}.")  # fmt: skip
+            raise UserError(
+                f"--output {output}: {len(runs)} runs need a folder, for one file each. "
+                f"Type --output {output.with_suffix('')}."
+            )
         return [output]
     if output.suffix and not is_folder:
         raise UserError(f"--output {output}: expected a name that ends in .csv or .parquet, or a folder.")
     names = [run.path.resolve().name for run in runs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"--output {output}: two of the runs are called {twice}, and so would be their files. "
-                        "Evaluate them one by one, each with a file of its own.")  # fmt: skip
+        raise UserError(
+            f"--output {output}: two of the runs are called {twice}, and so would be their files. "
+            "Evaluate them one by one, each with a file of its own."
+        )
     return [output / f"{name}.parquet" for name in names]
 
 

@@ -28,8 +28,10 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if isinstance(error, AttributeError) and getattr(error, "full_key", None) == "hydra.sweeper.params":
-        return ("hydra.sweeper.params: on the command line the search space is written as overrides, such as "
-                "'optim.lr=tag(log,interval(0.001,0.1))'.")  # fmt: skip
+        return (
+            "hydra.sweeper.params: on the command line the search space is written as overrides, such as "
+            "'optim.lr=tag(log,interval(0.001,0.1))'."
+        )
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return str(error) if isinstance(error, ValueError) and _raised_in_hydra(error) else None
     text, cause = str(error), str(error.__cause__ or "")
@@ -38,8 +40,7 @@ def explain(error: BaseException) -> str | None:
     if match := MERGING.match(text):
         return _wrong_value(match["override"], cause)
     if match := AMBIGUOUS.match(text):
-        return (f"{match['override']}: several values. Add -m to train with each of them, or write a list "
-                "as key=[a,b].")  # fmt: skip
+        return f"{match['override']}: several values. Add -m to train with each of them, or write a list as key=[a,b]."
     if match := MULTIPLE.match(text):
         return f"{match['group']} has a choice already: write {match['group']}=CHOICE without the plus sign."
     return _first_lines(f"{text}\n{cause}" if cause else text)

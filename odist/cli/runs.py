@@ -1,6 +1,6 @@
-"""`odist runs`: the runs below some folders, those of them that a filter keeps, as a table, or for programs as JSON.
+"""`odist runs`: the runs below some folders, filtered, as a table or as JSON for programs.
 
-Reads run folders; computes nothing. Folder names are never broken, so that they can be copied.
+Folder names are never broken, so that they can be copied.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ from odist.errors import Damaged, UserError
 from odist.run.folder import Run
 
 IN_THE_NAME = ("task", "algorithm", "groups", "seed")
+ROW = (
+    *("path", "name", "task", "data", "scale", "algorithm", "num_groups", "seed", "overrides", "state", "step"),
+    *("num_steps", "metric", "value", "metrics", "updated", "untaught_groups", "problem"),
+)
 COLUMNS = ("run", *IN_THE_NAME, "data", "scale", "state", "step", "metric", "age", "overrides")
 RIGHT = {"groups", "seed", "step", "age"}
-PLAIN = {"run", "data", "scale", "state", "metric", "overrides"}  # say themselves what they are
+PLAIN = {"run", "data", "scale", "state", "metric", "overrides"}  # shown without the name of their column
 SHOWN_ELSEWHERE = ("task", "algorithm", "seed", "data", "data.path", "scale", "run.")  # of what was overridden
 LEAST = 16  # columns in which what was overridden can still be read
 
@@ -49,10 +53,7 @@ def find_entries(folders: Sequence[Path]) -> list[Entry]:
 
 
 def _entry(run: Run) -> Entry:
-    row: dict[str, Any] = dict.fromkeys(
-        ("path", "name", "task", "data", "scale", "algorithm", "num_groups", "seed", "overrides", "state", "step",
-         "num_steps", "metric", "value", "metrics", "updated", "untaught_groups", "problem")
-    )  # fmt: skip
+    row: dict[str, Any] = dict.fromkeys(ROW)
     row |= {"path": str(run.path), "name": run.name, "metrics": {}, "overrides": overrides_of(run)}
     try:
         run.check_records()
@@ -95,7 +96,7 @@ def overrides_of(run: Run) -> list[str]:
 def keep(entries: Sequence[Entry], filters: Sequence[str]) -> list[Entry]:
     """The runs for which every filter holds: KEY=VALUE, KEY=VALUE,VALUE or KEY=PATTERN with * and ?.
 
-    A key is a dotted one of the configuration, a group such as `task`, or `state`. UserError for one that is none.
+    A key is a dotted one of the configuration, a group such as `task`, or `state`; another one raises UserError.
     """
     kept = list(entries)
     for text in filters:
@@ -139,7 +140,7 @@ def sort_entries(entries: Sequence[Entry], *, by: str) -> list[Entry]:
 def chosen_columns(text: str | None, entries: Sequence[Entry]) -> list[str]:
     """Columns of the table: those of `text` after the run, or those that say what the folder names do not.
 
-    UserError for a column that is none of COLUMNS, no key of a configuration and no metric of these runs.
+    Raises UserError for a column that is neither one of COLUMNS nor a key of a configuration nor a metric of these runs.
     """
     if text is None:
         named = all(_is_named(entry.row) for entry in entries)
@@ -149,8 +150,10 @@ def chosen_columns(text: str | None, entries: Sequence[Entry]) -> list[str]:
     known |= {name for entry in entries for name in (*entry.config, *entry.row["metrics"])}
     for column in columns:
         if column not in known:
-            raise UserError(f"--columns {column}: {unknown_key(column, sorted(known))} "
-                            f"Besides keys and metrics: {', '.join(COLUMNS)}.")  # fmt: skip
+            raise UserError(
+                f"--columns {column}: {unknown_key(column, sorted(known))} "
+                f"Besides keys and metrics: {', '.join(COLUMNS)}."
+            )
     return columns
 
 
@@ -207,7 +210,7 @@ def columns_of_output() -> int | None:
 def table(entries: Sequence[Entry], *, columns: Sequence[str], width: int | None) -> Iterator[str]:
     """Lines of the table, each run's name whole; where a line has no room for all columns, a name and indented lines.
 
-    width: columns of the terminal; None: as many as it takes
+    width: columns of the terminal; None for no limit
     """
     rows = [{column: column_of(entry, column) for column in columns} for entry in entries]
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
@@ -236,14 +239,22 @@ def _blocks(rows: Sequence[Mapping[str, str]], *, width: int) -> Iterator[str]:
             if name != "run" and value != "-"
         ]
         text = "  ".join(cell.replace(" ", "\0") for cell in cells)  # a cell stays together where it fits
-        for line in textwrap.wrap(text, width, initial_indent="    ", subsequent_indent="    ",
-                                  break_long_words=False, break_on_hyphens=False):  # fmt: skip
+        for line in _indented(text, width):
             spaced = line.replace("\0", " ")
-            if len(spaced) <= width:
-                yield spaced
-            else:
-                yield from textwrap.wrap(spaced, width, initial_indent="    ", subsequent_indent="    ",
-                                         break_long_words=False, break_on_hyphens=False)  # fmt: skip
+            yield from [spaced] if len(spaced) <= width else _indented(spaced, width)
+
+
+def _indented(text: str, width: int) -> list[str]:
+    wrapper = textwrap.TextWrapper(width, initial_indent="    ", subsequent_indent="    ")
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
+    return wrapper.wrap(text)
+
+
+def _with_columns(entry: Entry, columns: Sequence[str]) -> dict[str, Any]:
+    if not columns:
+        return entry.row
+    values = {name: entry.config.get(name, entry.row["metrics"].get(name)) for name in columns}
+    return {**entry.row, "columns": values}
 
 
 def list_runs(words: Sequence[str], *, sort: str, columns: str | None, json: bool) -> None:
@@ -260,9 +271,7 @@ def list_runs(words: Sequence[str], *, sort: str, columns: str | None, json: boo
     where = ", ".join(map(str, folders))
     if json:
         wanted = chosen_columns(columns, shown)[1:] if columns else []
-        extra = [{"columns": {name: entry.config.get(name, entry.row["metrics"].get(name)) for name in wanted}} if wanted else {}
-                 for entry in shown]  # fmt: skip
-        print(as_json([entry.row | more for entry, more in zip(shown, extra, strict=True)]))
+        print(as_json([_with_columns(entry, wanted) for entry in shown]))
     elif shown:
         for line in table(shown, columns=chosen_columns(columns, shown), width=columns_of_output()):
             print(line)

@@ -1,4 +1,4 @@
-"""`odist show`: what one run is, did and came to; or how two runs differ. Reads run folders; computes nothing new."""
+"""`odist show`: what one run is, what it did and what came out of it; or how two runs differ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from odist.errors import UserError
 from odist.run.folder import Run
 
 BASE = ("task", "data", "scale", "algorithm")  # choices whose defaults a run is compared with
-OWN = ("seed", "data.path", "run.dir", "run.progress")  # no settings: which retrain, and where
+OWN = ("seed", "data.path", "run.dir", "run.progress")  # these say which retrain it is and where it lies
 
 
 def show(paths: Sequence[Path], *, json: bool) -> None:
@@ -42,7 +42,7 @@ def show(paths: Sequence[Path], *, json: bool) -> None:
 
 
 def explained(run: Run) -> dict[str, Any]:
-    """All that is shown of one run, for programs too."""
+    """Everything that is shown of one run, as --json prints it."""
     config, status, env = run.config, run.status, run.env
     results = run.results if (run.path / "results.json").is_file() else {}
     training = _training(run)
@@ -74,7 +74,10 @@ def explained(run: Run) -> dict[str, Any]:
 
 
 def _beyond_defaults(config: Mapping[str, Any]) -> dict[str, list[Any]] | None:
-    """Dotted keys that are not as task, data, scale and algorithm have them: [default, value]; None if that is unknown."""
+    """Dotted keys whose value differs from the default of task, data, scale and algorithm: [default, value].
+
+    None where a choice of the run does not exist in this installation.
+    """
     flat = dict(flatten(config))
     choices = [f"{group}={flat.get(f'{group}.name', flat.get(group))}" for group in BASE]
     content = composed(choices)
@@ -89,7 +92,7 @@ def _beyond_defaults(config: Mapping[str, Any]) -> dict[str, list[Any]] | None:
 
 
 def _training(run: Run) -> list[dict[str, Any]]:
-    """For every group what its rows in metrics.jsonl say of teacher, speed and time."""
+    """Teacher, speed and time of every group, from its rows in metrics.jsonl."""
     frame = run.metrics(kind="train")
     if frame.empty:
         return []
@@ -150,26 +153,28 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
     yield from _field("state", f"{state}{trained}")
     yield from _field("command", "odist train " + " ".join(map(shlex.quote, content["overrides"])))
     yield from _field("task", f"{config['task']['name']}, data {data}, scale {config['scale']}, seed {config['seed']}")
-    yield from _field("algorithm", f"{algorithm['name']}: {config['num_groups']} x {model['name']}, {config['workers']} worker{'s' * (config['workers'] > 1)} each, "
-                      f"batch {config['train']['batch']}{f' ({per_step} examples a step)' if per_step else ''}, "
-                      f"{optim['name']} with lr {optim['lr']:g}")  # fmt: skip
+    workers = f"{config['workers']} worker{'s' * (config['workers'] > 1)} each"
+    batch = f"batch {config['train']['batch']}{f' ({per_step} examples a step)' if per_step else ''}"
+    models = f"{algorithm['name']}: {config['num_groups']} x {model['name']}"
+    yield from _field("algorithm", f"{models}, {workers}, {batch}, {optim['name']} with lr {optim['lr']:g}")
     if content["examples_per_model"]:
-        yield from _field("read", f"{content['examples_per_model']:,} examples a group, "
-                          f"{content['distinct_examples'] or 0:,} different ones in all")  # fmt: skip
+        each, distinct = content["examples_per_model"], content["distinct_examples"] or 0
+        yield from _field("read", f"{each:,} examples per group, {distinct:,} different ones in all")
     yield from _field("fingerprint", f"{(content['data_fingerprint'] or '-')[:16]} (of the validation data)")
     changed = content["changed"]
     if changed is None:
         yield from _field("changed", "unknown: a choice of this run is not in this installation")
     else:
-        yield from _field("changed", ", ".join(f"{key}={typed(new)} (default {typed(old)})" for key, (old, new) in changed.items())
-                          or "nothing: the defaults of task, data, scale and algorithm")  # fmt: skip
+        words = [f"{key}={typed(new)} (default {typed(old)})" for key, (old, new) in changed.items()]
+        yield from _field("changed", ", ".join(words) or "nothing: the defaults of task, data, scale and algorithm")
     for group in content["training"]:
         yield from _field(f"group {group['group']}", _group_line(content, group))
     machine, versions = content["hardware"], content["versions"]
-    yield from _field("hardware", f"{machine.get('gpu') or 'no GPU'}; {machine.get('cpu')}, {machine.get('cores')} cores, "
-                      f"{machine.get('memory_gb')} GB; device {config['launch']['device']}")  # fmt: skip
-    yield from _field("software", f"odist {versions.get('odist')} ({(content['commit'] or 'no commit')[:12]}), "
-                      f"torch {versions.get('torch')}, Python {versions.get('python')}")  # fmt: skip
+    processor = f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gb')} GB"
+    device = config["launch"]["device"]
+    yield from _field("hardware", f"{machine.get('gpu') or 'no GPU'}; {processor}; device {device}")
+    own = f"odist {versions.get('odist')} ({(content['commit'] or 'no commit')[:12]})"
+    yield from _field("software", f"{own}, torch {versions.get('torch')}, Python {versions.get('python')}")
     yield from _field("problems", "; ".join(content["problems"]) or "none")
     if content["metrics"]:
         predictor = {"mean": "the mean of the groups"}.get(
@@ -190,8 +195,10 @@ def _group_line(content: Mapping[str, Any], group: Mapping[str, Any]) -> str:
             parts.append(f"{name} {number(results[name])}")
     ages = group["teacher_age_steps"]
     if ages is not None:
-        parts.append(f"heard its teacher from step {group['teacher_heard_from_step']}, {ages['median']:g} steps old "
-                     f"in the median, {ages['largest']} at most")  # fmt: skip
+        since = group["teacher_heard_from_step"]
+        parts.append(
+            f"learns from its teacher since step {since}, which is {ages['median']:g} steps old (median; at most {ages['largest']})"
+        )
     if group["examples_per_second"]:
         parts.append(f"{group['examples_per_second']:,.0f} examples/s")
     return "; ".join(parts) or "-"

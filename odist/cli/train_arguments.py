@@ -95,8 +95,10 @@ def read_arguments(words: list[str]) -> Arguments:
             found.flags += [name, str(given)]
     _refuse_repeated(found.overrides)
     if found.is_multirun and (folder := found.value_of("run.dir")) and is_sweep(f"run.dir={folder}"):
-        raise UserError(f"run.dir={folder}: in a multirun run.dir is the parent folder of all runs; give one. "
-                        "Every run gets its own folder below it.")  # fmt: skip
+        raise UserError(
+            f"run.dir={folder}: in a multirun run.dir is the parent folder of all runs; give one. "
+            "Every run gets its own folder below it."
+        )
     return found
 
 
@@ -132,8 +134,10 @@ def _refuse_repeated(overrides: list[str]) -> None:
     for word in overrides:
         key = word.lstrip("+~").partition("=")[0]
         if key in seen:
-            raise UserError(f"{seen[key]} {word}: {key} is given twice. Type it once; with -m, {key}=A,B trains with "
-                            "each of its values.")  # fmt: skip
+            raise UserError(
+                f"{seen[key]} {word}: {key} is given twice. Type it once; with -m, {key}=A,B trains with "
+                "each of its values."
+            )
         seen[key] = word
 
 

@@ -50,8 +50,11 @@ def help_page(hydra_help: str, *, folders: Sequence[Path], width: int) -> str:
     for group in GROUPS:
         names = [name for name in options.get(group, "").split(", ") if name and not name.endswith("_schema")]
         lines += ["", *_choices(group, names, chosen=chosen[group], folders=folders, width=width)]
-    lines += ["", *textwrap.wrap(f"Keys of task={chosen['task']} model={chosen['model']}, as in seed=1, with the values of this command. "
-                                 "For another task or model type it before --help: odist train task=lm --help", width)]  # fmt: skip
+    about_keys = (
+        f"Keys of task={chosen['task']} model={chosen['model']}, as in seed=1, with the values of this command. "
+        "For another task or model type it before --help: odist train task=lm --help"
+    )
+    lines += ["", *textwrap.wrap(about_keys, width)]
     lines += _keys(config, width=width)
     return "\n".join([*lines, "", FLAGS])
 

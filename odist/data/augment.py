@@ -2,8 +2,8 @@
 
 Training: a crop of 8 to 100 % of the image at a ratio of 3/4 to 4/3, resized (Szegedy et al. 2015, section 6), or for
 small images the shift by up to 4 pixels of He et al. 2016, section 4.2; flipped in half of the cases. Evaluation: the
-short side to size * 256/224, the centre. Both as in the recipe of Goyal et al. 2017, section 5.1, less its colour
-changes. Decoding is left to data/jpeg.py, files to data/images.py.
+short side to size * 256/224, the centre. Both as in the recipe of Goyal et al. 2017, section 5.1, without its colour
+changes.
 """
 
 from __future__ import annotations
@@ -122,8 +122,10 @@ def _gather(
             try:
                 image = one(at)
             except (ValueError, OSError) as error:
-                raise UserError(f"{store.path}: image {ids[at]} of split {split} cannot be decoded ({error}). "
-                                "Remove the folder and prepare it again.") from None  # fmt: skip
+                raise UserError(
+                    f"{store.path}: image {ids[at]} of split {split} cannot be decoded ({error}). "
+                    "Remove the folder and prepare it again."
+                ) from None
             _normalise(image, out=result[at])
 
     if num_threads <= 1:
@@ -183,8 +185,12 @@ def _shifted(images: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 def _check_size(store: ImageStore, size: int) -> None:
     if store.decoded is None:
-        raise UserError(f"task.crop=shifted needs a decoded store; {store.path} holds JPEG. Type task.crop=resized, "
-                        f"or prepare it with --decode {size}.")  # fmt: skip
+        raise UserError(
+            f"task.crop=shifted needs a decoded store; {store.path} holds JPEG. Type task.crop=resized, "
+            f"or prepare it with --decode {size}."
+        )
     if size != store.decoded:
-        raise UserError(f"task.size={size}: the images of {store.path} are decoded at {store.decoded} pixels. "
-                        f"Leave task.size out, or prepare it with --decode {size}.")  # fmt: skip
+        raise UserError(
+            f"task.size={size}: the images of {store.path} are decoded at {store.decoded} pixels. "
+            f"Leave task.size out, or prepare it with --decode {size}."
+        )

@@ -1,7 +1,6 @@
 """Memory-mapped image stores: JPEG bytes one after the other, or small images as pixels, with their labels.
 
-A store is a folder: arrays and `store.json`, the commit record, which is written last. Raw files are left to
-prepare/imagenet.py, decoding to data/jpeg.py, crops to data/augment.py; this module knows folders, bytes, labels.
+A store is a folder: arrays and `store.json`, the commit record, which is written last.
 
     store.json            format, task, fingerprint, fitted_fingerprint, decoded, splits, options, report, ...
     splits                name -> {"images": n, "bytes": b, "sha256": of images and labels in order}
@@ -58,7 +57,7 @@ def store_record(
 
 
 class ImageStore(Store["_Split"]):
-    """A finished store, opened by `ImageStore.open`; reads images, writes nothing. Safe to use from threads."""
+    """A finished store, opened by `ImageStore.open`, read-only. Safe to use from threads."""
 
     def __init__(self, path: Path, meta: dict[str, Any], classes: list[str], splits: dict[str, _Split]) -> None:
         super().__init__(path, meta, splits)
@@ -66,7 +65,7 @@ class ImageStore(Store["_Split"]):
 
     @classmethod
     def open(cls, path: Path | str) -> ImageStore:
-        """Open the store in folder `path`; UserError when it is missing, no image store, or damaged."""
+        """Open the store in folder `path`. Raises UserError when it is missing, not an image store, or damaged."""
         path = Path(path)
         meta = open_record(path, FORMAT, command=COMMAND)
         try:
@@ -89,7 +88,7 @@ class ImageStore(Store["_Split"]):
         return None if self.meta["decoded"] is None else int(self.meta["decoded"])
 
     def num_rows(self, split: str) -> int:
-        """Images of a split; UserError when there is no such split."""
+        """Images of a split. Raises UserError when there is no such split."""
         return len(self._split(split).labels)
 
     def labels(self, split: str) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Fast: simplejpeg (libjpeg-turbo), which decodes at half the size or less where that is enough, no further down than the
 crop, and OpenCV's resize; Pillow: the whole image, resized with antialiasing, as torchvision does on PIL images.
-Both give nearly the same pixels. Which crop is wanted is left to data/augment.py.
+Both give nearly the same pixels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Decoder(Protocol):
     """Crops out of JPEG files; all results are uint8 [size, size, 3]. Safe to use from threads."""
 
     def shape(self, data: bytes) -> tuple[int, int]:
-        """Height and width in pixels; ValueError for what is no JPEG."""
+        """Height and width in pixels. Raises ValueError for data that are not JPEG."""
         ...
 
     def crop(self, data: bytes, box: Box, *, size: int) -> np.ndarray:
@@ -50,7 +50,7 @@ class Decoder(Protocol):
 def find_decoder(name: str) -> Decoder:
     """The decoder of that name: fast, pillow, or auto, which is fast where simplejpeg and OpenCV are installed.
 
-    Raises UserError for another name, and for "fast" where these are not installed.
+    Raises UserError for another name, and for fast where these are not installed.
     """
     if name not in DECODERS:
         raise UserError(f"decoder={name!r}: expected one of {', '.join(DECODERS)}.")
@@ -59,7 +59,9 @@ def find_decoder(name: str) -> Decoder:
             return FastDecoder()
         except ImportError as error:
             if name == "fast":
-                raise UserError(f"decoder=fast needs {error.name}, which is not installed. Type: pip install 'odist[images]'") from None  # fmt: skip
+                raise UserError(
+                    f"decoder=fast needs {error.name}, which is not installed. Type: pip install 'odist[images]'"
+                ) from None
     return PillowDecoder()
 
 
@@ -118,8 +120,11 @@ class FastDecoder:
             data, "RGB", min_height=least[0], min_width=least[1], min_factor=2, strict=False
         )
         # Sizes are rounded up to whole pixels, so they alone would give a slightly larger scale.
-        scales = (eighths for eighths in range(8, 0, -1) if all(
-            -(-side * eighths // 8) == found for side, found in zip(shape, pixels.shape, strict=False)))  # fmt: skip
+        scales = (
+            eighths
+            for eighths in range(8, 0, -1)
+            if all(-(-side * eighths // 8) == found for side, found in zip(shape, pixels.shape, strict=False))
+        )
         return pixels, next(scales, 8) / 8
 
     def _resize(self, pixels: np.ndarray, height: int, width: int, *, area: float) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Lanes through documents: which tokens a step of a language model reads, as a pure function of the step.
 
 The documents are laid one after the other; every lane starts at its own place of that line and reads on from
-step to step, so that a model may carry its state. Where the tokens themselves lie is left to the stores and
-generators: an id is the address of one token.
+step to step, so that a model may carry its state. An id is the address of one token in a store or a generator.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ class TrainingLanes:
 class EvaluationLanes:
     """Lanes of equal length through documents in their own order, from beginning to end.
 
-    lanes: at most so many, fewer where a lane would be shorter than one unroll
+    lanes: at most this number, fewer where a lane would be shorter than one unroll
     rows: sequences of `unroll` tokens at which to stop, in whole steps; None reads all
     Fewer tokens than there are lanes are left out; the last step of all lanes may be shorter.
     """
@@ -131,7 +130,7 @@ class EvaluationLanes:
 
 
 def union(starts: np.ndarray, stops: np.ndarray) -> int:
-    """How many integers lie in at least one of the intervals [start, stop)."""
+    """The number of integers that lie in at least one of the intervals [start, stop)."""
     if not len(starts):
         return 0
     order = np.argsort(starts, kind="stable")

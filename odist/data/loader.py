@@ -1,7 +1,7 @@
 """Prefetch of step -> batches: threads build the batches of coming steps while the model computes.
 
 Batches are pure functions of the step, so the loader keeps no state that a resume could miss; asking
-twice for a step gives equal batches. What a batch holds is left to the task.
+twice for a step gives equal batches.
 """
 
 from __future__ import annotations
@@ -52,6 +52,6 @@ class Loader(Generic[T]):
         return future
 
     def close(self) -> None:
-        """Stop the threads; nothing that is being built is waited for."""
+        """Stop the threads, without waiting for what they are building."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)

@@ -2,7 +2,6 @@
 
 Each epoch is one pseudo-random permutation of the rows, computed row by row (a Feistel network with
 cycle walking, as in levanter's `_prp.py`), so nothing is stored and any step can be asked for.
-Where the rows lie is left to the stores and generators.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ class Order(Protocol):
     """Which rows a step reads."""
 
     def ids(self, step: int) -> np.ndarray:
-        """Row numbers of `step` (0-based), int64 [examples per step], or what else the task knows them by:
-        [examples per step, ...]."""
+        """Row numbers of `step` (0-based), int64 [examples per step], or several numbers for each example,
+        [examples per step, ...], where a task needs them."""
         ...
 
 
@@ -157,5 +156,5 @@ class Shares:
 
 
 def num_parts(partition: str, parts: int | None, *, num_groups: int) -> int:
-    """Into how many parts the training rows are split: data.parts, by default one a group; 1 where they are shared."""
+    """The number of parts of the training rows: data.parts, by default one per group; 1 where groups share the rows."""
     return (parts or num_groups) if partition == "disjoint" else 1

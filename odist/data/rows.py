@@ -1,8 +1,7 @@
 """Memory-mapped row stores: one packed integer row per example, so a random gather is one cache walk.
 
 A store is a folder: array files in NumPy's .npy format and `store.json`, the commit record, which is
-written last. What a column means is left to the task that reads the store and to the preparation that
-made it; this module knows folders, files and shapes.
+written last. The task that reads the store and the preparation that made it know what a column means.
 
     store.json  format, task, fingerprint, fitted_fingerprint, columns, splits, fitted, options, report
     splits      name -> {"file": "rows.npy", "start": first row, "stop": row after the last}
@@ -38,7 +37,7 @@ class RowWriter:
 
     path: the .npy file
     columns: int32 values of a row
-    rows: 0 begins a new file; more continues an unclosed file after so many rows and cuts off the rest
+    rows: 0 begins a new file; otherwise an unclosed file is continued after this number of rows, and the rest is cut off
     """
 
     def __init__(self, path: Path, *, columns: int, rows: int = 0) -> None:
@@ -91,11 +90,11 @@ class RowWriter:
 
 
 class RowStore(Store[np.ndarray]):
-    """A finished store, opened by `RowStore.open`; reads rows, writes nothing."""
+    """A finished store, opened by `RowStore.open`, read-only."""
 
     @classmethod
     def open(cls, path: Path | str) -> RowStore:
-        """Open the store in folder `path`; UserError when it is missing, no store, or damaged."""
+        """Open the store in folder `path`. Raises UserError when it is missing, not a store of rows, or damaged."""
         path = Path(path)
         meta = open_record(path, FORMAT, command="odist prepare TASK")
         shape = (None, int(meta["columns"]))
@@ -117,11 +116,11 @@ class RowStore(Store[np.ndarray]):
 
     @property
     def fitted(self) -> dict[str, Any]:
-        """What the preparation fitted on the training part; the task gives it its meaning."""
+        """What the preparation fitted on the training part."""
         return dict(self.meta["fitted"])
 
     def num_rows(self, split: str) -> int:
-        """Rows of a split; UserError when there is no such split."""
+        """Rows of a split. Raises UserError when there is no such split."""
         return len(self._split(split))
 
     def gather(self, split: str, ids: np.ndarray) -> np.ndarray:

@@ -1,7 +1,4 @@
-"""What the stores of all tasks share: the record store.json, names of splits, and fingerprints.
-
-Rows, tokens and images lie as rows, tokens and images see fit; writing them is left to odist.prepare.
-"""
+"""What the stores of all tasks share: the record store.json, names of splits, and fingerprints."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ Split = TypeVar("Split")
 
 
 class Store(Generic[Split]):
-    """A finished store: the content of its store.json and its open splits; reads, writes nothing."""
+    """A finished store, read-only: the content of its store.json and its open splits."""
 
     def __init__(self, path: Path, meta: dict[str, Any], splits: Mapping[str, Split]) -> None:
         self.path = path
@@ -51,25 +48,26 @@ class Store(Generic[Split]):
 def open_record(path: Path, expected: str, *, command: str) -> dict[str, Any]:
     """Read the store.json of a finished store of format `expected`.
 
-    command: what makes such a store, for the message. UserError when the folder is missing, unfinished,
-    no store, or of another format.
+    command: what makes such a store, for the message
+    Raises UserError when the folder is missing, unfinished, not a store, or of another format.
     """
     meta = read_record(path)
     if meta is None:
         if not path.exists():
             raise UserError(f"{path}: no such folder. Make it with `{command} --input FILE --output {path}`.")
-        partial = path.name.endswith(".partial")
-        why = "an unfinished preparation; the same `odist prepare` command completes it" if partial else (
-            f"not a prepared store (it has no store.json); name a folder made by `{command}`")  # fmt: skip
-        raise UserError(f"{path}: {why}.")
+        if path.name.endswith(".partial"):
+            raise UserError(f"{path}: an unfinished preparation; the same `odist prepare` command completes it.")
+        raise UserError(f"{path}: not a prepared store (it has no store.json). Name a folder made by `{command}`.")
     if meta.get("format") != expected:
-        raise UserError(f"{path}: its format is {meta.get('format')!r}, expected {expected!r}. "
-                        f"Name a folder made by `{command}`, or prepare it again.")  # fmt: skip
+        raise UserError(
+            f"{path}: its format is {meta.get('format')!r}, expected {expected!r}. "
+            f"Name a folder made by `{command}`, or prepare it again."
+        )
     return meta
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The content of `path`/store.json, None without one; UserError when it cannot be read."""
+    """The content of `path`/store.json, None if there is none. Raises UserError if it cannot be read."""
     record = path / "store.json"
     if not record.is_file():
         return None

@@ -1,7 +1,6 @@
 """Memory-mapped token stores: the documents of a split one after the other, with an index of where each begins.
 
-A store is a folder: arrays, the tokenizer's own file, and `store.json`, the commit record, which is written
-last. Text, tokenizers and how documents become batches are left to others; this module knows folders and ids.
+A store is a folder: arrays, the tokenizer's own file, and `store.json`, the commit record, which is written last.
 
     store.json           format, task, fingerprint, fitted_fingerprint, dtype, vocabulary, special, splits, ...
     splits               name -> {"tokens": n, "documents": m, "bytes": b, "sha256": of both files}
@@ -184,7 +183,9 @@ def write_token_store(
                 splits[split] = writer.finish()
         save_array(temporary / UNIGRAM, counts)
         tokenizer = {"kind": "none", "file": None, "sha256": None}
-        record = store_record(vocabulary=vocabulary, special=special, splits=splits, unigram=counts, tokenizer=tokenizer)  # fmt: skip
+        record = store_record(
+            vocabulary=vocabulary, special=special, splits=splits, unigram=counts, tokenizer=tokenizer
+        )
         write_atomically(temporary / "store.json", json.dumps({**record, **(meta or {})}, indent=1) + "\n")
         os.replace(temporary, path)
     except BaseException:
@@ -194,11 +195,11 @@ def write_token_store(
 
 
 class TokenStore(Store[tuple[np.ndarray, np.ndarray]]):
-    """A finished store, opened by `TokenStore.open`; reads tokens, writes nothing."""
+    """A finished store, opened by `TokenStore.open`, read-only."""
 
     @classmethod
     def open(cls, path: Path | str) -> TokenStore:
-        """Open the store in folder `path`; UserError when it is missing, no token store, or damaged."""
+        """Open the store in folder `path`. Raises UserError when it is missing, not a token store, or damaged."""
         path = Path(path)
         meta = open_record(path, FORMAT, command="odist prepare text")
         dtype = np.dtype(meta["dtype"])

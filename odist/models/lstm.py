@@ -2,7 +2,7 @@
 
 The recurrence is one autograd function with backpropagation through time written by hand: what does not
 depend on the previous step (the input's product, the weights' gradients, the derivatives of the gates) is
-computed for all steps at once. Which tokens follow which is left to the task.
+computed for all steps at once.
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ class LayerNormLSTMFunction(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_hiddens: Tensor, grad_cell: Tensor) -> tuple[Tensor | None, ...]:
-        (inputs, weight_input, weight_hidden, gain_input, gain_hidden, bias, gain_cell, bias_cell,
-         from_input, mean_input, rstd_input, from_hidden, gates, hiddens, cells, squashed,
-         mean, rstd, mean_cell, rstd_cell) = ctx.saved_tensors  # fmt: skip
+        saved = ctx.saved_tensors  # in the order of `forward`
+        inputs, weight_input, weight_hidden, gain_input, gain_hidden, bias, gain_cell, bias_cell = saved[:8]
+        from_input, mean_input, rstd_input, from_hidden, gates, hiddens, cells, squashed = saved[8:16]
+        mean, rstd, mean_cell, rstd_cell = saved[16:]
         steps, batch, size = squashed.shape
         slopes, slope_cell = _slopes(gates, cells, squashed)
         grad_gates, grad_hidden_product = torch.empty_like(gates), torch.empty_like(gates)
@@ -91,9 +92,10 @@ class LayerNormLSTMFunction(torch.autograd.Function):
         hidden, carried = grad_hiddens[steps - 1], grad_cell
         for step in reversed(range(steps)):
             torch.mul(hidden, slope_cell[step], out=grad_normed[step])
+            statistics = mean_cell[step], rstd_cell[step]
             through_norm, _, _ = _norm_backward(
-                grad_normed[step], cells[step + 1], [size], mean_cell[step], rstd_cell[step], gain_cell, None, INPUT_ONLY
-            )  # fmt: skip
+                grad_normed[step], cells[step + 1], [size], *statistics, gain_cell, None, INPUT_ONLY
+            )
             cell = through_norm.add_(carried)
             gate, slope = grad_gates[step].view(batch, 4, size), slopes[step].view(batch, 4, size)
             torch.mul(cell.unsqueeze(1), slope[:, :3], out=gate[:, :3])
@@ -101,21 +103,22 @@ class LayerNormLSTMFunction(torch.autograd.Function):
             carried = cell.mul_(gates[step, :, size : 2 * size])
             product, _, _ = _norm_backward(
                 grad_gates[step], from_hidden[step], [4 * size], mean[step], rstd[step], gain_hidden, None, INPUT_ONLY
-            )  # fmt: skip
+            )
             grad_hidden_product[step] = product
             if step:
                 hidden = torch.addmm(grad_hiddens[step - 1], product, weight_hidden)
             elif ctx.needs_input_grad[1]:
                 hidden = product.mm(weight_hidden)
         flat, flat_product = grad_gates.flatten(0, 1), grad_hidden_product.flatten(0, 1)
+        statistics = mean.flatten(0, 1), rstd.flatten(0, 1)
         _, grad_gain_hidden, _ = _norm_backward(
-            flat, from_hidden.flatten(0, 1), [4 * size], mean.flatten(0, 1), rstd.flatten(0, 1), gain_hidden, bias,
-            AFFINE_ONLY,
-        )  # fmt: skip
+            flat, from_hidden.flatten(0, 1), [4 * size], *statistics, gain_hidden, bias, AFFINE_ONLY
+        )
+        flat_normed, flat_cells = grad_normed.flatten(0, 1), cells[1:].flatten(0, 1)
+        statistics = mean_cell.flatten(0, 1), rstd_cell.flatten(0, 1)
         _, grad_gain_cell, grad_bias_cell = _norm_backward(
-            grad_normed.flatten(0, 1), cells[1:].flatten(0, 1), [size], mean_cell.flatten(0, 1), rstd_cell.flatten(0, 1),
-            gain_cell, bias_cell, AFFINE_ONLY,
-        )  # fmt: skip
+            flat_normed, flat_cells, [size], *statistics, gain_cell, bias_cell, AFFINE_ONLY
+        )
         grad_product, grad_gain_input, grad_bias = _norm_backward(
             flat, from_input, [4 * size], mean_input, rstd_input, gain_input, bias, EVERYTHING
         )

@@ -1,7 +1,4 @@
-"""Embeddings and a tower of fully connected ReLU layers: the paper's Criteo model.
-
-Knows nothing about Criteo's columns; the task prepares the two inputs.
-"""
+"""Embeddings and a tower of fully connected ReLU layers: the paper's Criteo model."""
 
 from __future__ import annotations
 

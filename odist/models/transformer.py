@@ -1,7 +1,4 @@
-"""A compact pre-norm Transformer decoder; it sees the tokens of one example and keeps nothing from batch to batch.
-
-Which tokens an example holds is left to the task.
-"""
+"""A compact pre-norm Transformer decoder; it sees the tokens of one example and keeps no state from batch to batch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What may be wrong with a file of a run folder, and what is done with such a file.
+"""Reading files of a run folder that may be damaged, and writing files to a disk that may be full.
 
 Disks fail, copies stop half-way, people edit. Every file is checked when it is read: the reader gets its content or
-`Damaged`, one sentence with the file, what is wrong with it and the cure. Nothing damaged is deleted: whoever replaces it
-sets it aside under a hidden name. Failing to write is here too. Which files there are is run.py's.
+`Damaged`, one sentence with the file, what is wrong with it and the cure. Nothing damaged is deleted: it is set aside
+under a hidden name before it is replaced.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Kinds = Mapping[str, type | tuple[type, ...]]
 
 
 def read_text(path: Path, *, cure: str) -> str:
-    """The text of a file; Damaged for what is no file, cannot be read or is no text."""
+    """The text of a file. Raises Damaged if it is missing, not a file, cannot be read or does not hold text."""
     try:
         if not path.is_file():
             raise Damaged(f"{path}: {'not a file' if os.path.lexists(path) else 'missing'}. {cure}")
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise Damaged(f"{path}: damaged (no text, from byte {error.start} on). {cure}") from error
+        raise Damaged(f"{path}: damaged (not text from byte {error.start} on). {cure}") from error
     except OSError as error:
         raise Damaged(f"{path}: cannot be read ({error.strerror or error}). {cure}") from error
 
@@ -48,10 +48,10 @@ def read_json(path: Path, *, cure: str, kinds: Kinds | None = None, required: tu
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = "empty" if not text.strip() else f"no JSON: {str(error)[:80]}"
+        reason = "empty" if not text.strip() else f"not JSON: {str(error)[:80]}"
         raise Damaged(f"{path}: damaged ({reason}). {cure}") from error
     if not isinstance(content, dict):
-        raise Damaged(f"{path}: damaged (no JSON object). {cure}")
+        raise Damaged(f"{path}: damaged (not a JSON object). {cure}")
     for key in required:
         if content.get(key) is None:
             raise Damaged(f"{path}: damaged (it has no {key!r}). {cure}")
@@ -63,14 +63,14 @@ def read_json(path: Path, *, cure: str, kinds: Kinds | None = None, required: tu
 
 
 def read_yaml(path: Path, *, cure: str) -> dict[str, Any]:
-    """The mapping in a YAML file; Damaged if it holds none."""
+    """The mapping in a YAML file. Raises Damaged if it holds none."""
     import yaml
 
     text = read_text(path, cure=cure)
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Damaged(f"{path}: damaged (no YAML: {str(error).splitlines()[0][:80]}). {cure}") from error
+        raise Damaged(f"{path}: damaged (not YAML: {str(error).splitlines()[0][:80]}). {cure}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise Damaged(f"{path}: damaged ({'empty' if content is None else 'no keys and values'}). {cure}")
     return content
@@ -83,7 +83,7 @@ def read_array(path: Path, *, cure: str, rows: int | None = None) -> np.ndarray:
     try:
         array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError, SyntaxError, KeyError, TypeError, MemoryError, OverflowError) as error:
-        reason = "missing" if not os.path.lexists(path) else "damaged (no array of numbers, or not all of one)"
+        reason = "missing" if not os.path.lexists(path) else "damaged (not a whole array of numbers)"
         raise Damaged(f"{path}: {reason}. {cure}") from error
     if array.ndim not in (1, 2) or array.dtype.kind not in "fiu" or (rows is not None and len(array) != rows):
         raise Damaged(f"{path}: damaged (shape {list(array.shape)}, type {array.dtype}). {cure}")
@@ -91,7 +91,7 @@ def read_array(path: Path, *, cure: str, rows: int | None = None) -> np.ndarray:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder to a hidden name beside it, where nothing reads or deletes it; the new path."""
+    """Rename a damaged file or folder to a hidden name beside it, where nothing reads or deletes it. Returns the new path."""
     number = 1
     while os.path.lexists(aside := path.with_name(f"{SET_ASIDE}{path.name}{f'-{number}' if number > 1 else ''}")):
         number += 1
@@ -101,7 +101,7 @@ def set_aside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn what fails to be written below `path` into CannotWrite, one sentence.
+    """Turn errors of writing at or below `path` into CannotWrite, one sentence.
 
     kinds: exceptions beside OSError that a library raises for a write that failed
     """
@@ -109,7 +109,7 @@ def writing(path: Path, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
-        raise  # no matter of room: something else lies there
+        raise  # not a lack of space: something else lies there
     except failures as error:
         raise cannot_write(path, error) from error
 
@@ -129,7 +129,7 @@ def naming(folder: Path) -> Iterator[None]:
 
 
 def cannot_write(path: Path, error: Exception) -> CannotWrite:
-    """The one sentence for a write that failed: where, why and how much room there is."""
+    """The error for a write that failed: where, why and how much space is left."""
     known = isinstance(error, OSError) and error.errno is not None and error.errno not in FULL
     free = free_space(path)
     if known:
@@ -138,13 +138,14 @@ def cannot_write(path: Path, error: Exception) -> CannotWrite:
         reason = f"the file would be larger than this process may write, {free} free on the disk"
     else:
         reason = f"the disk is full or the file larger than allowed, {free} free"
-    cure = "put that right" if known else "make room"
-    return CannotWrite(f"{path}: cannot be written ({reason}). What was saved before is whole: {cure}, and the same command "
-                       "continues it.")  # fmt: skip
+    cure = "correct this" if known else "make room"
+    return CannotWrite(
+        f"{path}: cannot be written ({reason}). Everything saved before is intact: {cure}, and the same command continues."
+    )
 
 
 def free_space(path: Path) -> str:
-    """The room that is left on the disk of `path`, in words."""
+    """The space that is left on the disk of `path`, in words."""
     while not path.exists() and path != path.parent:
         path = path.parent
     try:

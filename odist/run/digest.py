@@ -30,9 +30,10 @@ def write_digest(folder: Path, names: Sequence[str], *, env: Mapping[str, Any]) 
 
 
 def check_digest(folder: Path, names: Sequence[str], *, cure: str) -> bool:
-    """Check files of `folder` against its digest.json; whether there is one (older odist wrote none).
+    """Check files of `folder` against its digest.json. Returns whether there is one (older versions wrote none).
 
-    Raises Damaged with the file, what is wrong and `cure` for a file that is not the one that was written.
+    cure: sentence that ends the message of Damaged
+    Raises Damaged for a file whose content is not what was written.
     """
     if not os.path.lexists(folder / FILE):
         return False

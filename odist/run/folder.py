@@ -155,8 +155,10 @@ class Run:
         if not os.path.lexists(self.path / "results.json"):
             state = self.status.get("state", "unknown")
             how = "its results.json is missing" if state == "finished" else f"not finished ({state})"
-            raise UserError(f"{self.path}: {how}, so it has no results{'' if state == 'finished' else ' yet'}. "
-                            "The same `odist train` command continues it.")  # fmt: skip
+            raise UserError(
+                f"{self.path}: {how}, so it has no results{'' if state == 'finished' else ' yet'}. "
+                "The same `odist train` command continues it."
+            )
         results = self._json("results.json", required=("metrics", "groups", "split"))
         for name, value in results["metrics"].items():
             if value is not None and not isinstance(value, int | float | list):
@@ -307,8 +309,10 @@ class Run:
         root = self.prediction_root(split)
         path = root / "meta.json"
         if not os.path.lexists(path):
-            raise UserError(f"{self.path}: no predictions on the {split} part yet (state {self.status.get('state', 'unknown')}). "
-                            "A finished run has them; the same `odist train` command continues it.")  # fmt: skip
+            raise UserError(
+                f"{self.path}: no predictions on the {split} part yet (state {self.status.get('state', 'unknown')}). "
+                "A finished run has them; the same `odist train` command continues it."
+            )
         kinds: Kinds = {"predictor": str, "num_groups": int, "fingerprint": str, "missing_groups": list}
         meta = read_json(path, cure=CONTINUE, kinds=kinds, required=("predictor", "num_groups", "fingerprint"))
         missing = meta.get("missing_groups", [])

@@ -1,7 +1,7 @@
 """What a run says while it trains: rows in metrics.jsonl, and progress on the terminal.
 
 Rows are for machines and always written; progress is a bar per group on a terminal and plain lines
-elsewhere. Which numbers there are is left to the trainer.
+elsewhere.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MetricsLog:
                 self._file.write(b"\n")
 
     def write(self, kind: str, *, group: int, **values: Any) -> None:
-        """Write one row; floats that are no finite numbers become null. CannotWrite if the disk is full."""
+        """Write one row; floats that are not finite become null. Raises CannotWrite if the disk is full."""
         row = {"kind": kind, "group": group, **values, "time": round(time.time(), 3)}
         clean = {key: _finite(value) for key, value in row.items()}
         line = json.dumps(clean).encode() + b"\n"

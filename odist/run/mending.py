@@ -1,8 +1,8 @@
 """What `odist train` mends in a damaged run folder before it continues the run.
 
-What can be told from elsewhere is written again: config.yaml from the command (env.json knows its hash), env.json from
-the copy in each checkpoint, status.json and horizon.json by training, results and predictions from the last checkpoint.
-What was damaged is set aside, never deleted. Checkpoints themselves are checkpoint.py's.
+Files whose content is known from elsewhere are written again: config.yaml from the command (env.json knows its hash),
+env.json from the copy in each checkpoint, status.json and horizon.json by training, results and predictions from the
+last checkpoint. Damaged files are set aside, never deleted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def mend_identity(run: Run, config: Config, *, digest: str, data_fingerprint: st
     """Write env.json and config.yaml again if they are missing or damaged.
 
     digest: hash of `config`, the command's; data_fingerprint: of its prepared data
-    Raises Damaged if it is not known what they held, or that was not this command's.
+    Raises Damaged if it is unknown what they held, or if they belonged to a different command.
     """
     import yaml
 
@@ -37,8 +37,9 @@ def mend_identity(run: Run, config: Config, *, digest: str, data_fingerprint: st
     except UserError as error:
         if env.get("config_hash") != digest:
             reason = str(error) if isinstance(error, Damaged) else f"{run.path / 'config.yaml'}: {error}"
-            raise Damaged(f"{reason} This command's configuration is another one; the one that began the run is in "
-                          "overrides.txt.") from error  # fmt: skip
+            raise Damaged(
+                f"{reason} This command's configuration is another one; the one that began the run is in overrides.txt."
+            ) from error
         path = run.path / "config.yaml"
         aside = f"; the damaged one is {set_aside(path).name}" if os.path.lexists(path) else ""
         with writing(path):
@@ -62,8 +63,10 @@ def _mended_env(run: Run, config: Config, *, digest: str, data_fingerprint: str 
     ]
     found = next((env for env in map(written_env, folders) if env), None)
     if found is None and folders:
-        raise Damaged(f"{path}: missing or damaged, and no checkpoint holds a copy, so nobody knows which data and settings "
-                      f"began this run. Bring the file back from a copy, or remove {run.path} and type the command again.")  # fmt: skip
+        raise Damaged(
+            f"{path}: missing or damaged, and no checkpoint holds a copy, so the data and settings that began this run "
+            f"are unknown. Restore the file from a backup, or remove {run.path} and type the command again."
+        )
     aside = f"; the damaged one is {set_aside(path).name}" if os.path.lexists(path) else ""
     env = found or provenance.environment(config_hash=digest, data_fingerprint=data_fingerprint)
     run.write_json("env.json", env)
@@ -74,7 +77,7 @@ def _mended_env(run: Run, config: Config, *, digest: str, data_fingerprint: str 
 
 
 def mend_state(run: Run, *, say: Say) -> None:
-    """Set aside what training writes anew: a damaged status, horizon, log of metrics, results and predictions."""
+    """Set aside damaged files that training writes again: status, horizon, log of metrics, results and predictions."""
     for name, read in (
         ("status.json", lambda: run.status),
         ("horizon.json", lambda: run.horizon),
@@ -83,7 +86,7 @@ def mend_state(run: Run, *, say: Say) -> None:
         try:
             read()
         except Damaged as error:
-            say(f"{error} Set aside as {set_aside(run.path / name).name}; training writes it anew.")
+            say(f"{error} Set aside as {set_aside(run.path / name).name}; training writes it again.")
     try:
         run.check_results()
     except Damaged as error:

@@ -1,4 +1,4 @@
-"""Folders that a user names for output: `~` is the home folder, and what can be none is refused before anything is made."""
+"""Folders that a user names for output, checked before anything is made; `~` is the home folder."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from pathlib import Path
 from odist.errors import UserError
 
 URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-MOST_NAME, MOST_PATH = (
-    230,
-    3800,
-)  # bytes; systems allow 255 and 4,096, and files with longer names are made beside and below
+# In bytes. Systems allow 255 and 4,096, but files with longer names are made beside and below these folders.
+MOST_NAME = 230
+MOST_PATH = 3800
 
 
 def local_folder(text: str, *, key: str) -> Path:
     """The folder called `text`, which need not exist.
 
     key: what was set, such as `run.dir` or `--output`, for messages
-    UserError for a URL, control characters, names too long for a file system, a file at this place or above it.
+    Raises UserError for a URL, control characters, names too long for a file system, a file at this place or above it.
     """
     shown = text if len(text) <= 80 else f"{text[:40]}...{text[-30:]}"
     given = f"{key}{' ' if key.startswith('-') else '='}{shown!r}".replace("'", "")
@@ -28,7 +27,7 @@ def local_folder(text: str, *, key: str) -> Path:
             f"{given}: expected a folder of this machine, not a URL. Write there and copy it when it is finished."
         )
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
-        raise UserError(f"{given}: holds a line break or another control character. Choose a name without.")
+        raise UserError(f"{given}: holds a line break or another control character. Choose a name without one.")
     try:
         path = Path(text).expanduser()
     except RuntimeError:

@@ -1,7 +1,4 @@
-"""Where a run comes from: the commit, the package's source, versions of packages, the machine.
-
-Reads files of the system and package metadata; imports none of the packages it names.
-"""
+"""Where a run comes from: the commit, the package's source, versions of packages, the machine."""
 
 from __future__ import annotations
 

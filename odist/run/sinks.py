@@ -1,9 +1,8 @@
-"""The rows of a run on their way to the trackers that `run.sinks=[NAME,...]` chooses.
+"""Forwards the rows of a run to the trackers that `run.sinks=[NAME,...]` chooses.
 
-A sink gets every row of metrics.jsonl from a thread that reads the file, so training neither waits for it
-nor fails with it, and one process or many make no difference. Writing the rows is left to log.py, the trackers
-themselves to trackers.py. How far a sink has come is kept in `sinks/` of the run folder: a continued run forwards
-what is new, so rows that are written again after a checkpoint come twice.
+A sink gets every row of metrics.jsonl from a thread that reads the file, so training neither waits for it nor fails
+with it, whether the run has one process or many. The byte that a sink has reached is kept in `sinks/` of the run
+folder: a continued run forwards what is new, so rows that are written again after a checkpoint come twice.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SECONDS_TO_CLOSE = 60.0  # for all sinks at the end of a run, before it goes on 
 
 
 class Sink(Protocol):
-    """Takes rows of one run; made and called in a thread of its own, may raise anything.
+    """Takes rows of one run. Made and called in a thread of its own; may raise anything.
 
     requires: package that must be importable
     """
@@ -58,13 +57,15 @@ def check(names: Sequence[str]) -> None:
         package = registry.find("sinks", name).requires
         if importlib.util.find_spec(package) is None:
             install = f"odist[{name}]" if name in SINKS else package
-            raise UserError(f"run.sinks=[{','.join(names)}]: {name} needs the package {package}, which is not "
-                            f"installed: pip install '{install}'")  # fmt: skip
+            raise UserError(
+                f"run.sinks=[{','.join(names)}]: {name} needs the package {package}, which is not "
+                f"installed: pip install '{install}'"
+            )
 
 
 @contextlib.contextmanager
 def forwarding(run: Run, names: Sequence[str]) -> Iterator[None]:
-    """Forward the rows of a run to its sinks while inside; at the end wait until they have all."""
+    """Forward the rows of a run to its sinks inside the block; at its end wait until they have them all."""
     threads = [Forwarder(run, name) for name in dict.fromkeys(names)]
     for thread in threads:
         thread.start()
@@ -77,7 +78,9 @@ def forwarding(run: Run, names: Sequence[str]) -> Iterator[None]:
         for thread in threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                _warn(f"sink {thread.sink_name} did not end within {SECONDS_TO_CLOSE:.0f} s; left behind.")
+                _warn(
+                    f"sink {thread.sink_name} did not end within {SECONDS_TO_CLOSE:.0f} s and may lack the last rows."
+                )
 
 
 class Forwarder(threading.Thread):

@@ -1,7 +1,4 @@
-"""Trackers of experiments as sinks of a run: TensorBoard, Weights & Biases, MLflow.
-
-When they are made, fed and closed is left to sinks.py, which has the protocol.
-"""
+"""Experiment trackers as sinks of a run: TensorBoard, Weights & Biases, MLflow. See `odist.run.sinks.Sink`."""
 
 from __future__ import annotations
 
@@ -80,7 +77,7 @@ class TensorBoard:
 class Wandb:
     """One W&B run, in `wandb/` of the run folder; a series per group, as in train/label_loss/group-0.
 
-    WANDB_MODE, WANDB_PROJECT and the like hold; without a login it records offline (`wandb sync DIR` uploads).
+    Respects WANDB_MODE, WANDB_PROJECT and the like; without a login it records offline (`wandb sync DIR` uploads).
     """
 
     requires = "wandb"

@@ -2,7 +2,7 @@
 
 Row r is a pure function of (data.seed, split, r), so any row of any split can be asked for in any
 order, nothing is stored and no two streams overlap. Everything after the ids is the code path of
-prepared rows. What the rows are used for is left to the task.
+prepared rows.
 """
 
 from __future__ import annotations
