@@ -19,8 +19,9 @@ from odist.engine.wiring import build_task, fitted_fingerprint, load_models, on_
 from odist.errors import UserError
 from odist.measure.churn import form_of
 from odist.measure.prediction_files import data_fingerprint, write_predictions
-from odist.run.folder import LAST_WEIGHTS_FILE, Predictions, Run
+from odist.run.folder import Run
 from odist.run.log import MetricsLog, Silent
+from odist.run.predictions import LAST_WEIGHTS_FILE, Predictions
 from odist.tasks.base import Task
 
 

@@ -25,8 +25,9 @@ from odist.errors import Diverged, Interrupted, LostWorkers
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
 from odist.rng import derive
-from odist.run.folder import LAST_WEIGHTS_FILE, Run, step_name
+from odist.run.folder import Run, step_name
 from odist.run.log import MetricsLog
+from odist.run.predictions import LAST_WEIGHTS_FILE
 from odist.strategies.base import Strategy
 from odist.tasks.base import Batch, Carry, Task
 from odist.teachers.base import Teacher

@@ -25,7 +25,8 @@ from odist.errors import Damaged
 from odist.files import save_array, write_atomically
 from odist.measure.metrics import constant_loss
 from odist.run.damage import Kinds, read_array, read_json, writing
-from odist.run.folder import CONTINUE, LAST_WEIGHTS_FILE, Predictions, Run
+from odist.run.folder import CONTINUE, Run
+from odist.run.predictions import LAST_WEIGHTS_FILE, Predictions
 from odist.tasks.base import Task
 
 Say = Callable[[str], None]

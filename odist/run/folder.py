@@ -7,9 +7,8 @@
     logs/             one file per process                exchange/     snapshots between groups
     .damaged-...      what was found damaged and replaced
 
-Knows paths and files, never what is in a model. Writers replace whole files, so a reader never sees
-half of one; what is damaged all the same raises Damaged, with the cure. Imports neither torch nor (before
-`metrics` is called) pandas.
+Writers replace whole files, so a reader never sees half of one; a file that is damaged all the same raises Damaged,
+with the cure. Importing this module loads neither torch nor pandas.
 """
 
 from __future__ import annotations
@@ -19,22 +18,19 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odist.errors import Damaged, UserError
 from odist.files import read_json_lines, write_atomically
-from odist.run.damage import Kinds, read_array, read_json, read_yaml, writing
+from odist.run.damage import Kinds, read_json, read_yaml, writing
+from odist.run.predictions import META, Predictions, read_group_predictions, read_predictions
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
-# Ends the files of what the last weights predict, in runs whose averaged weights predict.
-LAST_WEIGHTS_FILE = "-last-weights.npy"
 STEP_FOLDER = re.compile(r"step-(\d{10})$")
-CONTINUE = "The run's `odist train` command makes it anew."
+CONTINUE = "The run's `odist train` command makes it again."
 MARKS = ("config.yaml", "status.json", "env.json")  # what every run folder has from its beginning
 NODES = ("task", "data", "model", "optim", "algorithm", "exchange", "launch", "train", "run")  # of config.yaml
 KINDS: dict[str, Kinds] = {
@@ -48,25 +44,6 @@ KINDS: dict[str, Kinds] = {
 def step_name(step: int) -> str:
     """Name of the checkpoint folder of `step` (number of completed steps)."""
     return f"step-{step:010d}"
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What one run predicts on one split.
-
-    probabilities: float array, [rows] for a binary task, [rows, classes] otherwise
-    targets: [rows]
-    fingerprint: names the rows and their order; equal for two runs that may be compared
-    bayes: [rows] optimal probabilities where the generator knows them
-    predictor: `mean` of the groups, or `group-N`; missing_groups: those that the run has lost
-    """
-
-    probabilities: np.ndarray
-    targets: np.ndarray
-    fingerprint: str
-    bayes: np.ndarray | None = None
-    predictor: str = "group-0"
-    missing_groups: tuple[int, ...] = ()
 
 
 class Run:
@@ -90,7 +67,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
-        """Open an existing run folder; UserError if `path` is none."""
+        """Open an existing run folder. Raises UserError if `path` is not one."""
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"{path}: no such run folder. `odist runs` lists the runs below ./runs.")
@@ -127,9 +104,9 @@ class Run:
         content = read_yaml(path, cure=CONTINUE)
         for node in NODES:
             if node in content and not isinstance(content[node], dict):
-                raise Damaged(f"{path}: damaged ({node} holds no keys and values). {CONTINUE}")
+                raise Damaged(f"{path}: damaged ({node} does not hold keys and values). {CONTINUE}")
             if not isinstance(content.get(node, {}).get("name", ""), str):
-                raise Damaged(f"{path}: damaged ({node}.name is no word). {CONTINUE}")
+                raise Damaged(f"{path}: damaged ({node}.name is not a word). {CONTINUE}")
         return content
 
     @property
@@ -148,9 +125,9 @@ class Run:
 
     @property
     def results(self) -> dict[str, Any]:
-        """The numbers of a finished run, or of its sound groups; UserError while there are none.
+        """The numbers of a finished run, or of its sound groups. Raises UserError before there are any.
 
-        missing_groups: those that were lost, absent if there are none
+        Their `missing_groups` are those that were lost; the key is absent if none was.
         """
         if not os.path.lexists(self.path / "results.json"):
             state = self.status.get("state", "unknown")
@@ -162,17 +139,17 @@ class Run:
         results = self._json("results.json", required=("metrics", "groups", "split"))
         for name, value in results["metrics"].items():
             if value is not None and not isinstance(value, int | float | list):
-                raise Damaged(f"{self.path / 'results.json'}: damaged ({name} is no number). {CONTINUE}")
+                raise Damaged(f"{self.path / 'results.json'}: damaged ({name} is not a number). {CONTINUE}")
         return results
 
     @property
     def missing_groups(self) -> list[int]:
-        """Groups that were lost while the others came to their end; empty for a run without results."""
+        """Groups that were lost while the others finished; empty for a run without results."""
         there = os.path.lexists(self.path / "results.json")
         return [int(group) for group in self.results.get("missing_groups", [])] if there else []
 
     def missing_words(self) -> str:
-        """Which groups were lost and who predicts for them, as a sentence; empty if all are there."""
+        """Which groups were lost and who predicts for them, as a sentence; empty if none was."""
         missing = self.missing_groups
         if not missing:
             return ""
@@ -183,7 +160,7 @@ class Run:
 
     @property
     def untaught_groups(self) -> list[int]:
-        """Groups that were to learn from their peers and never had a teacher; none before the run has results."""
+        """Groups that should have learnt from their peers and never had a teacher; empty for a run without results."""
         if not (self.path / "results.json").is_file():
             return []
         groups = enumerate(self.results["groups"])  # None for a group that was lost
@@ -201,32 +178,32 @@ class Run:
         return read_json(path, cure=CONTINUE, kinds=KINDS[name], required=required)
 
     def check_records(self) -> None:
-        """Read the small files that say what the run is and how it stands; Damaged for the first that is not sound."""
+        """Read the small files that say what the run is and its state. Raises Damaged for the first that is not sound."""
         for name in MARKS:
             if not os.path.lexists(self.path / name):
                 raise Damaged(f"{self.path / name}: missing. {CONTINUE}")
         _ = self.config, self.env, self.status, self.horizon, self.missing_groups
 
     def check(self) -> None:
-        """Read all that churn and figures are made of; Damaged for the first file that is not sound."""
+        """Read everything that churn and figures need. Raises Damaged for the first file that is not sound."""
         self.check_records()
         self.check_results()
         self.rows()
 
     def check_results(self) -> None:
-        """Read results and predictions where they are there; Damaged for the first file that is not sound."""
+        """Read results and predictions if they exist. Raises Damaged for the first file that is not sound."""
         if os.path.lexists(self.path / "results.json"):
             _ = self.results
             for meta in self.path.glob("predictions/[!.]*/meta.json"):
                 self.predictions(meta.parent.name)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Replace a JSON file of the folder; CannotWrite if the disk is full."""
+        """Replace a JSON file of the folder. Raises CannotWrite if the disk is full."""
         with writing(self.path / name):
             write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def set_status(self, **fields: Any) -> None:
-        """Update some fields of status.json and its time; a damaged one is written anew."""
+        """Update some fields of status.json and its time; a damaged one is replaced."""
         try:
             known = self.status
         except Damaged:
@@ -234,9 +211,9 @@ class Run:
         self.write_json("status.json", {**known, **fields, "updated": time.time()})
 
     def rows(self) -> tuple[list[dict[str, Any]], int]:
-        """The rows of metrics.jsonl as they were written, and the number of lines that are none.
+        """The rows of metrics.jsonl as they were written, and the number of lines that cannot be read.
 
-        A few such lines are those of killed processes. Damaged if none of the lines can be read.
+        Killed processes leave a few such lines. Raises Damaged if no line can be read.
         """
         path = self.path / "metrics.jsonl"
         if not os.path.lexists(path):
@@ -278,7 +255,7 @@ class Run:
         return sorted(int(match.group(1)) for match in found if match)
 
     def beat_path(self, group: int) -> Path:
-        """The file whose time says when a group in processes of its own was last at work."""
+        """The file whose time says when a group that trains in processes of its own was last at work."""
         return self.path / "logs" / f".group-{group}.beat"
 
     def prediction_root(self, split: str) -> Path:
@@ -299,56 +276,24 @@ class Run:
 
         Which of the two is written in `predictions/<split>/meta.json` by the run itself
         (Anil et al. 2018, section 3.5: one copy of a codistilled pair, fixed in advance, predicts).
-        Of a run that has lost groups the first sound one, or the mean of the sound ones. Damaged for files that are not sound.
+        In a run that has lost groups the first sound one predicts, or the mean of the sound ones.
 
         last_weights: what the weights themselves predict in a run whose averaged weights do
         predictor: `mean` of all groups, or `copies`: the first sound one; None: what the run was made for
+        Raises UserError before there are predictions, Damaged for files that are not sound.
         """
-        import numpy as np
-
         root = self.prediction_root(split)
-        path = root / "meta.json"
-        if not os.path.lexists(path):
+        if not os.path.lexists(root / META):
             raise UserError(
                 f"{self.path}: no predictions on the {split} part yet (state {self.status.get('state', 'unknown')}). "
                 "A finished run has them; the same `odist train` command continues it."
             )
-        kinds: Kinds = {"predictor": str, "num_groups": int, "fingerprint": str, "missing_groups": list}
-        meta = read_json(path, cure=CONTINUE, kinds=kinds, required=("predictor", "num_groups", "fingerprint"))
-        missing = meta.get("missing_groups", [])
-        sound = [group for group in range(meta["num_groups"]) if group not in missing]
-        if predictor == "copies":
-            sound = sound[:1]
-        elif meta["predictor"] != "mean" and predictor != "mean":
-            sound = [int(number) for number in re.findall(r"^group-(\d{1,6})$", meta["predictor"])]
-        if not sound:
-            raise Damaged(f"{path}: damaged (no group predicts). {CONTINUE}")
-        targets = read_array(root / "targets.npy", cure=CONTINUE)
-        end = LAST_WEIGHTS_FILE if last_weights else ".npy"
-        arrays = [read_array(root / f"group-{group}{end}", cure=CONTINUE, rows=len(targets)) for group in sound]
-        if len({array.shape for array in arrays}) > 1:
-            raise Damaged(f"{root}: damaged (its groups predict other shapes). {CONTINUE}")
-        bayes = root / "bayes.npy"
-        return Predictions(
-            probabilities=np.mean(np.stack([array.astype(np.float64) for array in arrays]), axis=0),
-            targets=np.array(targets),
-            fingerprint=meta["fingerprint"],
-            bayes=np.array(read_array(bayes, cure=CONTINUE, rows=len(targets))) if os.path.lexists(bayes) else None,
-            predictor=meta["predictor"],
-            missing_groups=tuple(missing),
-        )
+        return read_predictions(root, last_weights=last_weights, predictor=predictor, cure=CONTINUE)
 
     def group_predictions(self, split: str = "validation", *, last_weights: bool = False) -> dict[int, np.ndarray]:
         """Probabilities of every group that has left its own. last_weights: as in `predictions`"""
-        import numpy as np
-
-        root, end = self.prediction_root(split), LAST_WEIGHTS_FILE if last_weights else ".npy"
-        paths = {group: root / f"group-{group}{end}" for group in range(int(self.config.get("num_groups", 1)))}
-        return {
-            group: read_array(path, cure=CONTINUE).astype(np.float64)
-            for group, path in paths.items()
-            if os.path.lexists(path)
-        }
+        root, groups = self.prediction_root(split), range(int(self.config.get("num_groups", 1)))
+        return read_group_predictions(root, groups, last_weights=last_weights, cure=CONTINUE)
 
 
 def is_row(content: dict[str, Any]) -> bool:

@@ -38,7 +38,7 @@ def mend_identity(run: Run, config: Config, *, digest: str, data_fingerprint: st
         if env.get("config_hash") != digest:
             reason = str(error) if isinstance(error, Damaged) else f"{run.path / 'config.yaml'}: {error}"
             raise Damaged(
-                f"{reason} This command's configuration is another one; the one that began the run is in overrides.txt."
+                f"{reason} This command has a different configuration; the command that began the run is in overrides.txt."
             ) from error
         path = run.path / "config.yaml"
         aside = f"; the damaged one is {set_aside(path).name}" if os.path.lexists(path) else ""
@@ -65,7 +65,7 @@ def _mended_env(run: Run, config: Config, *, digest: str, data_fingerprint: str 
     if found is None and folders:
         raise Damaged(
             f"{path}: missing or damaged, and no checkpoint holds a copy, so the data and settings that began this run "
-            f"are unknown. Restore the file from a backup, or remove {run.path} and type the command again."
+            f"are unknown. Restore the file from a copy, or remove {run.path} and type the command again."
         )
     aside = f"; the damaged one is {set_aside(path).name}" if os.path.lexists(path) else ""
     env = found or provenance.environment(config_hash=digest, data_fingerprint=data_fingerprint)
