@@ -1,16 +1,16 @@
-"""The ways a command ends other than well, each with its exit code.
+"""The errors that end a command, each with its exit code.
 
-Every exception carries a message written for the user; the command line prints it without a
-traceback. Anything else that escapes is a bug and shows its traceback.
+Every one carries a message for the user, which the command line prints without a traceback. Any other exception that
+escapes is a bug and shows its traceback.
 """
 
-GAVE_UP = 5  # code of a group's process that ends by an error of exit code 1, which a crash has too
+GAVE_UP = 5  # exit code of a group's process for errors whose own code is 1, because a crash has code 1 too
 
 
 class OdistError(Exception):
     """Base: ends the command with `exit_code` and the message.
 
-    lost_groups: those that ended so while all others came to their end
+    lost_groups: groups that ended with this error while all others finished
     """
 
     exit_code = 1
@@ -18,7 +18,7 @@ class OdistError(Exception):
 
 
 class CannotWrite(OdistError):
-    """A full disk, or another reason why a file cannot be written; what was saved before is whole."""
+    """A full disk, or another reason why a file cannot be written; everything saved before is intact."""
 
 
 class UserError(OdistError):
@@ -32,13 +32,13 @@ class Damaged(UserError):
 
 
 class Diverged(OdistError):
-    """The loss is no longer a finite number, or one that it cannot be."""
+    """The loss is not finite any more, or has a value that is impossible."""
 
     exit_code = 3
 
 
 class LostWorkers(OdistError):
-    """A group waited for a peer until the time limit, or was lost itself; all that can be is saved."""
+    """A group waited for a peer until the time limit, or was lost itself; the others' state is saved."""
 
     exit_code = 4
 

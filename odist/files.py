@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,15 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+def finite(content: Any) -> Any:
+    """JSON-able content with None in place of floats that are not finite, which JSON cannot hold."""
+    if isinstance(content, Mapping):
+        return {str(key): finite(item) for key, item in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(item) for item in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 class Tail:

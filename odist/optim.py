@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules, on the clock of examples.
 
 Embedding tables get sparse gradients where that is the same maths as dense ones; everything dense
-uses torch's fused kernels. What the gradients are is left to the strategies.
+uses torch's fused kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from odist.config.schema import OptimConfig
 from odist.errors import UserError
 
 OPTIMISERS = ("adagrad", "sgd", "adam", "adamw", "lars")
-SCHEDULES = ("constant", "cosine", "steps")
 
 
 @dataclass(frozen=True)

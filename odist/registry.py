@@ -42,7 +42,9 @@ def other_folders() -> list[Path]:
     for point in entry_points(group="odist.conf"):
         spec = importlib.util.find_spec(point.value)
         if spec is None or not spec.submodule_search_locations:
-            raise UserError(f"odist.conf: {point.name} = {point.value!r} of an installed package is no folder of it.")
+            raise UserError(
+                f"odist.conf: {point.name} = {point.value!r} of an installed package is not a folder of it."
+            )
         found.append(Path(next(iter(spec.submodule_search_locations))))
     return found
 

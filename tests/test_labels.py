@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from test_cli import SMOKE, criteo_rows, odist, refused
+from token_stores import write_token_store
 
 from odist import tasks
 from odist.data.rows import HEADER_BYTES
-from odist.data.tokens import write_token_store
 from odist.errors import UserError
 from odist.losses import LossOptions, Sums, binary, multiclass
 from odist.run.folder import Run

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from conftest import make_config, train_whole_and_broken, weight_hashes
 from scipy import stats
+from token_stores import write_token_store
 
 from odist import losses
 from odist.config.read import load
 from odist.config.schema import SyntheticTextConfig
 from odist.data.lanes import Documents, EvaluationLanes, TrainingLanes, union
 from odist.data.order import order_seed
-from odist.data.tokens import write_token_store
 from odist.engine.checkpoint import common_step, load_weights
 from odist.engine.evaluation import evaluate
 from odist.errors import UserError

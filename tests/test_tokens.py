@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from token_stores import write_token_store
 
-from odist.data.tokens import SplitWriter, TokenStore, write_token_store
+from odist.data.tokens import SplitWriter, TokenStore
 from odist.errors import UserError
 
 SPECIAL = {"unknown": 0, "sentence_end": 1, "paragraph_end": 2, "document_end": 3}

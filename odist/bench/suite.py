@@ -77,7 +77,7 @@ def run(suite: str, *, rounds: int = 5, output: Path | None = None) -> Result:
     """Run a suite; with `output`, write SUITE.json and SUITE.md into that folder.
 
     rounds: paired measurements of every arm
-    Raises UserError for an unknown suite and when `output` is no folder; OdistError when a process of the benchmark
+    Raises UserError for an unknown suite and when `output` is not a folder, OdistError when a process of the benchmark
     ends early.
     """
     if suite not in SUITES:

@@ -13,6 +13,7 @@ from odist.claims.recipe import PlannedRun, System
 from odist.claims.record import Record, Trial
 from odist.config.schema import flatten
 from odist.errors import UserError
+from odist.files import finite
 from odist.measure.churn import form_of, pair_metrics
 from odist.run.folder import Run
 
@@ -77,7 +78,7 @@ def _records(
                 of_models[str(rival.seed)] = between
         record = _record(recipe, plan, run=run, churn=churn, rows=predictions[index].fingerprint)
         record = record if system is None else read_otherwise(record, system)
-        records.append(replace(record, churn_of_models=_finite(of_models)))
+        records.append(replace(record, churn_of_models=finite(of_models)))
     return records
 
 
@@ -124,10 +125,10 @@ def _record(recipe: str, plan: PlannedRun, *, run: Run, churn: dict[str, dict[st
         recipe=recipe,
         scale=config.get("scale", ""),
         env=_environment(run),
-        config=_finite(config),
-        results=_finite(run.results),
-        evaluations=_finite(_evaluations(run)),
-        churn=_finite(churn),
+        config=finite(config),
+        results=finite(run.results),
+        evaluations=finite(_evaluations(run)),
+        churn=finite(churn),
         predicted_rows=rows,
     )
 
@@ -144,14 +145,14 @@ def trial_of(recipe: str, plan: PlannedRun, *, run: Run, key: str) -> Trial:
         env=_environment(run),
         key=key,
         value=config.get(key),
-        config=_finite(config),
+        config=finite(config),
         state=run.status.get("state"),
-        metrics=_finite(run.results["metrics"]) if run.finished else None,
+        metrics=finite(run.results["metrics"]) if run.finished else None,
     )
 
 
 def _environment(run: Run) -> dict[str, Any]:
-    env: dict[str, Any] = _finite({key: run.env.get(key) for key in ENVIRONMENT})
+    env: dict[str, Any] = finite({key: run.env.get(key) for key in ENVIRONMENT})
     return env
 
 
@@ -184,12 +185,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         value = value.item()
     return float(f"{value:.7g}") if isinstance(value, float) and math.isfinite(value) else value
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for what JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,7 +19,7 @@ KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or f
 
 
 def explain(error: BaseException) -> str | None:
-    """The message for `error`, or None if it is no error of the user's."""
+    """The message for `error`, or None if the user did not cause it."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 

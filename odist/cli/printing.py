@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from odist.files import finite
 from odist.launch.opening import trained_by
 from odist.run.folder import Run
 
@@ -53,15 +53,7 @@ def interval(bounds: Sequence[float] | None) -> str:
 
 def as_json(content: Any) -> str:
     """JSON for programs; numbers that are not finite become null."""
-    return json.dumps(_finite(content), indent=1)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(content), indent=1)
 
 
 def result_line(run: Run) -> str:

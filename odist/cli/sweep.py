@@ -91,7 +91,7 @@ class Sweep:
         print(f"some jobs have not saved within {SECONDS_TO_SAVE:.0f} s and may still run", file=sys.stderr)
 
     def tidy(self, stop: Stop) -> None:
-        """Remove what nobody needs after the end; results and logs of sweeper and launcher plug-ins stay."""
+        """Remove what is not needed after the end; results and logs of sweeper and launcher plug-ins stay."""
         if not self.path.is_dir():
             return
         for name in ("multirun.yaml", RECORDS):

@@ -180,7 +180,7 @@ def _hydra(job: Callable[[Any], Any]) -> None:
 def _environment(arguments: list[str], sweep: Path) -> Iterator[None]:
     """Give Hydra its command line and settings, and take them back."""
     before, before_argv, before_logging = dict(os.environ), sys.argv, logging.raiseExceptions
-    logging.raiseExceptions = False  # Hydra prints help by logging: a closed pipe is no reason for tracebacks
+    logging.raiseExceptions = False  # Hydra prints help by logging, which would print a traceback for a closed pipe
     sys.argv = ["odist train", *arguments]
     os.environ[SWEEP_VARIABLE] = str(sweep)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise what went wrong instead of printing it

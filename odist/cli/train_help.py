@@ -74,7 +74,7 @@ def _choices(group: str, names: Sequence[str], *, chosen: str, folders: Sequence
 
 
 def _title(group: str, name: str, folders: Sequence[Path]) -> str:
-    """The first sentence of the comment that a file opens with, without its sources; empty where there is no file."""
+    """The first sentence of the comment at the top of a file, without its sources; empty if there is no file."""
     for folder in folders:
         path = folder / group / f"{name}.yaml"
         if path.is_file():

@@ -39,7 +39,7 @@ class Store(Generic[Split]):
         return str(self.meta["fitted_fingerprint"])
 
     def _split(self, split: str) -> Split:
-        """UserError when there is no such split."""
+        """Raises UserError when there is no such split."""
         if split not in self._splits:
             raise UserError(f"{self.path}: no split {split!r}; it has {', '.join(self._splits)}.")
         return self._splits[split]

@@ -23,7 +23,7 @@ from odist.run.mending import mend_identity
 
 
 def content_of(config: Config) -> dict[str, Any]:
-    """What lies at the places that the configuration names, for `config_hash`."""
+    """Fingerprints of the data and runs that the configuration names by their paths, for `config_hash`."""
     content: dict[str, Any] = {}
     if config.data.path is not None:
         content["data.path"] = read_store(config.data.path).get("fingerprint")
@@ -44,10 +44,10 @@ def run_name(config: Config, digest: str) -> str:
 
 
 def run_path(config: Config, digest: str, *, in_multirun: bool) -> Path:
-    """Where the run of a configuration lies or shall lie.
+    """The folder of the run of a configuration, which may not exist yet.
 
-    Without a run.dir of its own that is a folder by the name of `run_name`; a folder of the same seed and hash counts too,
-    for the data may have been moved since, and older versions gave other names.
+    Without a run.dir of its own that is a folder with the name of `run_name`. A folder with the same seed and hash counts
+    too: the data may have been moved since, and older versions gave other names.
     """
     if config.run.dir is not None and not in_multirun:
         return Path(config.run.dir)
@@ -62,7 +62,7 @@ def run_path(config: Config, digest: str, *, in_multirun: bool) -> Path:
 def open_or_create(config: Config, *, overrides: list[str], in_multirun: bool) -> tuple[Run, bool]:
     """The run folder of `config`, and whether it was made now.
 
-    UserError if the folder belongs to another configuration, to other data, or is no run folder.
+    Raises UserError if the folder belongs to another configuration or other data, or is not a run folder.
     """
     content = content_of(config)
     digest = config_hash(config, content=content)
@@ -80,7 +80,7 @@ def open_or_create(config: Config, *, overrides: list[str], in_multirun: bool) -
 
 
 def _create(path: Path, config: Config, *, overrides: list[str], env: dict[str, Any]) -> Run:
-    """Make the folder beside its place and move it there whole, so that no half of one is ever seen."""
+    """Make the folder beside its place and move it there, so that readers never see half of one."""
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         Run.create(temporary, to_dict(config), overrides=overrides, env=env)
@@ -108,12 +108,14 @@ def _check_same(run: Run, config: Config, *, content: dict[str, Any], digest: st
     if changed:
         shown = "\n".join(f"  {line}" for line in changed[:20])
         more = f"\n  and {len(changed) - 20} more" if len(changed) > 20 else ""
-        raise UserError(f"{run.path} holds a run of another configuration (saved run -> this command):\n{shown}{more}\n"
-                        "Choose another run.dir, or leave run.dir out: every configuration has its own folder.")  # fmt: skip
+        raise UserError(
+            f"{run.path} holds a run of another configuration (saved run -> this command):\n{shown}{more}\n"
+            "Choose another run.dir, or leave run.dir out: every configuration has its own folder."
+        )
 
 
 def trained_by(run: Run) -> int | None:
-    """Id of the living process of this machine that trains the run, None if there is none."""
+    """Id of the process of this machine that trains the run, None if there is none."""
     try:
         status = run.status
     except Damaged:
@@ -131,7 +133,7 @@ def trained_by(run: Run) -> int | None:
 
 @contextlib.contextmanager
 def claimed(run: Run) -> Iterator[None]:
-    """Hold the run for this process; UserError if another one trains it."""
+    """Hold the run for this process. Raises UserError if another one trains it."""
     folder = os.open(run.path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:

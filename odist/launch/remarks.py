@@ -47,8 +47,10 @@ def _first_weights(config: Config) -> list[str]:
         there = read_store(data["path"]).get("fitted_fingerprint")
     here = None if config.data.path is None else read_store(config.data.path).get("fitted_fingerprint")
     if there is not None and here is not None and there != here:
-        said.append(f"{path} was trained on data with other fitted parts, so its ids, numbers or classes may have meant something "
-                    f"else. Prepare these with --like {data.get('path') or 'STORE'} if they should mean the same.")  # fmt: skip
+        said.append(
+            f"{path} was trained on data with other fitted parts, so its ids, numbers or classes may have meant something "
+            f"else. Prepare these with --like {data.get('path') or 'STORE'} if they should mean the same."
+        )
     return said
 
 
@@ -61,8 +63,10 @@ def _has_seen_the_rows(config: Config) -> list[str]:
         run = Run.open(path)
         same = run.env.get("data_fingerprint") == read_store(config.data.path).get("fingerprint")
         if same and run.config.get("data", {}).get("holdout") != "tuning":
-            said.append(f"{path} has been trained on the rows that data.holdout=tuning evaluates, so the results will look better "
-                        "than they are. Use a run with data.holdout=tuning.")  # fmt: skip
+            said.append(
+                f"{path} has been trained on the rows that data.holdout=tuning evaluates, so the results will look better "
+                "than they are. Use a run with data.holdout=tuning."
+            )
     return said
 
 
@@ -97,5 +101,7 @@ def _too_small(config: Config) -> list[str]:
     if not small or size <= 2 * SMALL_SIZE:
         return []
     chosen = "model=wrn" if isinstance(model, WideResNetConfig) else f"model.depth={model.depth}"
-    return [f"{chosen} is a network for images of {SMALL_SIZE} pixels a side; these have {size}. Did you "
-            "mean model=resnet with model.depth=18 or 50, scale=paper, or a smaller task.size?"]  # fmt: skip
+    return [
+        f"{chosen} is a network for images of {SMALL_SIZE} pixels a side; these have {size}. Did you mean model=resnet "
+        "with model.depth=18 or 50, scale=paper, or a smaller task.size?"
+    ]

@@ -19,7 +19,7 @@ STOPPING = "stopping after this step (Ctrl-C again: at once, unsaved)"
 
 
 class Stop:
-    """True once the run shall save and end: a signal came, or `file` exists (one for all jobs of a multirun)."""
+    """Becomes true when the run should save and end: a signal came, or `file` exists (one for all jobs of a multirun)."""
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = file
@@ -39,7 +39,7 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Take SIGINT and SIGTERM as requests while inside; only the main thread can."""
+        """Take SIGINT and SIGTERM as requests inside the block; only the main thread can."""
         try:
             before = {number: signal.signal(number, self._signalled) for number in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # a thread of some launcher; the main thread listens and leaves the file
@@ -59,7 +59,7 @@ class Stop:
             with contextlib.suppress(OSError):
                 if os.getpid() == self.owner and sys.stderr is sys.__stderr__:
                     os.write(2, f"\n{STOPPING}\n".encode())
-                else:  # bars are on the screen: above them, by whoever asks next
+                else:  # bars are on the screen: the next call prints it above them
                     self._to_say = os.getpid() == self.owner
                 if self.file is not None:
                     self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,4 @@
-"""What a command sees of its groups' processes: the rows and notes that they write, and whether they are alive.
-
-What follows from it is left to processes.py.
-"""
+"""What a command sees of its groups' processes: the rows and notes that they write, and whether they are alive."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ SHARE_OF_PATIENCE = 0.1  # after which the user hears of a silent group ...
 SECONDS_OF_SILENCE = 2.5  # ... and never earlier
 AT_WORK = 0.05  # processor seconds a second that a process at work takes at least
 TICKS = 100.0  # of a processor's clock in a second, as Linux counts in /proc
-BEATS = 10  # a group that computes is silent after so many times the longest time between two of its beats, or patience
+BEATS = 10  # a group that computes counts as silent after this many times its longest pause between beats, or patience
 
 
 class Watch:
@@ -64,7 +61,7 @@ class Watch:
             self.run.set_status(step=min(self.steps.values()))
 
     def say(self, text: str) -> None:
-        """Tell the user something that is no row, whether or not rows are shown."""
+        """Tell the user something, whether or not rows are shown."""
         if self.progress is not None and self.config.run.progress:
             self.progress.say(f"{NOTE}{text}")
         else:
@@ -133,12 +130,12 @@ class Pulse:
 
     @property
     def gone(self) -> bool:
-        """Whether the group is to be given up."""
+        """Whether the group counts as lost."""
         without_steps = self._now - self._beaten
         return self.silent > self.patience or without_steps > BEATS * max(self.patience, self._longest)
 
     def news(self) -> list[str]:
-        """What the user should hear now: that the group has fallen silent, or that it goes on; mostly nothing."""
+        """What to tell the user now: that the group has fallen silent, or that it goes on; usually nothing."""
         usual = min(BEATS * self._longest, self.patience / 2)
         if not self._told and self.silent > max(SHARE_OF_PATIENCE * self.patience, usual, SECONDS_OF_SILENCE):
             self._told = True

@@ -1,7 +1,6 @@
 """Residual networks: the paper's ImageNet model and small ones for images of 32 pixels.
 
-Parameters are named as in torchvision, so its weights load. Crops and colours are left to the task; which statistics a
-virtual worker's batch norms start from and keep, to the strategies.
+Parameters are named as in torchvision, so its weights load.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from odist.run.damage import Kinds, read_json, read_yaml, writing
 from odist.run.predictions import META, Predictions, read_group_predictions, read_predictions
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 STEP_FOLDER = re.compile(r"step-(\d{10})$")

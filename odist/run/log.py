@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import sys
 import time
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from odist.files import finite
 from odist.run.damage import writing
 from odist.run.folder import Run
 from odist.run.progress import Bars, Pace, duration
@@ -55,7 +55,7 @@ class MetricsLog:
     def write(self, kind: str, *, group: int, **values: Any) -> None:
         """Write one row; floats that are not finite become null. Raises CannotWrite if the disk is full."""
         row = {"kind": kind, "group": group, **values, "time": round(time.time(), 3)}
-        clean = {key: _finite(value) for key, value in row.items()}
+        clean = {key: finite(value) for key, value in row.items()}
         line = json.dumps(clean).encode() + b"\n"
         with writing(self.path):
             if self._file.write(line) < len(line):
@@ -74,14 +74,6 @@ def _torn(path: Path) -> bool:
             return False
         file.seek(-1, os.SEEK_END)
         return file.read() != b"\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Silent:

@@ -39,9 +39,7 @@ class Predictions:
     missing_groups: tuple[int, ...] = ()
 
 
-def read_predictions(
-    root: Path, *, cure: str, last_weights: bool = False, predictor: str | None = None
-) -> Predictions:
+def read_predictions(root: Path, *, cure: str, last_weights: bool = False, predictor: str | None = None) -> Predictions:
     """Read the probabilities of the group that predicts for a run, or their mean over all groups that it has.
 
     root: the folder; cure: sentence that ends the message of Damaged

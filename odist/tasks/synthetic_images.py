@@ -2,8 +2,7 @@
 
 Image r is a pure function of (data.seed, split, r), so any image of any split can be asked for in any order, nothing is
 stored and no two streams overlap. Hue, place, size, turn and ground tell nothing about the class, so a network has to
-find form and pattern; that the shape is lighter than its ground lets a small one do so in some hundred steps. What the
-images are used for is left to the task.
+find form and pattern; that the shape is lighter than its ground lets a small one do so in some hundred steps.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Document d is a pure function of (data.seed, split, d): a topic, a name, then words until the end token. The
 topic decides how frequent each word is and the name comes back throughout, so what stood at the beginning,
 hundreds of tokens ago, still predicts; a set phrase is predicted by the last word alone. The entropy rate is
-known exactly. What the documents are used for is left to the task.
+known exactly.
 """
 
 from __future__ import annotations
