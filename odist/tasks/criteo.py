@@ -1,7 +1,7 @@
 """Click prediction on Criteo's 13 integer and 26 categorical columns, prepared or synthetic.
 
-Source: Anil et al. 2018, section 3.1. What the paper leaves open and we chose: integers on a log scale,
-normalised by the training part, zero and a flag where missing; categoricals hashed into one table.
+Source: Anil et al. 2018, section 3.1. The paper does not say how columns are encoded; our choice: integers on a log
+scale, normalised by the training part, zero and a flag where missing; categoricals hashed into one table.
 """
 
 from __future__ import annotations

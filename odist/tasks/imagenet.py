@@ -2,7 +2,7 @@
 
 Source: Anil et al. 2018, section 3.1, which follows Goyal et al. 2017. A training image is cropped and flipped at
 random by (seed, group, epoch, image), so neither the batch nor the number of workers changes what it looks like;
-groups that read identical rows see identical crops. Crops are data/augment.py's, files data/images.py's.
+groups that read identical rows see identical crops.
 """
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ class ImageNetTask(RowTask):
 
     def order(self, *, group: int, num_groups: int, examples_per_step: int, seed: int) -> AugmentedOrder:
         if self.num_rows("validation") == 0:
-            raise UserError(f"data.path={self.config.data.path}: there is no image to evaluate. Prepare the store with "
-                            "validation images.")  # fmt: skip
+            raise UserError(
+                f"data.path={self.config.data.path}: there is no image to evaluate. Prepare the store with "
+                "validation images."
+            )
         return AugmentedOrder(
             self.shuffled(group=group, num_groups=num_groups, examples_per_step=examples_per_step, seed=seed)
         )

@@ -2,8 +2,8 @@
 
 An example is one sequence of `task.unroll` tokens of one lane, so a step reads workers x batch sequences, as in
 Anil et al. 2018, section 3.1: a lane goes on where its last example ended, and the model may carry its state.
-What the paper leaves open and we chose: documents in an order of its own for every group and pass, and lanes
-that begin at evenly spaced places of that order.
+The paper does not say how lanes are cut; our choice: every group and pass has its own order of documents, and lanes
+begin at evenly spaced places of that order.
 """
 
 from __future__ import annotations
@@ -85,8 +85,10 @@ class LMTask:
 
     def order(self, *, group: int, num_groups: int, examples_per_step: int, seed: int) -> TrainingLanes:
         if self.num_rows("validation") == 0:
-            raise UserError(f"data.path={self.config.data.path}: its validation part is shorter than one sequence of "
-                            f"task.unroll={self.unroll} tokens. Prepare more text, or a larger share for validation.")  # fmt: skip
+            raise UserError(
+                f"data.path={self.config.data.path}: its validation part is shorter than one sequence of "
+                f"task.unroll={self.unroll} tokens. Prepare more text, or a larger share for validation."
+            )
         parts = self._parts(num_groups)
         documents = self.source.documents("train", part=group if parts > 1 else 0, parts=parts)
         return TrainingLanes(documents, examples_per_step, unroll=self.unroll, seed=seed)
