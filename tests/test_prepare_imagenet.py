@@ -587,5 +587,5 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     assert (report.kept, report.dropped) == (20, {"not an image": 1})
     assert r"bad\udcff.JPEG" in (tmp_path / "store" / "dropped.jsonl").read_text().replace("\\\\", "\\")
     tar.write_bytes(tar_bytes({**content, "train/n\udcff/a.JPEG": encode(pixels(99))}))
-    with pytest.raises(UserError, match="no UTF-8"):
+    with pytest.raises(UserError, match="not UTF-8"):
         prepare(tmp_path / "other", tar)

@@ -25,7 +25,6 @@ from odist.errors import OdistError
 from odist.losses import LossOptions, Soft, multiclass
 from odist.models.lstm import LSTM, LayerNormLSTM
 from odist.optim import Clock, Optimizer
-from odist.prepare.pool import default_processes
 from odist.prepare.text.duplicates import mark_duplicates
 from odist.prepare.text.options import BASE_URL, PAPER_VOCABULARY, TextOptions
 from odist.prepare.text.passes import BATCH, EncodeCounts, TextPiece, clean_piece, encode_piece, kept_documents
@@ -34,6 +33,7 @@ from odist.prepare.text.sources import find_text_sources
 from odist.prepare.text.tokenizer import open_tokenizer, train_sentencepiece
 from odist.prepare.text.warc import read_records
 from odist.prepare.unpack import unpack
+from odist.run.provenance import num_cores
 
 LEXICON = 20_000  # words of the synthetic text
 CUTS, MENU = (0, 2, 5, 6, 15, 29, 40, 57, 65, 77), 3  # where its lines and sentences end: three of a menu, a paragraph
@@ -106,7 +106,7 @@ def _recurrence(size: Size, *, rounds: int, say: Callable[[str], None]) -> list[
         torch.set_num_threads(threads)  # inputs: the embedding below the layers needs their gradient
         torch.autograd.grad(forward(), [inputs, *module.parameters()], gradient)
 
-    counts = [count for count in (1, 2) if count <= default_processes()]
+    counts = [count for count in (1, 2) if count <= num_cores()]
     if len(counts) == 1:
         say("recurrence on two threads: skipped, this process may use only one core")
     arms = []

@@ -162,17 +162,21 @@ def _print_next(task: str, rows: Mapping[str, int], *, output: Path, like: Path 
     # What works with this store, and nothing else.
     command, evaluate = f"odist prepare {NAMES[task]}", f"odist eval RUN --data {shlex.quote(str(output))}"
     if not labelled and like is None:
-        print("no labels: no model can be trained on these rows, nor can they be evaluated against what was clicked. To have "
-              "them predicted by a model that you trained, prepare them like its data:\n"
-              f"  {command} --input FILE --like STORE --output NEW\n"
-              "  odist eval RUN --data NEW --output predictions.parquet")  # fmt: skip
+        print(
+            "no labels: no model can be trained on these rows, nor can they be evaluated against what was clicked. To have "
+            "them predicted by a model that you trained, prepare them like its data:\n"
+            f"  {command} --input FILE --like STORE --output NEW\n"
+            "  odist eval RUN --data NEW --output predictions.parquet"
+        )
     elif not labelled:
         print(f"no labels: usable for `odist eval` only: {evaluate} --output predictions.parquet")
     elif not rows.get("train"):
         print(f"use it: {evaluate}\n  RUN is a run on {like}. --validation-fraction SHARE makes training rows too.")
     elif not rows.get("validation"):
-        print("no validation rows, by which `odist train` evaluates every run: to train on these rows prepare them with a "
-              "--validation-fraction above 0")  # fmt: skip
+        print(
+            "no validation rows, by which `odist train` evaluates every run: to train on these rows prepare them with a "
+            "--validation-fraction above 0"
+        )
     else:
         train = f"odist train task={task} data=prepared {_data_path(output)}"
         print(f"use it: {train}")

@@ -35,12 +35,13 @@ class Report(Protocol):
     reused: bool
 
 
+OptionsT = TypeVar("OptionsT")
 ReportT = TypeVar("ReportT", bound=Report)
 Result = TypeVar("Result")
 
 
-class Preparation(ABC, Generic[ReportT]):
-    """One call. A subclass reads in its constructor what the request needs, and writes nothing before its steps.
+class Preparation(ABC, Generic[OptionsT, ReportT]):
+    """One preparation of one data set.
 
     full_disk: what to do about a full disk, for the message
     resumable: errors of the user after which the same command continues
@@ -50,12 +51,27 @@ class Preparation(ABC, Generic[ReportT]):
     resumable: ClassVar[tuple[type[UserError], ...]] = ()
     report_type: Callable[..., ReportT]
 
-    def __init__(self, *, progress: Progress | None, stop: Stop | None) -> None:
+    def __init__(
+        self,
+        inputs: list[str],
+        *,
+        like: Path | None = None,
+        options: OptionsT,
+        progress: Progress | None = None,
+        stop: Stop | None = None,
+    ) -> None:
+        """Find what `inputs` name. like: a store, whose fitted parts are used; UserError for what cannot be meant."""
+        self.options = options
         self.progress: Progress = progress or _silent
         self.stop: Stop = stop or _never
         self.partial: Partial  # while the steps run
         self.stages: dict[str, float] = {}  # seconds of each step of this call
         self._began = time.monotonic()
+        self.find(inputs, like)
+
+    @abstractmethod
+    def find(self, inputs: list[str], like: Path | None) -> None:
+        """Resolve the options and find the sources, which the request needs; nothing is written yet."""
 
     @abstractmethod
     def request(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The folder of an unfinished preparation: `<output>.partial`, with a journal of what is done.
 
-Commits by one rename, so the output folder is whole or absent. What the journal says is left to the
-preparation; this module keeps it, and refuses a folder that belongs to another request.
+Commits by one rename, so the output folder is whole or absent. Keeps the journal of the preparation, and refuses a
+folder that belongs to another request.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class Partial:
             self._read()
         except BlockingIOError:
             os.close(self._lock)
-            raise UserError(f"{self.path}: another `odist prepare` is writing it. Wait for it, or name another output.") from None  # fmt: skip
+            raise UserError(
+                f"{self.path}: another `odist prepare` is writing it. Wait for it, or name another output."
+            ) from None
         except BaseException:
             os.close(self._lock)
             raise

@@ -7,7 +7,6 @@ and it does not tell how a worker died.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import signal
 import time
@@ -24,11 +23,6 @@ Tell = Callable[[int, int, int], None]  # bytes, records and tokens done since t
 
 class _Stopped(Exception):
     """A worker was asked to stop."""
-
-
-def default_processes() -> int:
-    """One per core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(

@@ -64,7 +64,9 @@ def in_order(items: Iterator[T], work: Callable[[T], U], *, threads: int) -> Gen
                 future.cancel()
 
 
-def _sweep(folder: Path, split: RowRange, work: Callable[[int, np.ndarray], U], *, threads: int, poll: Callable[[], None]) -> Iterator[U]:  # fmt: skip
+def _sweep(
+    folder: Path, split: RowRange, work: Callable[[int, np.ndarray], U], *, threads: int, poll: Callable[[], None]
+) -> Iterator[U]:
     # work(place in the file, rows int32 [n, 40]) for each chunk of the split, in order.
     descriptor = os.open(folder / split.file, os.O_RDONLY)
 

@@ -1,7 +1,7 @@
 """Compiled inner loops of the Criteo preparation: text -> packed rows, moments, counts of ids.
 
-Importing this module imports numba, so criteo.py does it when a preparation starts. The loops hold no
-state and run without the GIL. Files, options and messages are left to criteo.py.
+Importing this module imports numba, so it is imported when a preparation starts. The loops hold no state and run without
+the GIL.
 
 A packed row is int32 [40]: label (0, 1; -1 without one), 13 bit patterns of float32 (sign(x) log1p(|x|),
 NaN where missing), 26 bucket ids.

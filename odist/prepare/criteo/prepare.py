@@ -57,27 +57,18 @@ def prepare_criteo(
     return CriteoPreparation(inputs, like=like, options=options, progress=progress, stop=stop).run(output)
 
 
-class CriteoPreparation(Preparation[CriteoReport]):
+class CriteoPreparation(Preparation[CriteoOptions, CriteoReport]):
     """One call: reading, fitting, sealing, with `state` as the only thing that changes."""
 
     full_disk = "A row takes 160 bytes. Make room, or name an output on another disk."
     report_type = CriteoReport
 
-    def __init__(
-        self,
-        inputs: list[str],
-        *,
-        like: Path | None,
-        options: CriteoOptions,
-        progress: Progress | None,
-        stop: Stop | None,
-    ) -> None:
-        super().__init__(progress=progress, stop=stop)
+    def find(self, inputs: list[str], like: Path | None) -> None:
         if importlib.util.find_spec("numba") is None:
             raise UserError("the Criteo preparation needs numba, which is not installed. Type: pip install numba")
-        self.options, self.threads = options, num_threads(options)
         self.other = None if like is None else RowStore.open(like)
-        self.choices = options.resolve(self.other)
+        self.choices = self.options.resolve(self.other)
+        self.threads = num_threads(self.options)
         self.sources = find_files(inputs)
         self.labelled = False  # known once the files are read
         self.state = self._nothing_read()

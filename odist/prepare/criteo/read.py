@@ -5,7 +5,6 @@ A thread unpacks, threads parse.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -23,6 +22,7 @@ from odist.prepare.criteo.lines import Block, read_ahead
 from odist.prepare.criteo.options import CriteoChoices, CriteoOptions
 from odist.prepare.inputs import InputFile
 from odist.prepare.job import Progress, Stop
+from odist.run.provenance import num_cores
 
 MAX_LOCATED = 10  # bad rows that the report locates
 REASONS = ("", "columns", "label", "integer", "categorical", "empty")  # as numbered in kernels.py
@@ -201,4 +201,4 @@ class RowReader:
 
 def num_threads(options: CriteoOptions) -> int:
     """Parsing threads: as asked for, or one per core, at most 4."""
-    return options.threads or min(4, len(os.sched_getaffinity(0)))
+    return options.threads or min(4, num_cores())

@@ -128,9 +128,12 @@ def _resize(image: Any, short_side: int) -> Any:
     from PIL import Image
 
     width, height = image.size
-    size = (short_side if side == min(width, height) else max(short_side, round(side * short_side / min(width, height)))
-            for side in (width, height))  # fmt: skip
-    return image.resize(tuple(size), Image.Resampling.BICUBIC)
+    shortest = min(width, height)
+
+    def scaled(side: int) -> int:
+        return short_side if side == shortest else max(short_side, round(side * short_side / shortest))
+
+    return image.resize((scaled(width), scaled(height)), Image.Resampling.BICUBIC)
 
 
 def _square(image: Any, side: int) -> Any:

@@ -93,8 +93,10 @@ def find_image_sources(inputs: list[str]) -> list[ImageSource]:
             for found in find_files([text]):
                 kind = {"plain": "tar", "gzip": "gzip"}.get(found.kind)
                 if kind is None or (kind == "tar" and not _is_tar(found.path)):
-                    raise UserError(f"{text}: not a tar archive. Name a folder of class folders, tar files, or a data set "
-                                    "(a folder of Parquet files) by --dataset.")  # fmt: skip
+                    raise UserError(
+                        f"{text}: not a tar archive. Name a folder of class folders, tar files, or a data set (a folder "
+                        "of Parquet files) by --dataset."
+                    )
                 sources.append(ImageSource(str(found.path), kind, found.bytes, found.modified_ns))
     names = [source.name for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -186,8 +188,10 @@ def _unpacked(source: ImageSource, target: Path, tell: Callable[[int, int], None
         for piece in chain([header], pieces):
             size += len(piece)
             if size > max(SMALL_ARCHIVE, MAX_RATIO * source.bytes):
-                raise UserError(f"{source.name}: unpacks to more than {MAX_RATIO} times its {source.bytes:,} bytes, which no archive "
-                                "of images does. If it is right, unpack it yourself and name the folder.")  # fmt: skip
+                raise UserError(
+                    f"{source.name}: unpacks to more than {MAX_RATIO} times its {source.bytes:,} bytes, which an archive of "
+                    "images does not. If it is right, unpack it yourself and name the folder."
+                )
             if (
                 size // SPACE_STEP != (size - len(piece)) // SPACE_STEP
                 and shutil.disk_usage(target.parent).free < SPACE_STEP
@@ -258,8 +262,10 @@ def dataset_splits(text: str) -> list[str]:
         return list(datasets.get_dataset_split_names(name, dict(urllib.parse.parse_qsl(query)).get("name")))
     except Exception as error:  # the library's own errors have no common base
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{text}: datasets cannot load it: {first} Name a folder of Parquet files, one of save_to_disk, "
-                        "or a set it knows.") from None  # fmt: skip
+        raise UserError(
+            f"{text}: datasets cannot load it: {first} Name a folder of Parquet files, one of save_to_disk, or a data set "
+            "it knows."
+        ) from None
 
 
 def open_rows(name: str) -> Any:

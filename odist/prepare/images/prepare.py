@@ -22,14 +22,17 @@ import numpy as np
 
 from odist.data.images import CLASSES, SPLITS, ImageStore, store_record
 from odist.errors import UserError
-from odist.files import save_array, write_atomically
+from odist.files import write_atomically
 from odist.prepare.images.files import ImageFile, ImageSource, find_image_sources, list_files
+from odist.prepare.images.labels import read_labels
 from odist.prepare.images.options import ImageOptions, ImageReport
-from odist.prepare.images.pieces import HASH, KEY, LABEL, SIZE, SPLIT, ImagePiece, PieceCounts, convert_piece
-from odist.prepare.images.plan import UNLABELLED, DroppedFile, Known, Plan, plan_dataset, plan_files, read_labels
+from odist.prepare.images.pieces import KEY, SIZE, SPLIT, ImagePiece, PieceCounts, convert_piece
+from odist.prepare.images.plan import UNLABELLED, DroppedFile, Known, Plan, plan_dataset, plan_files
+from odist.prepare.images.seal import seal
 from odist.prepare.job import Preparation, Progress, Stop
 from odist.prepare.options import draw
-from odist.prepare.pool import default_processes, run_jobs
+from odist.prepare.pool import run_jobs
+from odist.run.provenance import num_cores
 
 __all__ = ["ImageOptions", "ImageReport", "prepare_imagenet"]
 
@@ -71,27 +74,18 @@ class ImageState:
     border: float | None = None
 
 
-class ImagePreparation(Preparation[ImageReport]):
+class ImagePreparation(Preparation[ImageOptions, ImageReport]):
     """One call; everything that lasts is in the folder and its journal."""
 
     full_disk = "A store of JPEG is as large as its images. Give --short-side, or name an output on another disk."
     report_type = ImageReport
 
-    def __init__(
-        self,
-        inputs: list[str],
-        *,
-        like: Path | None,
-        options: ImageOptions,
-        progress: Progress | None,
-        stop: Stop | None,
-    ) -> None:
-        super().__init__(progress=progress, stop=stop)
-        self.options = options
+    def find(self, inputs: list[str], like: Path | None) -> None:
+        options = self.options
         self.other = None if like is None else ImageStore.open(like)
         self.choices = options.resolve(self.other)
         self.sources = find_image_sources(inputs)
-        self.processes = options.processes or default_processes()
+        self.processes = options.processes or num_cores()
         kinds = {source.kind == "datasets" for source in self.sources}
         if len(kinds) > 1 or (True in kinds and options.labels is not None):
             raise UserError("a data set has its own labels and stands alone. Leave out the other inputs and --labels.")
@@ -234,7 +228,11 @@ class ImagePreparation(Preparation[ImageReport]):
         table, counts = self._table(), [PieceCounts.load(piece) for piece in self.pieces]
         dropped = [*self.plan.dropped, *(entry for piece in counts for entry in piece.dropped)]
         reasons = Counter(entry.reason for entry in dropped)
-        splits = {split: self._seal(split, table[table[:, SPLIT] == number]) for number, split in enumerate(SPLITS)}
+        splits = {}
+        for number, split in enumerate(SPLITS):
+            rows, num_bytes = table[table[:, SPLIT] == number], self.state.bytes[split]
+            sealed = seal(self.folder, split, rows, raw=self._raw(split), side=self.choices.decode)
+            splits[split] = {"images": len(rows), "bytes": num_bytes, "sha256": sealed}
         self._check(splits, reasons)
         classes = json.dumps(self.plan.classes, ensure_ascii=False, indent=0)
         lines = (json.dumps(asdict(entry), ensure_ascii=False) for entry in dropped)
@@ -284,32 +282,6 @@ class ImagePreparation(Preparation[ImageReport]):
                     f"no image is left for the {split} part; dropped: {why}. Give more images: it takes two different ones "
                     "at least to divide them, or --validation-fraction 0 for training images alone."
                 )
-
-    def _seal(self, split: str, table: np.ndarray) -> dict[str, Any]:
-        # Orders the rows by content, writes labels and offsets or pixels; returns the entry of store.json.
-        order = np.lexsort((table[:, LABEL], table[:, KEY].view(np.uint64)))
-        labels = np.ascontiguousarray(table[order, LABEL])
-        ends = np.cumsum(table[:, SIZE])
-        save_array(self.folder / f"labels-{split}.npy", labels)
-        if self.choices.decode is None:
-            offsets = np.stack([ends - table[:, SIZE], ends], axis=1)[order]
-            save_array(self.folder / f"offsets-{split}.npy", offsets)
-        else:
-            self._save_pixels(split, order, self.choices.decode)
-        sha = hashlib.sha256(np.ascontiguousarray(table[order, HASH]).data.cast("B") if len(table) else b"")
-        sha.update(labels.tobytes())
-        return {"images": len(table), "bytes": int(self.state.bytes[split]), "sha256": sha.hexdigest()}
-
-    def _save_pixels(self, split: str, order: np.ndarray, side: int) -> None:
-        target, shape = self.folder / f"images-{split}.npy", (len(order), side, side, 3)
-        if not len(order):
-            save_array(target, np.empty(shape, dtype=np.uint8))
-            return
-        source = np.memmap(self._raw(split), dtype=np.uint8, mode="r", shape=shape)
-        pixels = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
-        for start in range(0, len(order), PIECE_IMAGES):
-            pixels[start : start + PIECE_IMAGES] = source[order[start : start + PIECE_IMAGES]]
-        pixels.flush()
 
 
 def _digest(path: Path | None) -> str | None:

@@ -51,8 +51,10 @@ def page_reader(*, main_content: bool) -> Callable[[Response], str]:
         from resiliparse.parse.encoding import bytes_to_str, detect_encoding
         from resiliparse.parse.html import HTMLTree
     except ImportError:
-        raise UserError("WARC files hold HTML, which is read with resiliparse; it is not installed. "
-                        "Type: pip install resiliparse; WET files need no HTML.") from None  # fmt: skip
+        raise UserError(
+            "WARC files hold HTML, which is read with resiliparse; it is not installed. Type: pip install resiliparse. "
+            "WET files do not need it."
+        ) from None
 
     def convert(page: Response) -> str:
         if len(page.body) > MAX_BYTES:

@@ -21,7 +21,7 @@ from odist.errors import UserError
 from odist.files import replacing, save_array
 from odist.prepare.job import Preparation, Progress, Stop
 from odist.prepare.options import draw
-from odist.prepare.pool import Tell, default_processes, run_jobs
+from odist.prepare.pool import Tell, run_jobs
 from odist.prepare.text.duplicates import mark_duplicates
 from odist.prepare.text.options import TextOptions, TextReport
 from odist.prepare.text.passes import (
@@ -40,6 +40,7 @@ from odist.prepare.text.passes import (
 from odist.prepare.text.report import build_report, sum_counts
 from odist.prepare.text.sources import FetchError, find_text_sources
 from odist.prepare.text.tokenizer import MODEL_FILE, open_tokenizer, train_sentencepiece
+from odist.run.provenance import num_cores
 
 __all__ = ["TextOptions", "TextReport", "prepare_text"]
 
@@ -69,7 +70,7 @@ def prepare_text(
     return TextPreparation(inputs, like=like, options=options, progress=progress, stop=stop).run(output)
 
 
-class TextPreparation(Preparation[TextReport]):
+class TextPreparation(Preparation[TextOptions, TextReport]):
     """One call; everything that lasts is in the work folder, so that the journal has nothing to say."""
 
     full_disk = (
@@ -78,21 +79,11 @@ class TextPreparation(Preparation[TextReport]):
     resumable = (FetchError,)
     report_type = TextReport
 
-    def __init__(
-        self,
-        inputs: list[str],
-        *,
-        like: Path | None,
-        options: TextOptions,
-        progress: Progress | None,
-        stop: Stop | None,
-    ) -> None:
-        super().__init__(progress=progress, stop=stop)
-        self.options = options
+    def find(self, inputs: list[str], like: Path | None) -> None:
         self.other = None if like is None else TokenStore.open(like)
-        self.choices = options.resolve(self.other)
-        self.sources = find_text_sources(inputs, base_url=options.base_url)
-        self.processes = options.processes or default_processes()
+        self.choices = self.options.resolve(self.other)
+        self.sources = find_text_sources(inputs, base_url=self.options.base_url)
+        self.processes = self.options.processes or num_cores()
         self.documents = self.tokens = 0  # encoded by this call
 
     def request(self) -> dict[str, Any]:

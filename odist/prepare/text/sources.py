@@ -121,8 +121,10 @@ def _listed(path: Path, base: str) -> list[TextSource]:
         for piece in unpack(file, start=start, note=refuse):
             data += piece
             if len(data) > MAX_LIST:
-                raise UserError(f"{path}: more than {MAX_LIST >> 20} MB unpacked, which no list of paths has. Name a "
-                                "list of one path a line, of at most a million.")  # fmt: skip
+                raise UserError(
+                    f"{path}: more than {MAX_LIST >> 20} MB unpacked, too large for a list of paths. Name a list with one "
+                    "path a line, a million at most."
+                )
     lines = data.decode("utf-8", "replace").split(maxsplit=MAX_PATHS)
     if not lines:
         raise UserError(f"{path}: the list is empty.")
@@ -133,12 +135,16 @@ def _listed(path: Path, base: str) -> list[TextSource]:
     folder = Path(base.removeprefix("file://")).expanduser()
     outside = [line for line in lines if not _is_within(folder, line)]
     if outside:
-        raise UserError(f"{path}: {len(outside)} of {len(lines)} paths lead out of {folder}; the first: {outside[0][:200]}. "
-                        "Name by --base-url the folder that all of them lie in.")  # fmt: skip
+        raise UserError(
+            f"{path}: {len(outside)} of {len(lines)} paths lead out of {folder}; the first: {outside[0][:200]}. "
+            "Name by --base-url the folder that all of them lie in."
+        )
     missing = [line for line in lines if not (folder / line).is_file()]
     if missing:
-        raise UserError(f"{path}: {len(missing)} of {len(lines)} files are not under {folder}; the first: {missing[0]}. "
-                        "Name the folder or the URL before the paths by --base-url.")  # fmt: skip
+        raise UserError(
+            f"{path}: {len(missing)} of {len(lines)} files are not under {folder}; the first: {missing[0]}. "
+            "Name the folder or the URL before the paths by --base-url."
+        )
     return [_file(folder / line) for line in lines]
 
 
@@ -148,7 +154,7 @@ def _joined(path: Path, base: str, line: str) -> str:
     except ValueError:  # such as a bracket without its other one
         address = ""
     if not is_url(address):
-        raise UserError(f"{path}: {line[:200]!r} is no path below {base}, nor an http address. Take the line out.")
+        raise UserError(f"{path}: {line[:200]!r} is neither a path below {base} nor an http address. Remove the line.")
     return address
 
 
@@ -209,7 +215,8 @@ def fetched(source: TextSource, folder: Path, *, poll: Callable[[], None]) -> It
             except (OSError, ValueError, http.client.HTTPException) as error:  # urllib.error.URLError is an OSError
                 final = isinstance(error, urllib.error.HTTPError) and error.code in (400, 401, 403, 404, 410)
                 if final or attempt == TRIES - 1:
-                    raise FetchError(f"{source.name}: cannot be fetched: {error}. The same command continues.") from None  # fmt: skip
+                    message = f"{source.name}: cannot be fetched: {error}. The same command continues."
+                    raise FetchError(message) from None
                 time.sleep(2.0**attempt)
         yield target
     finally:

@@ -1,8 +1,7 @@
 """WARC, WET and WAT records out of sound and damaged files.
 
 Frames by Content-Length and checks that a record or the end follows; where not, the next record header is
-searched. Packing is left to unpack.py, what a record is worth to the preparation: every fault goes to
-`note(place, kind)`, and what is readable is returned.
+searched. Every fault goes to `note(place, kind)`, and what is readable is returned.
 """
 
 from __future__ import annotations
