@@ -14,7 +14,7 @@ workers give the same number (as torchtitan and algoperf do).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LossOptions:
-    """How the two parts are weighed and compared; fields as in `AlgorithmConfig`."""
+    """How the two parts are weighed and compared; fields as below `algorithm` in a configuration."""
 
     label_weight: float = 1.0
     distill_weight: float = 1.0
@@ -39,7 +39,7 @@ class LossOptions:
     @classmethod
     def of(cls, algorithm: AlgorithmConfig) -> LossOptions:
         """Those of a run's algorithm."""
-        return cls(algorithm.label_weight, algorithm.distill_weight, algorithm.distill_loss, algorithm.average)
+        return cls(**{field.name: getattr(algorithm, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True)

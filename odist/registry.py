@@ -1,4 +1,4 @@
-"""Parts by name: a literal dict of `"module:Class"` per kind, and entry points of other packages.
+"""Parts by name: a table per kind, free of heavy imports, and entry points of other packages.
 
 Another package adds a part with an entry point in the group `odist.<kind>`, for example
 `[project.entry-points."odist.tasks"]`; a folder of YAML files, laid out as conf/, with one in the group `odist.conf`
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -25,15 +27,35 @@ KINDS = {
 }
 
 
-def names(kind: str) -> dict[str, str]:
-    """All names of a kind, each with its `"module:Class"`; the package's own win over entry points."""
-    return {**others(kind), **_own(kind)}
+@dataclass(frozen=True)
+class Part:
+    """A line of a table.
+
+    place: `"module:Class"`; meaning: in a few words, for help
+    options: dataclass of the options that the part takes, each one `odist.config.key.key`; None: it takes none
+    """
+
+    place: str
+    meaning: str = ""
+    options: type | None = None
+
+
+def own(kind: str) -> dict[str, Part]:
+    """The parts of a kind that come with odist, by name."""
+    module, attribute = KINDS[kind]
+    table: Mapping[str, Part | str] = getattr(importlib.import_module(module), attribute)
+    return {name: part if isinstance(part, Part) else Part(part) for name, part in table.items()}
 
 
 def others(kind: str) -> dict[str, str]:
     """The names of a kind that other packages add, each with its `"module:Class"`."""
-    own = _own(kind)
-    return {point.name: point.value for point in entry_points(group=f"odist.{kind}") if point.name not in own}
+    known = own(kind)
+    return {point.name: point.value for point in entry_points(group=f"odist.{kind}") if point.name not in known}
+
+
+def names(kind: str) -> dict[str, str]:
+    """All names of a kind, each with its `"module:Class"`; the package's own win over entry points."""
+    return {**others(kind), **{name: part.place for name, part in own(kind).items()}}
 
 
 def other_folders() -> list[Path]:
@@ -47,12 +69,6 @@ def other_folders() -> list[Path]:
             )
         found.append(Path(next(iter(spec.submodule_search_locations))))
     return found
-
-
-def _own(kind: str) -> dict[str, str]:
-    module, attribute = KINDS[kind]
-    own: dict[str, str] = getattr(importlib.import_module(module), attribute)
-    return own
 
 
 def find(kind: str, name: str) -> Any:

@@ -7,7 +7,7 @@ import torch
 from conftest import make_config, weight_hashes
 
 from odist.engine.checkpoint import common_step, load_weights
-from odist.engine.wiring import build_model
+from odist.engine.problem import build_model
 from odist.tasks.criteo import CriteoTask
 
 SMALL = ("train.max_examples=1200", "algorithm.burn_in=200", "exchange.interval=100")
@@ -78,7 +78,7 @@ def test_delayed_updates_by_hand(train):
     for step in range(1200 // (2 * config.train.batch)):
         for ids in order.ids(step).reshape(2, -1):
             old = versions[max(0, len(versions) - 3)]
-            batch = task.batch(ids, "train", 0)
+            batch = task.batch(ids, "train")
             loss = torch.nn.functional.binary_cross_entropy_with_logits(old(*batch.inputs), batch.targets)
             gradients = torch.autograd.grad(loss, list(old.parameters()))
             new = task.build_model()

@@ -45,10 +45,10 @@ def assert_trained_alike(hand: Any, engine: Any, *, steps: int, rtol: float, ato
 
 def test_store_is_one_that_training_reads(store):
     from odist.bench.criteo import make_config
-    from odist.engine.wiring import build_task
+    from odist.engine.problem import build_task
 
     task = build_task(make_config(store, batch=50))
-    batch = task.batch(np.arange(3_000), "train", 0)
+    batch = task.batch(np.arange(3_000), "train")
     ids = batch.inputs[1].numpy()
     assert task.num_rows("validation") == 1_000
     assert ((ids >= np.arange(26) * 100) & (ids < (np.arange(26) + 1) * 100)).all()  # every column has its own
@@ -61,7 +61,7 @@ def test_hand_written_loop_does_the_work_of_the_engine(store, tmp_path, sparse):
     """Equal weights after the same steps, with either optimiser, so the ratio is one of equal work."""
     from odist.bench.criteo import hand_loop, make_config
     from odist.bench.engine import Engine, batches_of
-    from odist.engine.wiring import build_task, set_up_torch
+    from odist.engine.problem import build_task, set_up_torch
 
     config = make_config(store, batch=50, hidden=(8, 4))
     set_up_torch(config)
@@ -77,7 +77,7 @@ def test_hand_written_loop_does_the_work_of_the_engine(store, tmp_path, sparse):
 def test_codistilling_engine_hears_its_teacher_in_every_timed_step(store, tmp_path, lookahead):
     from odist.bench.criteo import make_config
     from odist.bench.engine import Engine
-    from odist.engine.wiring import set_up_torch
+    from odist.engine.problem import set_up_torch
 
     config = make_config(store, batch=50, hidden=(8, 4), num_groups=2, peers=True, interval=8, lookahead=lookahead)
     set_up_torch(config)
@@ -289,7 +289,7 @@ def test_photographs_are_the_same_images_in_every_kind(tmp_path):
 def test_hand_written_loop_of_images_does_the_work_of_the_engine(tmp_path, channels_last):
     from odist.bench.engine import Engine, batches_of
     from odist.bench.images import hand_loop, make_config, write_store
-    from odist.engine.wiring import build_task, set_up_torch
+    from odist.engine.problem import build_task, set_up_torch
 
     write_store(tmp_path / "store", rows=40)
     config = make_config(tmp_path / "store", batch=8, interval=4, channels_last=channels_last)
@@ -304,7 +304,7 @@ def test_hand_written_loop_of_images_does_the_work_of_the_engine(tmp_path, chann
 def test_codistilling_engine_of_images_hears_its_teacher_in_every_timed_step(tmp_path):
     from odist.bench.engine import Engine
     from odist.bench.images import make_config, write_store
-    from odist.engine.wiring import set_up_torch
+    from odist.engine.problem import set_up_torch
 
     write_store(tmp_path / "store", rows=40)
     config = make_config(tmp_path / "store", batch=8, interval=2, peers=True)

@@ -143,11 +143,11 @@ def test_the_freshest_is_found_in_the_background(url: str, make: Callable[..., S
 
 @pytest.mark.parametrize("kind", ["store", "memory"])
 def test_both_exchanges_keep_the_same_promises(kind: str, tmp_path: Path, make: Callable[..., StoreExchange]) -> None:
-    shelf: dict[int, dict[int, Snapshot]] = {}
+    published: dict[int, dict[int, Snapshot]] = {}
     if kind == "store":
         ends: list[Any] = [make(group, str(tmp_path), history=100) for group in range(2)]
     else:
-        ends = [MemoryExchange(group, shelf=shelf, keep=2) for group in range(2)]
+        ends = [MemoryExchange(group, published=published, keep=2) for group in range(2)]
     for step in (4, 8):
         ends[0].publish(step, weights(step))
     ends[0].flush()

@@ -23,7 +23,7 @@ from test_exchange import edited, equal, eventually, files, publish, replace, we
 from torch import Tensor
 
 from odist.config.read import load as load_config
-from odist.engine import wiring
+from odist.engine import problem, wiring
 from odist.errors import Interrupted, LostWorkers
 from odist.exchange import store
 from odist.exchange.base import Snapshot, fingerprint
@@ -255,10 +255,10 @@ def teacher(tmp_path: Path) -> Iterator[Callable[..., Peers]]:
                         "train.prefetch=0", *overrides)  # fmt: skip
         run = Run.create(tmp_path / f"run-{len(all_parts)}", given, overrides=[], env={"run_id": "this-run"})
         config = load_config(run.path / "config.yaml")
-        task = wiring.build_task(config)
+        task = problem.build_task(config)
         log = MetricsLog(run, progress=make_progress(show=False, num_groups=2, num_steps=0))
-        clock = wiring.make_clock(config, task)
-        parts = wiring.Parts(config, run, task, clock=clock, log=log, stop=stop, shelf={})
+        clock = problem.make_clock(config, task)
+        parts = wiring.Parts(config, run, task, clock=clock, log=log, stop=stop)
         all_parts.append(parts)
         found = wiring.build_trainer(parts, Mesh(group=Axis(0, 2)), stop=lambda step: False).teacher
         assert isinstance(found, Peers)
@@ -278,7 +278,7 @@ def test_waiting_for_a_store_that_hangs_ends_with_the_time_limit(
     hanging.clear()
     began = time.monotonic()
     with pytest.raises(LostWorkers, match=r"step 4 within 1.3 s.*hanging|step 4 within 1.3 s.*not answered"):
-        waiting.refresh(4, waiting.student)
+        waiting.refresh(4)
     assert time.monotonic() - began < 5
 
 
@@ -291,7 +291,7 @@ def test_waiting_for_a_store_that_hangs_ends_with_a_signal(
     threading.Timer(0.3, signalled.set).start()
     began = time.monotonic()
     with pytest.raises(Interrupted, match="step 4"):
-        waiting.refresh(4, waiting.student)
+        waiting.refresh(4)
     assert time.monotonic() - began < 5
 
 
@@ -315,7 +315,7 @@ def test_the_message_of_a_wait_says_what_was_rejected(teacher: Callable[..., Pee
     peer.publish(4, {"w": torch.zeros(3)})
     peer.close()
     with pytest.raises(LostWorkers, match=r"group 1 .* step 4 .*group-1/step-0000000004-\w+.json: of another model"):
-        waiting.refresh(4, waiting.student)
+        waiting.refresh(4)
 
 
 def test_a_store_that_takes_nothing_ends_lock_step_with_the_state_saved(
@@ -328,15 +328,15 @@ def test_a_store_that_takes_nothing_ends_lock_step_with_the_state_saved(
     url.write_text("not a folder any more")
     full.publish(4, full.student)
     with pytest.raises(LostWorkers, match=rf"group 0 cannot be written for its peers.*{url}") as caught:
-        full.refresh(full.num_steps, full.student)
+        full.refresh(full.num_steps)
     assert caught.value.exit_code == 4
-    full.refresh(6, full.student)
+    full.refresh(6)
     state = full.state_dict()
     assert [saved["step"] for saved in state["published"]] == [4]
     url.unlink()
     again = teacher(f"exchange.url={url}", "exchange.timeout=20", "exchange.lag=1")
     again.load_state_dict({name: value for name, value in state.items() if name not in ("heard", "num_swaps")})
-    again.refresh(again.num_steps, again.student)
+    again.refresh(again.num_steps)
     peer = StoreExchange(1, peers=[0], url=str(url), run="this-run", history=8)
     found = peer.fetch(0, step=4)
     peer.close()

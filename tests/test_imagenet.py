@@ -154,8 +154,8 @@ def test_the_tuning_part_is_other_images_of_the_generator() -> None:
     usual, tuning = make_task(), make_task("data.holdout=tuning")
     assert usual.fingerprint != tuning.fingerprint
     rows = np.arange(8)
-    assert not torch.equal(usual.batch(rows, "validation", 0).inputs[0], tuning.batch(rows, "validation", 0).inputs[0])
-    assert torch.equal(usual.batch(rows, "train", 0).inputs[0], tuning.batch(rows, "train", 0).inputs[0])
+    assert not torch.equal(usual.batch(rows, "validation").inputs[0], tuning.batch(rows, "validation").inputs[0])
+    assert torch.equal(usual.batch(rows, "train").inputs[0], tuning.batch(rows, "train").inputs[0])
 
 
 COUNTS = {"train": (30, 20, 14), "val": (4, 3, 3)}  # images of each class
@@ -187,7 +187,7 @@ def test_a_store_is_read_with_the_crops_of_image_and_epoch(store: ImageStore) ->
     for step in (0, 2):
         ids = order.ids(step)
         epochs = (24 * step + np.arange(24)) // 64
-        batch = task.batch(ids, "train", seed=step)
+        batch = task.batch(ids, "train")
         for place in range(24):
             seed = derive(0, "augmentation", step=int(epochs[place]))
             expected = train_batch(store, ids[place : place + 1, 0], size=16, seed=seed)[0]
@@ -196,7 +196,7 @@ def test_a_store_is_read_with_the_crops_of_image_and_epoch(store: ImageStore) ->
     assert len(set(epochs.tolist())) == 2
     for split in ("validation", "train"):  # as evaluated: nothing is drawn
         rows = task.evaluation_order(split, rows=None, batch_size=99).ids(0)
-        batch = task.batch(rows, split, seed=1)
+        batch = task.batch(rows, split)
         assert len(rows) == sum(COUNTS["val" if split == "validation" else split])
         assert np.array_equal(batch.inputs[0].numpy(), evaluation_batch(store, rows, split=split, size=16))
         assert np.array_equal(batch.targets.numpy(), store.labels(split))
@@ -206,7 +206,7 @@ def test_a_store_is_read_with_the_crops_of_image_and_epoch(store: ImageStore) ->
 def test_the_tuning_part_of_a_store_is_not_trained_on(store: ImageStore) -> None:
     usual, tuning = prepared(store), prepared(store, "data.holdout=tuning")
     assert (tuning.num_rows("train"), tuning.num_rows("validation")) == (56, 8)  # an eighth, fewer than validation has
-    batch = tuning.batch(np.arange(8), "validation", 0)
+    batch = tuning.batch(np.arange(8), "validation")
     assert np.array_equal(batch.inputs[0].numpy(), evaluation_batch(store, np.arange(56, 64), split="train", size=16))
     assert np.array_equal(batch.targets.numpy(), store.labels("train")[56:])
     assert tuning.fingerprint != usual.fingerprint == store.fingerprint
@@ -216,7 +216,7 @@ def test_the_tuning_part_of_a_store_is_not_trained_on(store: ImageStore) -> None
 
 def test_threads_change_nothing(store: ImageStore) -> None:
     ids = orders(prepared(store), 1)[0].ids(0)
-    batches = [prepared(store, f"task.threads={n}", "task.crop=resized").batch(ids, "train", 0) for n in (1, 3)]
+    batches = [prepared(store, f"task.threads={n}", "task.crop=resized").batch(ids, "train") for n in (1, 3)]
     assert torch.equal(batches[0].inputs[0], batches[1].inputs[0])
 
 
@@ -420,7 +420,7 @@ def test_codistillation_equals_a_plain_loop(train) -> None:
             for ids in np.split(row_orders[group].ids(step), 2):
                 for name, buffer in model.named_buffers():
                     buffer.copy_(before[name])
-                batch = task.batch(ids, "train", 0)
+                batch = task.batch(ids, "train")
                 soft = None
                 if step >= 3:
                     with torch.no_grad():

@@ -218,12 +218,12 @@ def test_order_and_batch_are_pure_and_targets_are_the_next_tokens():
     task, again = LMTask(config), LMTask(config)
     order = task.order(group=0, num_groups=1, examples_per_step=8, seed=1)
     for step in (7, 0, 3):
-        batch = task.batch(order.ids(step), "train", 0)
-        other = again.batch(again.order(group=0, num_groups=1, examples_per_step=8, seed=1).ids(step), "train", 0)
+        batch = task.batch(order.ids(step), "train")
+        other = again.batch(again.order(group=0, num_groups=1, examples_per_step=8, seed=1).ids(step), "train")
         assert torch.equal(batch.inputs[0], other.inputs[0])
         assert torch.equal(batch.inputs[0][:, 1:], batch.targets[:, :-1])
         assert batch.bayes.shape == batch.targets.shape
-        following = task.batch(order.ids(step + 1), "train", 0)
+        following = task.batch(order.ids(step + 1), "train")
         assert torch.equal(following.inputs[0][:, 0], batch.targets[:, -1])
 
 
@@ -263,7 +263,7 @@ def test_a_store_is_read_as_it_was_written(store):
     task = prepared(store)
     order = task.order(group=0, num_groups=1, examples_per_step=4, seed=0)
     ids = order.ids(3)
-    batch = task.batch(ids, "train", 0)
+    batch = task.batch(ids, "train")
     assert np.array_equal(batch.targets.numpy(), store.tokens("train")[ids[:, 1:]])
     assert batch.bayes is None
     assert task.num_rows("validation") == (store.num_tokens("validation") - 1) // 8
@@ -306,7 +306,7 @@ def test_metrics_and_results_agree_with_each_other_and_with_torch(store):
     metrics, stored, losses_, correct, carry = task.metrics(), [], [], [], None
     with torch.no_grad():
         for step in range(len(order)):
-            batch = task.batch(order.ids(step), "validation", 0)
+            batch = task.batch(order.ids(step), "validation")
             logits, carry = task.forward(model, batch, carry)
             metrics.update(logits, batch.targets, batch.weights, bayes=None)
             stored.append(task.probabilities(logits, batch).numpy())
@@ -355,7 +355,7 @@ def test_codistillation_with_carry_equals_a_plain_loop(train):
         if step >= 2 and step % 2 == 0:
             teachers = {group: copy.deepcopy(models[group]).eval() for group in range(3)}
         for group in range(3):
-            batch = task.batch(orders[group].ids(step), "train", 0)
+            batch = task.batch(orders[group].ids(step), "train")
             logits, state[group] = models[group](batch.inputs[0], state[group])
             soft = None
             if step >= 3:
@@ -442,7 +442,7 @@ def test_the_model_learns_what_lies_before_its_unroll(train):
     carried, anew, carry = task.metrics(), task.metrics(), None
     with torch.no_grad():
         for step in range(len(order)):
-            batch = task.batch(order.ids(step), "validation", 0)
+            batch = task.batch(order.ids(step), "validation")
             logits, carry = task.forward(model, batch, carry)
             carried.update(logits, batch.targets, batch.weights, bayes=batch.bayes)
             anew.update(task.forward(model, batch, None)[0], batch.targets, batch.weights, bayes=batch.bayes)

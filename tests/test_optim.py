@@ -12,7 +12,7 @@ from conftest import make_config
 from torch import nn
 
 from odist.config.schema import OptimConfig
-from odist.engine.wiring import build_task, make_clock
+from odist.engine.problem import build_task, make_clock
 from odist.launch.check import validate
 from odist.models.mlp import EmbeddingMLP
 from odist.optim import Clock, Optimizer, absolute, learning_rate

@@ -62,7 +62,7 @@ def test_sync_equals_a_plain_loop(train):
     task = CriteoTask(config)
     model, order, parts = plain_group(config, task, 0)
     for step in range(12):
-        batch = task.batch(order.ids(step), "train", 0)
+        batch = task.batch(order.ids(step), "train")
         loss = F.binary_cross_entropy_with_logits(model(*batch.inputs), batch.targets, reduction="sum") / 50
         model.zero_grad()
         loss.backward()
@@ -82,7 +82,7 @@ def test_codistillation_equals_a_plain_loop(train):
         if step >= 4 and step % 2 == 0:
             teachers = {group: copy.deepcopy(groups[group][0]).eval() for group in range(3)}
         for group, (model, order, parts) in enumerate(groups):
-            batch = task.batch(order.ids(step), "train", 0)
+            batch = task.batch(order.ids(step), "train")
             logits = model(*batch.inputs)
             loss = F.binary_cross_entropy_with_logits(logits, batch.targets, reduction="sum")
             if step >= 4:

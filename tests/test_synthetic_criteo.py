@@ -87,7 +87,7 @@ def test_a_retrain_reads_the_same_rows_in_another_order():
 @pytest.mark.parametrize("holdout", ["validation", "tuning"])
 def test_batches_are_finite_and_flag_missing_cells(holdout):
     task = CriteoTask(make_config(f"data.holdout={holdout}"))
-    batch = task.batch(np.arange(64), "validation", 0)
+    batch = task.batch(np.arange(64), "validation")
     numeric, ids = batch.inputs
     assert numeric.shape == (64, 26)
     assert torch.isfinite(numeric).all()
@@ -101,8 +101,6 @@ def test_tuning_rows_are_not_the_reported_ones():
     reported, tuning = (CriteoTask(make_config(f"data.holdout={h}")) for h in ("validation", "tuning"))
     assert reported.fingerprint != tuning.fingerprint
     assert not torch.equal(
-        reported.batch(np.arange(64), "validation", 0).inputs[0], tuning.batch(np.arange(64), "validation", 0).inputs[0]
+        reported.batch(np.arange(64), "validation").inputs[0], tuning.batch(np.arange(64), "validation").inputs[0]
     )
-    assert torch.equal(
-        reported.batch(np.arange(64), "train", 0).inputs[0], tuning.batch(np.arange(64), "train", 0).inputs[0]
-    )
+    assert torch.equal(reported.batch(np.arange(64), "train").inputs[0], tuning.batch(np.arange(64), "train").inputs[0])

@@ -16,7 +16,7 @@ from odist.bench.engine import HandLoop
 from odist.config.schema import Config
 from odist.data.order import Order
 from odist.data.rows import DTYPE, FORMAT, RowStore, RowWriter
-from odist.engine.wiring import build_model, set_up_torch
+from odist.engine.problem import build_model, set_up_torch
 from odist.files import write_atomically
 from odist.tasks.base import Batch, Task
 
@@ -136,6 +136,6 @@ class Fetch:
         """Read the batches of `steps` steps."""
         for step in itertools.islice(self._steps, steps):
             if self.whole:
-                self.task.batch(self.order.ids(step), "train", 0)
+                self.task.batch(self.order.ids(step), "train")
             else:
                 self.store.gather("train", self._ids[step])

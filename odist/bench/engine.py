@@ -16,7 +16,7 @@ from odist.config.read import load
 from odist.config.schema import Config, to_dict
 from odist.data.order import Order
 from odist.engine import checkpoint
-from odist.engine.wiring import build_model, build_task, make_clock
+from odist.engine.problem import build_model, build_task, make_clock
 from odist.exchange.base import Snapshot
 from odist.launch.session import Session
 from odist.mesh import Axis, Mesh
@@ -24,6 +24,7 @@ from odist.rng import derive
 from odist.run.folder import Run
 from odist.run.log import Silent
 from odist.tasks.base import Batch, Task
+from odist.teachers import peers_options
 
 
 def make_config(
@@ -113,12 +114,14 @@ class Engine:
         self._fits = [trainer.fit(start) for trainer in self.trainers]
 
     def offer(self, *, steps: int) -> None:
-        """Put one and the same snapshot of group 1 on the shelf for every reload of the next `steps` steps."""
+        """Put one and the same snapshot of group 1 in memory for every reload of the next `steps` steps."""
         model = build_model(self.config, self.task, group=1)
         weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-        interval = self.parts.clock.steps(self.config.exchange.interval)
+        peers = peers_options(self.config)
+        assert peers is not None, "only a group that has a peer can be offered its weights"
+        interval = self.parts.clock.steps(peers.interval)
         wanted = range(interval, steps + 1, interval)
-        self.parts.shelf[1] = {step: Snapshot(1, step, weights, time.time()) for step in wanted}
+        self.parts.published[1] = {step: Snapshot(1, step, weights, time.time()) for step in wanted}
 
     def train(self, steps: int) -> None:
         """Make `steps` steps of every group."""
@@ -159,4 +162,4 @@ def batches_of(config: Config, task: Task, *, start: int, steps: int) -> tuple[O
         examples_per_step=config.train.batch,
         seed=derive(config.seed, "order", group=0),
     )
-    return order, [task.batch(order.ids(step), "train", 0) for step in range(start, start + steps)]
+    return order, [task.batch(order.ids(step), "train") for step in range(start, start + steps)]

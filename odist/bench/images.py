@@ -24,7 +24,7 @@ from odist.config.schema import Config
 from odist.data.augment import train_batch
 from odist.data.images import CLASSES, ImageStore, store_record
 from odist.data.jpeg import find_decoder
-from odist.engine.wiring import build_model, build_task, set_up_torch
+from odist.engine.problem import build_model, build_task, set_up_torch
 from odist.errors import UserError
 from odist.files import save_array, write_atomically
 from odist.prepare.images.prepare import ImageOptions, prepare_imagenet

@@ -16,7 +16,7 @@ from odist.bench.engine import Engine, batches_of, engines
 from odist.bench.replica import Replicas
 from odist.bench.rounds import Arm, Ratio, Row, compare, interleave
 from odist.data.rows import RowStore
-from odist.engine.wiring import build_task, set_up_torch
+from odist.engine.problem import build_task, set_up_torch
 from odist.run.provenance import num_cores
 
 LOOKAHEAD = 8

@@ -22,7 +22,7 @@ def serve(folder: Path, *, group: int) -> None:
     """Train the configuration that lies in `folder` when told to."""
     from odist.bench.engine import Engine
     from odist.config.read import load
-    from odist.engine.wiring import set_up_torch
+    from odist.engine.problem import set_up_torch
 
     config = load(folder / CONFIG)
     set_up_torch(config)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from odist.config.key import MISSING
-from odist.config.read import known_keys
+from odist.config.read import known_keys, schema_keys
 from odist.config.suggest import key_meant, nearest
 from odist.errors import UserError
 
@@ -26,7 +26,6 @@ FLAGS: dict[str, tuple[str, ...] | None] = {
 INFO = ("--info", "-i")  # with a value or none
 INFO_VALUES = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 GROUPS = ("task", "algorithm", "data", "scale", "model", "optim", "exchange", "launch")  # those a user chooses from
-PLACES = ("run.dir", "data.path", "exchange.url", "algorithm.teachers", "train.init_from")
 ELSEWHERE = {
     "--version": "Type odist --version.",
     "--shell-completion": "Type odist --install-completion.",
@@ -105,7 +104,8 @@ def read_arguments(words: list[str]) -> Arguments:
 def _at_home(word: str) -> str:
     """`word` with the home folder for `~/`, which no shell expands behind `key=` and Hydra cannot read."""
     home = str(Path.home())
-    if word.partition("=")[0].lstrip("+") not in PLACES or not re.fullmatch(r"[\w./-]+", home):
+    places = {found.name for found in schema_keys() if found.key.place}
+    if word.partition("=")[0].lstrip("+") not in places or not re.fullmatch(r"[\w./-]+", home):
         return word
     return re.sub(r"(?<=[=,\[])~(?=/|$)", home, word)
 

@@ -7,11 +7,12 @@ odist.config.schema, what a choice is in the first line of its file.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from odist import registry
 from odist.cli.train_arguments import GROUPS, typed
 from odist.config.key import Key, key_of
 from odist.config.read import described, load
@@ -113,11 +114,18 @@ def _meaning(value: Any, key: Key, *, examples: int | None) -> str:
     text = key.meaning
     if key.as_steps and examples and isinstance(value, int) and value > 0:
         text += f" (here {max(1, round(value / examples)):,} steps)"
-    if isinstance(key.choices, dict):
-        text += ": " + " | ".join(f"{name} ({said})" for name, said in key.choices.items())
+    if key.parts is not None:
+        meanings = {name: part.meaning for name, part in registry.own(key.parts).items()}
+        text += ": " + _listed(meanings | dict.fromkeys(registry.others(key.parts), ""))
+    elif isinstance(key.choices, dict):
+        text += ": " + _listed(key.choices)
     elif key.choices:
         text += ": " + " | ".join(map(str, key.choices))
     return text
+
+
+def _listed(meanings: Mapping[str, str]) -> str:
+    return " | ".join(f"{name} ({said})" if said else name for name, said in meanings.items())
 
 
 def _entry(term: str, meaning: str, *, at: int, width: int) -> Iterator[str]:

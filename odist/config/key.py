@@ -54,6 +54,10 @@ class Key:
     parts: kind of odist.registry whose names it may have
     bounds: range of its number, or of each number of its list
     as_steps: a number of examples per group, which is also shown as steps
+    node: of a part's option: the node that it stands below, where that is not the one of its kind
+    younger: than finished runs, which have to keep their hash: hashed only where it differs from its default
+    only_with: what to type so that something reads it; given with anything else it is refused
+    place: "path", or "url" that may be one, or "run": a finished run's folder; what was trained there is hashed, not its path
     """
 
     meaning: str = ""
@@ -61,6 +65,10 @@ class Key:
     parts: str | None = None
     bounds: Bounds | None = None
     as_steps: bool = False
+    node: str | None = None
+    place: str = ""
+    younger: bool = False
+    only_with: str | None = None
 
 
 def key(
@@ -71,9 +79,23 @@ def key(
     parts: str | None = None,
     bounds: Bounds | None = None,
     as_steps: bool = False,
+    node: str | None = None,
+    place: str = "",
+    younger: bool = False,
+    only_with: str | None = None,
 ) -> Value:
     """A dataclass field with its default and what `Key` says of it; lists and nodes are copied for every object."""
-    described = Key(meaning, choices=choices, parts=parts, bounds=bounds, as_steps=as_steps)
+    described = Key(
+        meaning,
+        choices=choices,
+        parts=parts,
+        bounds=bounds,
+        as_steps=as_steps,
+        node=node,
+        place=place,
+        younger=younger,
+        only_with=only_with,
+    )
     copied: Any = isinstance(default, list) or dataclasses.is_dataclass(default)
     options: Any = {"default_factory": lambda: copy.deepcopy(default)} if copied else {"default": default}
     field: Any = dataclasses.field(metadata={"key": described}, **options)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from odist import registry
-from odist.config.key import BELOW_ONE, MISSING, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, key
+from odist.config.key import BELOW_ONE, MISSING, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, key, key_of
+from odist.config.options import with_own_options
 from odist.errors import UserError
 
 
@@ -107,7 +108,7 @@ HOLDOUTS = {"validation": "the validation part", "tuning": "other rows, for choo
 @dataclass
 class DataConfig:
     name: str = key(MISSING, "where rows come from", choices=("synthetic", "prepared"))
-    path: str | None = key(None, "folder made by `odist prepare`, for data=prepared")
+    path: str | None = key(None, "folder made by `odist prepare`, for data=prepared", place="path")
     seed: int = key(0, "seed of generator, training rows and partition, not of their order", bounds=NOT_NEGATIVE)
     partition: str = key("same", "which training rows a group reads", choices=PARTITIONS)
     parts: int | None = key(None, "number of parts of data.partition=disjoint; null: one per group", bounds=POSITIVE)
@@ -192,60 +193,21 @@ class OptimConfig:
     final_fraction: float = key(0.0, "learning rate at the end of `cosine`, as a share of optim.lr", bounds=SHARE)
 
 
-STRATEGIES = {
-    "allreduce": "one gradient over all",
-    "delayed": "gradients of older weights, as in asynchronous SGD",
-    "local_sgd": "own steps, then averages",
-}
-TEACHERS = {
-    "none": "labels only",
-    "constant": "one distribution for all rows",
-    "fixed": "finished runs",
-    "peers": "the other groups",
-}
-DISTILL_LOSSES = {
-    "cross_entropy": "with its probabilities",
-    "kl": "divergence from them, of the same gradient",
-    "squared_logits": "mean over the classes of the squared differences of logits",
-    "logit_regression": "half their sum over the classes",
-}
-DISTRIBUTIONS = {"uniform": "equal shares", "unigram": "the label frequencies"}
-
-
+# The nodes of strategies, teachers and exchanges have the keys below and the options of odist's own parts, which are declared
+# beside the parts' names (odist/strategies/__init__.py and so on). Those of another package's part are added where it is chosen.
+@with_own_options("algorithm")
 @dataclass
 class AlgorithmConfig:
     name: str = key(MISSING, "name of the row in conf/algorithm")
-    strategy: str = key("allreduce", "how a group's workers share weights", parts="strategies", choices=STRATEGIES)
-    teacher: str = key("none", "where soft targets come from", parts="teachers", choices=TEACHERS)
+    strategy: str = key("allreduce", "how a group's workers share weights", parts="strategies")
+    teacher: str = key("none", "where soft targets come from", parts="teachers")
     label_weight: float = key(1.0, "weight of the labels' loss", bounds=NOT_NEGATIVE)
-    distill_weight: float = key(1.0, "weight of the teacher's loss", bounds=NOT_NEGATIVE)
-    distill_loss: str = key("cross_entropy", "loss against the teacher's prediction", choices=DISTILL_LOSSES)
-    average: str = key("probabilities", "what is averaged over several teachers", choices=("probabilities", "logits"))
-    include_self: bool = key(False, "peers: the group's own published weights are among its teachers")
-    burn_in: int = key(0, "examples before the teacher is heard", bounds=NOT_NEGATIVE, as_steps=True)
-    distribution: str = key("uniform", "prediction of the constant teacher", choices=DISTRIBUTIONS)
-    teachers: list[str] = key([], "folders of the finished runs that teach, for algorithm=distill")
-    delay: int | None = key(None, "delayed: updates between pull and push; null: workers - 1", bounds=NOT_NEGATIVE)
-    average_every: int = key(MISSING, "local_sgd: examples between averages", bounds=POSITIVE, as_steps=True)
 
 
-TIMINGS = {"lockstep": "the agreed snapshot, the same bits every time", "freshest": "the newest there is"}
-
-
+@with_own_options("exchange")
 @dataclass
 class ExchangeConfig:
     name: str = key(MISSING, "how groups see each other's weights", parts="exchange")
-    publish: str = key(
-        "weights", "what a group publishes; average: that of train.average", choices=("weights", "average")
-    )
-    timing: str = key("lockstep", "which snapshot of a peer is used", choices=TIMINGS)
-    url: str | None = key(None, "store: folder or fsspec URL; null: exchange/ in the run folder")
-    timeout: float = key(600.0, "lockstep: seconds to wait for a peer before saving and giving up", bounds=POSITIVE)
-    poll: float = key(1.0, "freshest: seconds between two looks into the store", bounds=POSITIVE)
-    keep: int = key(3, "freshest: own snapshots kept in the store", bounds=POSITIVE)
-    interval: int = key(MISSING, "examples between two reloads of the teacher", bounds=POSITIVE, as_steps=True)
-    lag: int = key(0, "lockstep: use the peer's snapshot of so many intervals ago", bounds=NOT_NEGATIVE)
-    lookahead: int = key(1, "steps whose batches the frozen teacher predicts in one pass", bounds=POSITIVE)
 
 
 @dataclass
@@ -275,22 +237,32 @@ class TrainConfig:
     checkpoint_every: int = key(0, "examples between checkpoints; 0: at the end", bounds=NOT_NEGATIVE, as_steps=True)
     keep_checkpoints: int = key(1, "newest checkpoints that are kept", bounds=POSITIVE)
     log_every: int = key(0, "examples between rows of metrics.jsonl; 0: 100 rows", bounds=NOT_NEGATIVE, as_steps=True)
-    average: str = key("none", "what predicts: the weights or an average of them", choices=AVERAGES)
+    average: str = key("none", "what predicts: the weights or an average of them", choices=AVERAGES, younger=True)
     average_horizon: int | None = key(
-        None, "ema: examples after which a step counts 1/e; null: a tenth of the run", bounds=POSITIVE, as_steps=True
+        None,
+        "ema: examples after which a step counts 1/e; null: a tenth of the run",
+        bounds=POSITIVE,
+        as_steps=True,
+        younger=True,
     )
     average_from: int | None = key(
-        None, "examples before the average; null: none, of swa 3/4 of the run", bounds=NOT_NEGATIVE, as_steps=True
+        None,
+        "examples before the average; null: none, of swa 3/4 of the run",
+        bounds=NOT_NEGATIVE,
+        as_steps=True,
+        younger=True,
     )
     prefetch: int = key(2, "steps prepared ahead by threads", bounds=NOT_NEGATIVE)
     # Group k starts from its group k, or all from its group 0 where it has another number of groups. Optimizer state,
     # schedule and steps start afresh.
-    init_from: str | None = key(None, "finished run whose model comes first; null: random weights")
+    init_from: str | None = key(
+        None, "finished run whose model comes first; null: random weights", place="run", younger=True
+    )
 
 
 @dataclass
 class RunConfig:
-    dir: str | None = key(None, "run folder; null: runs/ and an own name; with -m the folder of all runs")
+    dir: str | None = key(None, "run folder; null: runs/ and an own name; with -m the folder of all runs", place="path")
     progress: bool = key(True, "show bars on a terminal, lines elsewhere")
     sinks: list[str] = key([], "trackers that follow the run: tensorboard, wandb, mlflow")
 
@@ -376,16 +348,6 @@ FREE_KEYS = (
     "train.log_every",
 )
 
-# Keys that are younger than finished runs, which have to keep their hash: hashed only where they differ from their default.
-YOUNGER_KEYS: dict[str, Any] = {
-    "train.init_from": None,
-    "train.average": "none",
-    "train.average_horizon": None,
-    "train.average_from": None,
-    "exchange.publish": "weights",
-    "algorithm.include_self": False,
-}
-
 
 def to_dict(config: Config) -> dict[str, Any]:
     """`config` as plain dicts, lists and values, in the order of the fields."""
@@ -405,16 +367,31 @@ def _decides(key: str) -> bool:
     return not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
 
 
+def younger_keys(node: Any, *, prefix: str = "") -> dict[str, Any]:
+    """Dotted names and defaults of the keys that are younger than finished runs."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= younger_keys(value, prefix=f"{prefix}{field.name}.")
+        elif key_of(field).younger:
+            found[prefix + field.name] = field.default
+    return found
+
+
 def config_hash(config: Config, *, content: Mapping[str, Any] | None = None) -> str:
-    """64 hexadecimal digits naming everything that decides the result (all but FREE_KEYS, and YOUNGER_KEYS at their default).
+    """64 hexadecimal digits naming everything that decides the result.
+
+    Left out are FREE_KEYS and, at their default, keys that are younger than finished runs, which have to keep their hash.
 
     content: dotted keys that are places (`data.path`, `algorithm.teachers`) with what lies there,
     such as a store's fingerprint; hashed instead of the place.
     """
+    younger = younger_keys(config)
     deciding = {
         key: value
         for key, value in flatten(to_dict(config))
-        if _decides(key) and not (key in YOUNGER_KEYS and value == YOUNGER_KEYS[key])
+        if _decides(key) and not (key in younger and value == younger[key])
     }
     text = json.dumps({**deciding, **(content or {})}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

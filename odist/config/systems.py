@@ -11,33 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from odist.config.key import MISSING
+from odist.config.options import CHOSEN_BY, unread_options
 from odist.config.schema import FREE_KEYS, Config, ModelConfig, TaskConfig, flatten, to_dict, variant
 
 # Beside FREE_KEYS, in these retrains may differ: what makes them retrains, what computes (it decides no more than bits),
 # and what is evaluated on the way.
 RETRAIN_KEYS = ("seed", "launch", "train.evaluate_every", "train.evaluate_rows", "train.keep_evaluations")
 
-# Key, the key that it hangs on, and the values of that one with which it is read by nothing. What another package adds
-# stands in no row, so its keys count.
+# Key, the key that it hangs on, and the values of that one with which it is read by nothing; None: that one is itself read
+# by nothing. What another package adds stands in no row, so its keys count.
 UNREAD: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
-    ("exchange.name", "exchange.timing", ("lockstep",)),  # equal bits in memory and through a store
-    *(
-        (f"exchange.{key}", "algorithm.teacher", ("none", "constant", "fixed"))
-        for key in ("name", "timing", "interval", "lag", "publish")
-    ),
+    ("exchange.name", "exchange.timing", ("lockstep", None)),  # equal bits in memory and through a store
     ("exchange.publish", "train.average", ("none",)),
     ("train.average_horizon", "train.average", ("none", "swa")),
     ("train.average_from", "train.average", ("none",)),
-    ("algorithm.include_self", "algorithm.teacher", ("none", "constant", "fixed")),
-    ("exchange.lookahead", "algorithm.teacher", ("none", "constant")),
-    ("algorithm.distill_weight", "algorithm.teacher", ("none",)),
-    ("algorithm.distill_loss", "algorithm.teacher", ("none",)),
-    ("algorithm.average", "algorithm.teacher", ("none", "constant")),
-    ("algorithm.burn_in", "algorithm.teacher", ("none", "constant")),
-    ("algorithm.distribution", "algorithm.teacher", ("none", "fixed", "peers")),
-    ("algorithm.teachers", "algorithm.teacher", ("none", "constant", "peers")),
-    ("algorithm.delay", "algorithm.strategy", ("allreduce", "local_sgd")),
-    ("algorithm.average_every", "algorithm.strategy", ("allreduce", "delayed")),
     ("task.synthetic", "data.name", ("prepared",)),
     ("data.parts", "data.partition", ("same", "identical")),
     *((f"optim.{key}", "optim.name", ("adagrad", "adam", "adamw")) for key in ("momentum", "nesterov", "trust")),
@@ -57,9 +44,13 @@ def system_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys and values that decide which system a run trains; retrains of one system have equal ones.
 
     config: of a run folder, nested; keys that an older version did not have take their defaults
-    Left out: config.FREE_KEYS, RETRAIN_KEYS, and what nothing reads by UNREAD, such as `exchange.name` under lock-step.
+    Left out: FREE_KEYS, RETRAIN_KEYS, options of parts that are not chosen, and what nothing reads by UNREAD, such as
+    `exchange.name` under lock-step.
     """
     flat = _defaults(config) | dict(flatten(config))
+    chosen = {kind: str(flat[key]) for kind, key in CHOSEN_BY.items() if key in flat}
+    for option in unread_options(chosen):
+        flat.pop(option.dotted, None)
     return {
         key: value
         for key, value in flat.items()

@@ -13,9 +13,10 @@ import numpy as np
 from odist.config.read import load
 from odist.config.schema import Config
 from odist.engine.devices import available, require
+from odist.engine.finished import fitted_fingerprint, load_models, predictor
 from odist.engine.prediction import predict_split
+from odist.engine.problem import build_task, on_device, set_up_torch
 from odist.engine.trainer import LAST_WEIGHTS
-from odist.engine.wiring import build_task, fitted_fingerprint, load_models, on_device, predictor, set_up_torch
 from odist.errors import UserError
 from odist.measure.churn import form_of
 from odist.measure.prediction_files import data_fingerprint, write_predictions

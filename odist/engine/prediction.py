@@ -21,7 +21,7 @@ def predict_batches(
     order = task.evaluation_order(split, rows=rows, batch_size=batch_size)
     carry: Carry = None
     for step in range(len(order)):
-        batch = task.batch(order.ids(step), split, 0).to(device)
+        batch = task.batch(order.ids(step), split).to(device)
         logits, carry = task.forward(model, batch, carry)
         yield logits, batch
 

@@ -127,7 +127,7 @@ class Trainer:
         began = time.perf_counter()
         self.unfinished = True
         try:
-            self.teacher.refresh(done, self.model)
+            self.teacher.refresh(done)
         except (Interrupted, LostWorkers) as error:
             self.save(done)  # with the refresh still to come
             self.stopped = isinstance(error, Interrupted)

@@ -1,6 +1,57 @@
-"""How weights travel between groups, by name."""
+"""How weights travel between groups: every exchange by name, with its meaning and its options.
+
+Options stand below `exchange.` in the configuration; when weights are asked for is said by the teacher's. This file is
+read for help and completion, so it imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from odist.config.key import POSITIVE, key
+from odist.errors import UserError
+from odist.registry import Part
+
+if TYPE_CHECKING:
+    from odist.config.schema import Config
+
+
+@dataclass
+class MemoryOptions:
+    def check(self, config: Config) -> None:
+        if config.launch.name == "local":
+            raise UserError(
+                "exchange=memory reaches only groups of one process; with launch=local type exchange=store."
+            )
+
+
+@dataclass
+class StoreOptions:
+    url: str | None = key(None, "store: folder or fsspec URL; null: exchange/ in the run folder", place="url")
+    poll: float = key(1.0, "freshest: seconds between two looks into the store", bounds=POSITIVE)
+    keep: int = key(3, "freshest: own snapshots kept in the store", bounds=POSITIVE)
+
+    def check(self, config: Config) -> None:
+        """Whether the packages for the file system of `url` are there; the store itself is not asked."""
+        if self.url is None or "://" not in self.url:
+            return
+        import fsspec
+
+        protocol = self.url.partition("://")[0].rpartition("::")[2]
+        try:
+            fsspec.get_filesystem_class(protocol)
+        except ValueError:
+            raise UserError(
+                f"exchange.url={self.url}: {protocol} is no kind of store that fsspec knows. Give a folder, or a URL such "
+                "as s3://bucket/folder."
+            ) from None
+        except ImportError as error:
+            cure = "Type: pip install 'odist[s3]'" if protocol in ("s3", "s3a") else f"{error}."
+            raise UserError(f"exchange.url={self.url}: a package for {protocol}:// is not installed. {cure}") from None
+
 
 EXCHANGES = {
-    "memory": "odist.exchange.memory:MemoryExchange",
-    "store": "odist.exchange.store:StoreExchange",
+    "memory": Part("odist.exchange.memory:MemoryExchange", "between groups of one process", MemoryOptions),
+    "store": Part("odist.exchange.store:StoreExchange", "through a folder or an object store", StoreOptions),
 }

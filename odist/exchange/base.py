@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -36,6 +38,47 @@ class Snapshot:
         return self.incarnation, self.step
 
 
+Published = dict[int, dict[int, Snapshot]]  # by group and step
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a teacher asks its peers for snapshots.
+
+    interval: steps between two of them; lag: intervals that one is old when it is asked for
+    lockstep: each is asked for by its step and waited for up to `timeout` seconds; otherwise the newest there is is taken
+    """
+
+    interval: int
+    lag: int = 0
+    lockstep: bool = True
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True)
+class ExchangeSetup:
+    """What one group's end of an exchange may use.
+
+    group, peers: this group and those that it learns from; schedule: when it asks for their weights
+    folder: of the run; run: its id; num_steps: its length
+    weights: of the group's model, for their names, shapes and sizes
+    is_writer: whether this process publishes for its group and looks for fresh snapshots
+    last_checkpoint: tells the step of this group's oldest kept checkpoint, -1 without one
+    published: what the groups of this process have published in memory, the same dict for all of them
+    """
+
+    group: int
+    peers: Sequence[int]
+    schedule: Schedule
+    folder: Path
+    run: str
+    num_steps: int
+    weights: Weights
+    is_writer: bool
+    last_checkpoint: Callable[[], int]
+    published: Published
+
+
 class Exchange(Protocol):
     """Weights between groups; every instance belongs to one group.
 
@@ -43,6 +86,11 @@ class Exchange(Protocol):
     """
 
     durable: bool
+
+    @classmethod
+    def of(cls, options: Any, setup: ExchangeSetup) -> Exchange:
+        """Make one group's end. options: of the dataclass declared in `odist.exchange`, None without one."""
+        ...
 
     def publish(self, step: int, weights: Weights) -> None:
         """Offer this group's weights after `step` completed steps."""

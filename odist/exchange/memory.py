@@ -5,26 +5,33 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from odist.exchange.base import Snapshot, Weights
+from odist.exchange import MemoryOptions
+from odist.exchange.base import ExchangeSetup, Published, Snapshot, Weights
 
 
 class MemoryExchange:
     """One group's end of an exchange in memory.
 
-    group: this group; shelf: the dict that all groups share, by group and step
-    keep: snapshots of this group that stay on the shelf
+    group: this group; published: the dict that all groups share, by group and step
+    keep: snapshots of this group that stay in it
     """
 
     durable = False
 
-    def __init__(self, group: int, *, shelf: dict[int, dict[int, Snapshot]], keep: int = 1) -> None:
+    @classmethod
+    def of(cls, options: MemoryOptions, setup: ExchangeSetup) -> MemoryExchange:
+        # Of groups that take turns, the first publishes its next step before the last has heard the one before.
+        ahead = 2 if setup.schedule.interval == 1 else 1
+        return cls(setup.group, published=setup.published, keep=setup.schedule.lag + ahead)
+
+    def __init__(self, group: int, *, published: Published, keep: int = 1) -> None:
         self.group = group
-        self.shelf = shelf
+        self.published = published
         self.keep = keep
 
     def publish(self, step: int, weights: Weights) -> None:
         copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
-        own = self.shelf.setdefault(self.group, {})
+        own = self.published.setdefault(self.group, {})
         own[step] = Snapshot(self.group, step, copies, time.time())
         for old in sorted(own)[: -self.keep]:
             del own[old]
@@ -35,7 +42,7 @@ class MemoryExchange:
     def fetch(
         self, peer: int, *, step: int | None = None, newer_than: tuple[int, int] | None = None
     ) -> Snapshot | None:
-        there = self.shelf.get(peer, {})
+        there = self.published.get(peer, {})
         if step is not None:
             return there.get(step)
         fresh = there[max(there)] if there else None

@@ -28,11 +28,13 @@ import fsspec
 from safetensors.torch import save_file
 
 from odist.errors import LostWorkers
+from odist.exchange import StoreOptions
 from odist.exchange.background import Background
-from odist.exchange.base import Snapshot, Weights, fingerprint
+from odist.exchange.base import ExchangeSetup, Snapshot, Weights, fingerprint
 from odist.exchange.shelf import NO_STEP, Manifest, Shelf, printable
 from odist.files import write_atomically
 
+HEADER_BYTES = 4096  # more than safetensors spends on the name and shape of a tensor
 SECONDS_TO_OPEN = 20.0  # lock-step: for the first sign of life of a store
 SECONDS_TO_START = 3.0  # freshest: for the same, before training begins without it
 SECONDS_TO_CLOSE = 10.0  # for what is still being written at the end
@@ -65,6 +67,26 @@ class StoreExchange:
     """
 
     durable = True
+
+    @classmethod
+    def of(cls, options: StoreOptions, setup: ExchangeSetup) -> StoreExchange:
+        schedule = setup.schedule
+        return cls(
+            setup.group,
+            peers=setup.peers,
+            url=options.url or str(setup.folder / "exchange"),
+            run=setup.run,
+            model=fingerprint(setup.weights),
+            largest=sum(tensor.nbytes + HEADER_BYTES for tensor in setup.weights.values()) + HEADER_BYTES,
+            num_steps=setup.num_steps,
+            keep=options.keep,
+            remember=2 * schedule.lag + 1 if schedule.lockstep else 0,
+            history=(schedule.lag + 2) * schedule.interval if schedule.lockstep else 0,
+            poll=None if schedule.lockstep or not setup.is_writer else options.poll,
+            last_checkpoint=setup.last_checkpoint,
+            read_only=not setup.is_writer,
+            patience=schedule.timeout,
+        )
 
     def __init__(
         self,

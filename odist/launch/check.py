@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from odist import registry
-from odist.config.key import Key
+from odist.config.key import Key, key_of
+from odist.config.options import chosen_parts, options_of, unread_options
 from odist.config.read import described
 from odist.config.schema import (
     Config,
@@ -23,6 +24,7 @@ from odist.engine.devices import require
 from odist.errors import UserError
 from odist.run import sinks
 from odist.run.folder import Run
+from odist.teachers import ModelOptions, PeersOptions
 
 PREPARED_BY = {"lm": "text"}  # the verb's name where it is not the task's
 MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer"), "imagenet": ("resnet", "wrn")}
@@ -31,17 +33,16 @@ MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer"), "imagenet"
 def validate(config: Config) -> None:
     """Refuse a configuration that cannot be meant; UserError names key, value and what to type instead.
 
-    Looks at files only for `data.path` and `algorithm.teachers`.
+    Looks at files only for `data.path` and for the finished runs that it names.
     """
     for name, value, key in described(config):
         _check_value(name, value, key)
     _check_model(config)
     _check_optim(config)
-    _check_train(config)
     _check_algorithm(config)
-    _check_average(config)
+    _check_finished_runs(config)
+    _check_train(config)
     _check_launch(config)
-    _check_exchange(config)
     _check_data(config)
     sinks.check(config.run.sinks)
 
@@ -63,9 +64,12 @@ def _check_model(config: Config) -> None:
         raise UserError(
             f"model={model.name} cannot learn task={task}. Choose model={' or model='.join(MODELS_OF_TASKS[task])}."
         )
-    if isinstance(model, LSTMConfig) and config.exchange.lookahead > 1:
-        raise UserError(f"exchange.lookahead={config.exchange.lookahead}: an LSTM carries its state from batch to batch, so "
-                        "its teacher cannot predict several of them in one pass. Type exchange.lookahead=1.")  # fmt: skip
+    teacher = options_of(config, "teachers")
+    if isinstance(model, LSTMConfig) and isinstance(teacher, ModelOptions) and teacher.lookahead > 1:
+        raise UserError(
+            f"exchange.lookahead={teacher.lookahead}: an LSTM carries its state from batch to batch, so its teacher "
+            "cannot predict several of them in one pass. Type exchange.lookahead=1."
+        )
     if isinstance(model, LSTMConfig) and not model.hidden:
         raise UserError("model.hidden=[]: an LSTM needs at least one layer: model.hidden=[256].")
     if isinstance(model, TransformerConfig) and (model.width % model.heads or model.width // model.heads % 2):
@@ -101,17 +105,17 @@ def _check_optim(config: Config) -> None:
 
 
 def _check_launch(config: Config) -> None:
-    launch, exchange = config.launch, config.exchange
+    launch = config.launch
     require(launch.device, asked=f"launch.device={launch.device}", instead="launch.device=cpu")
-    if launch.name == "local" and exchange.name == "memory" and config.algorithm.teacher == "peers":
-        raise UserError("exchange=memory reaches only groups of one process; with launch=local type exchange=store.")
     if launch.processes == 1:
         return
     if launch.name != "local":
         raise UserError(f"launch.processes={launch.processes}: only launch=local starts processes.")
-    if config.algorithm.strategy != "allreduce":
-        raise UserError(f"launch.processes={launch.processes}: algorithm.strategy={config.algorithm.strategy} runs in "
-                        "one process per group; only allreduce spreads its workers.")  # fmt: skip
+    if not registry.find("strategies", config.algorithm.strategy).spreads_workers:
+        raise UserError(
+            f"launch.processes={launch.processes}: algorithm.strategy={config.algorithm.strategy} runs in one process "
+            "per group. Leave launch.processes out, or type algorithm.strategy=allreduce."
+        )
     each, rest = divmod(config.workers, launch.processes)
     if rest or each & (each - 1):
         fits = [p for p in range(1, config.workers + 1)
@@ -120,81 +124,51 @@ def _check_launch(config: Config) -> None:
                         f"1, 2, 4, 8 ... of them. Choose launch.processes={' or launch.processes='.join(map(str, fits))}.")  # fmt: skip
 
 
-def _check_exchange(config: Config) -> None:
-    """Whether the packages for the file system of `exchange.url` are there; the store itself is not asked."""
-    url, teacher = config.exchange.url, config.algorithm.teacher
-    if url is None or "://" not in url or config.exchange.name != "store" or teacher != "peers":
-        return
-    import fsspec
-
-    protocol = url.partition("://")[0].rpartition("::")[2]
-    try:
-        fsspec.get_filesystem_class(protocol)
-    except ValueError:
-        raise UserError(f"exchange.url={url}: {protocol} is no kind of store that fsspec knows. Give a folder, or a URL such as "
-                        "s3://bucket/folder.") from None  # fmt: skip
-    except ImportError as error:
-        extra = "odist[s3]" if protocol in ("s3", "s3a") else None
-        cure = f"Type: pip install '{extra}'" if extra else f"{error}."
-        raise UserError(f"exchange.url={url}: a package for {protocol}:// is not installed. {cure}") from None
-
-
 def _check_train(config: Config) -> None:
-    if config.train.init_from is not None:
-        _check_finished(config.train.init_from, config, key="train.init_from")
     if config.train.keep_evaluations and config.train.evaluate_rows is not None:
-        raise UserError(f"train.keep_evaluations=true with train.evaluate_rows={config.train.evaluate_rows}: the curve of an "
-                        "ensemble needs all rows at every evaluation. Add train.evaluate_rows=null.")  # fmt: skip
+        raise UserError(
+            f"train.keep_evaluations=true with train.evaluate_rows={config.train.evaluate_rows}: the curve of an "
+            "ensemble needs all rows at every evaluation. Add train.evaluate_rows=null."
+        )
 
 
 def _check_algorithm(config: Config) -> None:
-    algorithm = config.algorithm
-    if algorithm.teacher == "peers" and config.num_groups < 2:
-        raise UserError(f"num_groups={config.num_groups}: algorithm={algorithm.name} needs peers to learn from, "
-                        "so at least 2 groups: num_groups=2.")  # fmt: skip
-    if algorithm.teacher == "fixed":
-        _check_teachers(config)
-    elif algorithm.teachers:
-        raise UserError(f"algorithm.teachers={algorithm.teachers}: only algorithm=distill listens to finished runs "
-                        f"(algorithm.teacher=fixed, not {algorithm.teacher}).")  # fmt: skip
-    if algorithm.label_weight == 0 and (algorithm.teacher == "none" or algorithm.distill_weight == 0):
+    algorithm, teacher = config.algorithm, options_of(config, "teachers")
+    kinds = ["strategies", "teachers", *(["exchange"] if isinstance(teacher, PeersOptions) else [])]
+    for kind in kinds:
+        check = getattr(options_of(config, kind), "check", None)
+        if check is not None:
+            check(config)
+    for option in unread_options(chosen_parts(config)):
+        value, only = getattr(getattr(config, option.node), option.name), key_of(option.field).only_with
+        if only is not None and value != option.default:
+            raise UserError(
+                f"{option.dotted}={value}: nothing reads it with algorithm={algorithm.name} (teacher {algorithm.teacher}, "
+                f"strategy {algorithm.strategy}). Type {only}, or leave it out."
+            )
+    if algorithm.label_weight == 0 and getattr(teacher, "distill_weight", 0) == 0:
         raise UserError("algorithm.label_weight=0 leaves nothing to learn: give the labels or a teacher some weight.")
-    if algorithm.label_weight == 0 and algorithm.burn_in > 0:
-        raise UserError(f"algorithm.label_weight=0 with algorithm.burn_in={algorithm.burn_in} leaves nothing to learn "
-                        "before the teacher is heard: add algorithm.burn_in=0.")  # fmt: skip
-
-
-def _check_average(config: Config) -> None:
-    if config.exchange.publish == "average" and config.train.average == "none":
+    if algorithm.label_weight == 0 and getattr(teacher, "burn_in", 0) > 0:
         raise UserError(
-            "exchange.publish=average: there is no average to publish. Add train.average=ema or train.average=swa."
+            f"algorithm.label_weight=0 with algorithm.burn_in={teacher.burn_in} leaves nothing to learn before the "
+            "teacher is heard: add algorithm.burn_in=0."
         )
-    if config.algorithm.include_self and config.algorithm.teacher != "peers":
-        raise UserError(f"algorithm.include_self=true: only groups that teach each other have published weights of their own "
-                        f"(algorithm.teacher=peers, not {config.algorithm.teacher}). Type algorithm=codistill.")  # fmt: skip
 
 
-def _check_teachers(config: Config) -> None:
-    teachers = config.algorithm.teachers
-    if not teachers:
-        raise UserError("algorithm.teachers=[]: name the finished runs that teach: algorithm.teachers=[runs/A,runs/B].")
-    if len({str(Path(teacher).resolve()) for teacher in teachers}) < len(teachers):
-        raise UserError(f"algorithm.teachers={teachers}: a run is named twice.")
-    for teacher in teachers:
-        _check_finished(teacher, config, key="algorithm.teachers")
+def _check_finished_runs(config: Config) -> None:
+    """Refuse runs to build on that are not finished or learn something else."""
+    for key, path in named_runs(config):
+        task = Run.open_finished(path, key=key).config.get("task", {}).get("name")
+        if task != config.task.name:
+            raise UserError(
+                f"{key}: {path} is a run of task={task}, this one of task={config.task.name}. Name a run of the same task."
+            )
 
 
-def _check_finished(path: str, config: Config, *, key: str) -> None:
-    """Refuse a run to build on that is not finished or learns something else."""
-    run = Run.open(path)
-    if not run.finished:
-        raise UserError(f"{key}: {path} is not finished (state {run.status.get('state')}). "
-                        "Continue it first by its own `odist train` command.")  # fmt: skip
-    task = run.config.get("task", {}).get("name")
-    if task != config.task.name:
-        raise UserError(
-            f"{key}: {path} is a run of task={task}, this one of task={config.task.name}. Name a run of the same task."
-        )
+def named_runs(config: Config) -> list[tuple[str, str]]:
+    """Key and folder of every finished run that the configuration builds on."""
+    named = [(name, value) for name, value, key in described(config) if key.place == "run" and value]
+    return [(name, path) for name, value in named for path in (value if isinstance(value, list) else [value])]
 
 
 def _check_data(config: Config) -> None:

@@ -12,7 +12,7 @@ import platform
 import shutil
 from typing import Any
 
-from odist.config.read import load
+from odist.config.read import described, load
 from odist.config.schema import Config, to_dict
 from odist.errors import CannotWrite, Damaged, Diverged, Interrupted, LostWorkers, OdistError, UserError
 from odist.files import write_atomically
@@ -32,15 +32,18 @@ def prepare_config(content: dict[str, Any]) -> Config:
     config = load(content)
     if config.run.dir is not None:
         config.run.dir = str(local_folder(config.run.dir, key="run.dir"))
-    if config.data.path is not None:
-        config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
-    if config.exchange.url is not None and "://" not in config.exchange.url:
-        config.exchange.url = os.path.abspath(os.path.expanduser(config.exchange.url))
-    config.algorithm.teachers = [os.path.abspath(os.path.expanduser(path)) for path in config.algorithm.teachers]
-    if config.train.init_from is not None:
-        config.train.init_from = os.path.abspath(os.path.expanduser(config.train.init_from))
+    for name, value, key in described(config):
+        if key.place and value is not None:
+            node, _, last = name.rpartition(".")
+            place = [_absolute(one) for one in value] if isinstance(value, list) else _absolute(value)
+            setattr(getattr(config, node), last, place)
     validate(config)
     return config
+
+
+def _absolute(place: str) -> str:
+    """A place that is no URL as an absolute path."""
+    return place if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
 def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool = False) -> Run:

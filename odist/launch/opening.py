@@ -15,7 +15,7 @@ from typing import Any
 from odist.config.read import load
 from odist.config.schema import Config, config_hash, differences, to_dict
 from odist.errors import Damaged, UserError
-from odist.launch.check import read_store
+from odist.launch.check import named_runs, read_store
 from odist.run import provenance
 from odist.run.folder import Run
 from odist.run.log import note
@@ -27,13 +27,12 @@ def content_of(config: Config) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if config.data.path is not None:
         content["data.path"] = read_store(config.data.path).get("fingerprint")
-    if config.algorithm.teachers:
-        content["algorithm.teachers"] = [
-            Run.open(teacher).env.get("config_hash", teacher) for teacher in config.algorithm.teachers
-        ]
     if config.train.init_from is not None:
         groups = Run.open(config.train.init_from).results["groups"]
         content["train.init_from"] = [group.get("average_hash", group["weight_hash"]) for group in groups]
+    for key, path in named_runs(config):
+        if key != "train.init_from":
+            content.setdefault(key, []).append(Run.open(path).env.get("config_hash", path))
     return content
 
 
@@ -99,10 +98,8 @@ def _check_same(run: Run, config: Config, *, content: dict[str, Any], digest: st
     if run.env.get("config_hash") == digest:
         return
     changed = differences(known, config)
-    if "algorithm.teachers" in content:
-        changed = changed or ["algorithm.teachers: other runs lie at the same paths"]
-    if "train.init_from" in content:
-        changed = changed or ["train.init_from: other weights lie at the same path"]
+    if not changed:
+        changed = [f"{key}: other runs lie at the same place" for key in content if key != "data.path"]
     if "data.path" in content and run.env.get("data_fingerprint") != content["data.path"]:
         changed.append(f"data: fingerprint {run.env.get('data_fingerprint')} -> {content['data.path']}")
     if changed:

@@ -22,6 +22,7 @@ from odist.errors import GAVE_UP, CannotWrite, Damaged, Diverged, Interrupted, L
 from odist.launch import restart
 from odist.launch.watch import Pulse, Watch
 from odist.run.folder import Run
+from odist.teachers import peers_options
 
 SECONDS_TO_SAVE = 120.0  # for all processes after a signal, before they are killed
 SECONDS_TO_SAVE_IF_HUNG = 20.0  # for those of a group that showed no sign of life; a stopped one may still save
@@ -152,10 +153,15 @@ def _attend(run: Run, config: Config, group: Group) -> None:
     _lose(config, group, error or _crash(run, config, group, before=codes))
 
 
+def _goes_on_alone(config: Config) -> bool:
+    """Whether the groups lose nothing but a fresher teacher when one of them is gone."""
+    peers = peers_options(config)
+    return peers is not None and peers.timing == "freshest"
+
+
 def _lose(config: Config, group: Group, error: OdistError) -> None:
     """Under freshest timing a lost group costs its peers a staler teacher and nothing else; otherwise it ends the run."""
-    loose = config.num_groups > 1 and config.exchange.timing == "freshest"
-    if not loose or isinstance(error, Interrupted | UserError | CannotWrite):
+    if not _goes_on_alone(config) or isinstance(error, Interrupted | UserError | CannotWrite):
         raise error
     group.over, group.lost = True, error
 
@@ -204,8 +210,7 @@ def _crash(run: Run, config: Config, group: Group, *, before: Sequence[int | Non
     ended = f"crashed {times} {restarts}, the last time with exit code {code}."
     if code < 0:
         ended = f"was killed {times} {restarts}, the last time by {_signal_name(-code)}."
-    loose = config.num_groups > 1 and config.exchange.timing == "freshest"
-    kind = LostWorkers if loose or code < 0 else OdistError
+    kind = LostWorkers if _goes_on_alone(config) or code < 0 else OdistError
     return kind(
         f"group {group.index} {ended} The same command continues it. {_log(run, group.index, replica)} "
         + "\n".join(["ends with:", *shown] if shown else ["is empty."])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from odist.config.key import key_of
+from odist.config.options import chosen_parts, options_of, unread_options
 from odist.config.schema import (
     JPEG_SIZE,
     Config,
@@ -14,8 +16,9 @@ from odist.config.schema import (
     ResNetConfig,
     WideResNetConfig,
 )
-from odist.launch.check import read_store
+from odist.launch.check import named_runs, read_store
 from odist.run.folder import Run
+from odist.teachers import peers_options
 
 SMALL_DEPTHS, SMALL_SIZE = (8, 20, 32), 32  # residual networks that do not pool behind the stem; side of their images
 
@@ -59,7 +62,7 @@ def _has_seen_the_rows(config: Config) -> list[str]:
     if config.data.path is None or config.data.holdout != "tuning":
         return []
     said = []
-    for path in [*config.algorithm.teachers, *([config.train.init_from] if config.train.init_from else [])]:
+    for _, path in named_runs(config):
         run = Run.open(path)
         same = run.env.get("data_fingerprint") == read_store(config.data.path).get("fingerprint")
         if same and run.config.get("data", {}).get("holdout") != "tuning":
@@ -77,19 +80,24 @@ def _unheard(config: Config) -> list[str]:
     elif config.data.path is not None and isinstance(config.task, ImageNetConfig):  # its passes are many
         images = read_store(config.data.path).get("splits", {}).get("train", {}).get("images")
         examples += [] if images is None else [int(config.train.passes * images)]
-    if config.algorithm.teacher in ("peers", "fixed") and examples and config.algorithm.burn_in >= min(examples):
+    burn_in = getattr(options_of(config, "teachers"), "burn_in", 0)
+    if burn_in and examples and burn_in >= min(examples):
         return [
-            f"the teacher is never heard: algorithm.burn_in={config.algorithm.burn_in} examples, "
-            f"the run ends after {min(examples)}."
+            f"the teacher is never heard: algorithm.burn_in={burn_in} examples, the run ends after {min(examples)}."
         ]
     return []
 
 
 def _unused_store(config: Config) -> list[str]:
-    exchange = config.exchange
-    if exchange.url is None or config.algorithm.teacher != "peers" or exchange.name == "store":
+    if peers_options(config) is None:
         return []
-    return [f"exchange.url={exchange.url} is not used: exchange={exchange.name}. Add exchange=store, or launch=local."]
+    return [
+        f"{option.dotted}={place} is not used: exchange={config.exchange.name}. Add exchange={option.owner[1]}, or "
+        "launch=local."
+        for option in unread_options(chosen_parts(config))
+        if option.owner[0] == "exchange" and key_of(option.field).place
+        if (place := getattr(config.exchange, option.name)) is not None
+    ]
 
 
 def _too_small(config: Config) -> list[str]:

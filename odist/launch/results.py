@@ -18,9 +18,10 @@ from odist.config.read import load
 from odist.config.schema import Config
 from odist.engine import checkpoint
 from odist.engine.evaluation import log_mean_evaluations
+from odist.engine.finished import predictor
 from odist.engine.prediction import predict_split
+from odist.engine.problem import build_task
 from odist.engine.trainer import CROSS_ENTROPIES, Trainer
-from odist.engine.wiring import build_task, predictor
 from odist.errors import Damaged
 from odist.files import save_array, write_atomically
 from odist.measure.metrics import constant_loss
@@ -47,8 +48,7 @@ def finish_group(trainer: Trainer, config: Config) -> None:
         "rows": len(prediction.targets),
         "steps": clock.num_steps,
         "examples_per_model": clock.horizon,
-        "flops_per_forward": forward_flops(config, task, trainer.model),
-        "averaged_examples": 0 if trainer.average is None else trainer.average.num_forwards,
+        "flops": training_flops(trainer, forward_flops(config, task, trainer.model)),
     }
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -77,6 +77,8 @@ def _group_results(run: Run, group: int) -> dict[str, Any]:
     root = run.prediction_root("validation")
     kinds: Kinds = {"seconds": (int, float), "weight_hash": str, "length": dict}
     own = read_json(run.group_results(group), cure=CONTINUE, kinds=kinds, required=tuple(kinds))
+    if "flops" not in own["length"]:
+        raise Damaged(f"{run.group_results(group)}: written by an older version of odist. {CONTINUE}")
     for end in (".npy", *([LAST_WEIGHTS_FILE] if "last_weights" in own else [])):
         read_array(root / f"group-{group}{end}", cure=CONTINUE, rows=own["length"].get("rows"))
     return own
@@ -114,10 +116,7 @@ def combine(run: Run, *, missing: Sequence[int] = ()) -> None:
         "examples_per_model": length["examples_per_model"],
         "total_examples": length["examples_per_model"] * len(sound),
         "distinct_examples": task.distinct_rows(num_groups=len(sound), examples=length["examples_per_model"]),
-        "flops": training_flops(
-            config, length["flops_per_forward"], examples=length["examples_per_model"], groups=len(sound)
-        )
-        + round(sum(each.get("averaged_examples", 0) * each["flops_per_forward"] for each in lengths)),
+        "flops": sum(each["flops"] for each in lengths),
         **lost,
     }
     meta = {"predictor": content["predictor"], "num_groups": config.num_groups, "fingerprint": task.fingerprint, **lost}
@@ -178,20 +177,17 @@ def forward_flops(config: Config, task: Task, model: torch.nn.Module) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     ids = task.evaluation_order("validation", rows=None, batch_size=config.train.batch).ids(0)
-    batch = task.batch(ids, "validation", 0).to(config.launch.device)
+    batch = task.batch(ids, "validation").to(config.launch.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         task.forward(model, batch, None)
     return float(counter.get_total_flops() / len(ids))
 
 
-def training_flops(config: Config, forward: float, *, examples: int, groups: int) -> int:
-    """Floating-point operations of the whole run: three forwards a training example, one a teacher's prediction.
+def training_flops(trainer: Trainer, forward: float) -> int:
+    """Floating-point operations of a group's training, in forwards of one example, which have `forward` of them.
 
-    forward: of one example; examples: of each group; groups: that were trained
+    Three an example, those of its teacher, and those of the average that it has published.
     """
-    algorithm = config.algorithm
-    num_teachers = {"peers": config.num_groups - (not algorithm.include_self), "fixed": len(algorithm.teachers)}.get(
-        algorithm.teacher, 0
-    )
-    taught = max(0, examples - algorithm.burn_in)
-    return round(groups * forward * (3 * examples + num_teachers * taught))
+    forwards = sum(3 + trainer.teacher.forwards(step) for step in range(trainer.clock.num_steps))
+    averaged = 0 if trainer.average is None else trainer.average.num_forwards
+    return round(forward * (forwards * trainer.clock.examples_per_step + averaged))

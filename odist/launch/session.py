@@ -37,7 +37,7 @@ class Session:
         start: int = 0,
     ) -> None:
         self.log = MetricsLog(run, progress=progress)
-        self.parts = Parts(config, run, task, clock=clock, log=self.log, stop=stop, shelf={})
+        self.parts = Parts(config, run, task, clock=clock, log=self.log, stop=stop)
         self.trainers: list[Trainer] = []
         agreed = AgreedStop(stop, meshes[0])
         try:
@@ -61,6 +61,4 @@ class Session:
         """End the threads of loaders and exchanges, and close the log."""
         for trainer in self.trainers:
             trainer.loader.close()
-        for end in self.parts.exchanges:
-            end.close()
-        self.log.close()
+        self.parts.close()

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from odist.config.read import load
 from odist.config.schema import Config
 from odist.engine import checkpoint
+from odist.engine.problem import build_task, make_clock, set_up_torch
 from odist.engine.trainer import Trainer
-from odist.engine.wiring import build_task, make_clock, set_up_torch
 from odist.errors import GAVE_UP, Interrupted, OdistError, UserError
 from odist.launch.results import combine, finish_group, is_done
 from odist.launch.session import Session
@@ -29,6 +29,7 @@ from odist.run.damage import naming
 from odist.run.folder import Run
 from odist.run.log import Silent, make_progress, note
 from odist.tasks.base import Task
+from odist.teachers import peers_options
 
 SECONDS_BETWEEN_BEATS = 0.5
 SECONDS_TO_LEAVE = 120.0  # for the workers of a killed command to save and end
@@ -158,7 +159,8 @@ def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable
     with held(run, [group] if mesh.is_writer else [], stop=stop):
         if mesh.replica.size > 1:
             store = dist.FileStore(str(rendezvous), mesh.replica.size)  # type: ignore[attr-defined]
-            patience = timedelta(seconds=config.exchange.timeout + 600)
+            peers = peers_options(config)
+            patience = timedelta(seconds=600 + (600 if peers is None else peers.timeout))
             dist.init_process_group("gloo", store=store, rank=replica, world_size=mesh.replica.size, timeout=patience)
         _train_group(run, config, mesh, stop=stop)
 
@@ -186,7 +188,8 @@ def _train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], boo
 def _prune(run: Run, config: Config, group: int) -> None:
     """Delete old checkpoints; groups that wait for each other keep the newest that all have, see restart.py."""
     keep = config.train.keep_checkpoints
-    if config.algorithm.teacher == "peers" and config.exchange.timing == "lockstep":
+    peers = peers_options(config)
+    if peers is not None and peers.timing == "lockstep":
         checkpoint.prune(run, config.num_groups, keep=keep)
     else:
         checkpoint.prune_group(run, group, keep=keep)

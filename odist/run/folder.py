@@ -78,6 +78,17 @@ class Run:
             raise UserError(f"{path}: not a run folder (it has no config.yaml).{hint}")
         return cls(path)
 
+    @classmethod
+    def open_finished(cls, path: Path | str, *, key: str) -> Run:
+        """Open a run to build on; UserError, naming the key that asks for it, if it is not finished."""
+        run = cls.open(path)
+        if not run.finished:
+            raise UserError(
+                f"{key}: {path} is not finished (state {run.status.get('state')}). Continue it first by its own "
+                "`odist train` command."
+            )
+        return run
+
     @staticmethod
     def lies_at(path: Path) -> bool:
         """Whether `path` is a run folder, even one that has lost its config.yaml or its status.json."""

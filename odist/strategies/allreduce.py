@@ -15,12 +15,18 @@ from torch import Tensor, nn
 
 from odist.mesh import Mesh, TreeSum
 from odist.optim import Optimizer
-from odist.strategies.base import clones, copy_into, float_buffers, label_weights
+from odist.strategies.base import StrategySetup, clones, copy_into, float_buffers, label_weights
 from odist.tasks.base import Batch
 
 
 class AllReduce:
     """Sync-SGD inside a group, exact: a fixed pairwise tree over the virtual workers."""
+
+    spreads_workers = True
+
+    @classmethod
+    def of(cls, options: None, setup: StrategySetup) -> AllReduce:
+        return cls(setup.mesh)
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh

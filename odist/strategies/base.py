@@ -8,18 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from odist.mesh import TreeSum
-from odist.optim import Optimizer
+from odist.mesh import Mesh, TreeSum
+from odist.optim import Clock, Optimizer
 from odist.tasks.base import Batch
 
 
+@dataclass(frozen=True)
+class StrategySetup:
+    """What a strategy may use: the workers of its group, and the clock by which examples become steps."""
+
+    mesh: Mesh
+    clock: Clock
+
+
 class Strategy(Protocol):
-    """Agreement inside one group."""
+    """Agreement inside one group.
+
+    spreads_workers: whether several processes may carry the workers of one group
+    """
+
+    spreads_workers: bool
+
+    @classmethod
+    def of(cls, options: Any, setup: StrategySetup) -> Strategy:
+        """Make the strategy. options: of the dataclass that it declares in `odist.strategies`, None without one."""
+        ...
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Take the model and its optimizer, once, before the first step or `load_state_dict`."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from odist.mesh import Mesh
 from odist.optim import Optimizer
-from odist.strategies.base import clones, label_weights, place
+from odist.strategies import DelayedOptions
+from odist.strategies.base import StrategySetup, clones, label_weights, place
 from odist.tasks.base import Batch
 
 
@@ -26,6 +27,12 @@ class Delayed:
     delay: updates between pull and push; None: workers - 1
     Running statistics are shared and updated in the order of the workers.
     """
+
+    spreads_workers = False
+
+    @classmethod
+    def of(cls, options: DelayedOptions, setup: StrategySetup) -> Delayed:
+        return cls(setup.mesh, delay=options.delay)
 
     def __init__(self, mesh: Mesh, *, delay: int | None = None) -> None:
         self.mesh = mesh

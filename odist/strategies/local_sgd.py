@@ -14,7 +14,16 @@ from torch import nn
 
 from odist.mesh import Mesh
 from odist.optim import Optimizer
-from odist.strategies.base import clones, copy_into, float_buffers, label_weights, place, tree_mean
+from odist.strategies import LocalSGDOptions
+from odist.strategies.base import (
+    StrategySetup,
+    clones,
+    copy_into,
+    float_buffers,
+    label_weights,
+    place,
+    tree_mean,
+)
 from odist.tasks.base import Batch
 
 
@@ -23,6 +32,12 @@ class LocalSGD:
 
     average_every: steps between two averages
     """
+
+    spreads_workers = False
+
+    @classmethod
+    def of(cls, options: LocalSGDOptions, setup: StrategySetup) -> LocalSGD:
+        return cls(setup.mesh, average_every=max(1, setup.clock.steps(options.average_every)))
 
     def __init__(self, mesh: Mesh, *, average_every: int) -> None:
         self.mesh = mesh

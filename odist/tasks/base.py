@@ -80,8 +80,8 @@ class Task(Protocol):
         """What an evaluation of a split reads, in batches of `batch_size`; of its first `rows` rows, None for all."""
         ...
 
-    def batch(self, ids: np.ndarray, split: str, seed: int) -> Batch:
-        """The examples `ids` (int64 [batch, ...], as an order gave them) of a split; `seed` fixes any augmentation."""
+    def batch(self, ids: np.ndarray, split: str) -> Batch:
+        """The examples `ids` (int64 [batch, ...], as an order gave them) of a split; equal ids give equal batches."""
         ...
 
     def forward(self, model: nn.Module, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:

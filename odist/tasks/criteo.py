@@ -56,7 +56,7 @@ class CriteoTask(RowTask):
         model: nn.Module = build(2 * NUM_NUMERIC, NUM_CATEGORICAL, buckets=self.source.num_ids, **options)
         return model
 
-    def batch(self, ids: np.ndarray, split: str, seed: int) -> Batch:
+    def batch(self, ids: np.ndarray, split: str) -> Batch:
         numeric, categorical, labels, bayes = self.source.rows(ids, split)
         missing = np.isnan(numeric)
         scaled = (numeric - self.source.numeric_mean) / self.source.numeric_std

@@ -80,11 +80,8 @@ class ImageNetTask(RowTask):
             self.shuffled(group=group, num_groups=num_groups, examples_per_step=examples_per_step, seed=seed)
         )
 
-    def batch(self, ids: np.ndarray, split: str, seed: int) -> Batch:
-        """Images by row number [n], as they are evaluated, or by number and augmentation [n, 2], as they are learnt.
-
-        `seed` is of the step, which would give an image another crop at another batch size, so it is not used.
-        """
+    def batch(self, ids: np.ndarray, split: str) -> Batch:
+        """Images by row number [n], as they are evaluated, or by number and augmentation [n, 2], as they are learnt."""
         if ids.ndim == 1:
             images, classes = self.source.images(ids, split)
         else:

@@ -107,7 +107,7 @@ class LMTask:
     def evaluation_order(self, split: str, *, rows: int | None, batch_size: int) -> EvaluationLanes:
         return EvaluationLanes(self.source.documents(split), batch_size, unroll=self.unroll, rows=rows)
 
-    def batch(self, ids: np.ndarray, split: str, seed: int) -> Batch:
+    def batch(self, ids: np.ndarray, split: str) -> Batch:
         tokens, bayes = self.source.tokens(ids, split)
         whole = torch.from_numpy(tokens)
         targets = whole[:, 1:].contiguous()

@@ -1,8 +1,126 @@
-"""Where soft targets come from, by name."""
+"""Where soft targets come from: every teacher by name, with its meaning and its options.
+
+Options stand below `algorithm.` in the configuration, or where `node` says. This file is read for help and completion, so
+it imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from odist.config.key import MISSING, NOT_NEGATIVE, POSITIVE, key
+from odist.config.options import options_of
+from odist.errors import UserError
+from odist.registry import Part
+
+if TYPE_CHECKING:
+    from odist.config.schema import Config
+
+LOSSES = {
+    "cross_entropy": "with its probabilities",
+    "kl": "divergence from them, of the same gradient",
+    "squared_logits": "mean over the classes of the squared differences of logits",
+    "logit_regression": "half their sum over the classes",
+}
+AVERAGES = ("probabilities", "logits")
+DISTRIBUTIONS = {"uniform": "equal shares", "unigram": "the label frequencies"}
+TIMINGS = {"lockstep": "the agreed snapshot, the same bits every time", "freshest": "the newest there is"}
+
+
+@dataclass
+class SoftTargetOptions:
+    """Options of every teacher: how its loss counts."""
+
+    distill_weight: float = key(1.0, "weight of the teacher's loss", bounds=NOT_NEGATIVE)
+    distill_loss: str = key("cross_entropy", "loss against the teacher's prediction", choices=LOSSES)
+
+
+@dataclass
+class ConstantOptions(SoftTargetOptions):
+    distribution: str = key("uniform", "prediction of the constant teacher", choices=DISTRIBUTIONS)
+
+
+@dataclass
+class ModelOptions(SoftTargetOptions):
+    """Options of teachers that are models."""
+
+    average: str = key("probabilities", "what is averaged over several teachers", choices=AVERAGES)
+    burn_in: int = key(0, "examples before the teacher is heard", bounds=NOT_NEGATIVE, as_steps=True)
+    lookahead: int = key(
+        1, "steps whose batches the frozen teacher predicts in one pass", bounds=POSITIVE, node="exchange"
+    )
+
+
+@dataclass
+class FixedOptions(ModelOptions):
+    teachers: list[str] = key(
+        [], "folders of the finished runs that teach, for algorithm=distill", place="run", only_with="algorithm=distill"
+    )
+
+    def check(self, config: Config) -> None:
+        if not self.teachers:
+            raise UserError(
+                "algorithm.teachers=[]: name the finished runs that teach: algorithm.teachers=[runs/A,runs/B]."
+            )
+        if len({str(Path(teacher).resolve()) for teacher in self.teachers}) < len(self.teachers):
+            raise UserError(f"algorithm.teachers={self.teachers}: a run is named twice.")
+
+
+@dataclass
+class PeersOptions(ModelOptions):
+    """Options of teachers that are the other groups, heard through the exchange.
+
+    A teacher of another package whose options are below these is one too: its groups need peers, and in lock-step they
+    wait for each other.
+    """
+
+    include_self: bool = key(
+        False,
+        "peers: the group's own published weights are among its teachers",
+        younger=True,
+        only_with="algorithm=codistill",
+    )
+    publish: str = key(
+        "weights",
+        "what a group publishes; average: that of train.average",
+        choices=("weights", "average"),
+        node="exchange",
+        younger=True,
+    )
+    timing: str = key("lockstep", "which snapshot of a peer is used", choices=TIMINGS, node="exchange")
+    timeout: float = key(
+        600.0, "lockstep: seconds to wait for a peer before saving and giving up", bounds=POSITIVE, node="exchange"
+    )
+    interval: int = key(
+        MISSING, "examples between two reloads of the teacher", bounds=POSITIVE, as_steps=True, node="exchange"
+    )
+    lag: int = key(
+        0, "lockstep: use the peer's snapshot of so many intervals ago", bounds=NOT_NEGATIVE, node="exchange"
+    )
+
+    def check(self, config: Config) -> None:
+        if config.num_groups < 2:
+            raise UserError(
+                f"num_groups={config.num_groups}: algorithm={config.algorithm.name} needs peers to learn from, "
+                "so at least 2 groups: num_groups=2."
+            )
+        if self.publish == "average" and config.train.average == "none":
+            raise UserError(
+                "exchange.publish=average: there is no average to publish. Add train.average=ema or train.average=swa."
+            )
+
 
 TEACHERS = {
-    "none": "odist.teachers.base:NoTeacher",
-    "constant": "odist.teachers.constant:Constant",
-    "fixed": "odist.teachers.fixed:Fixed",
-    "peers": "odist.teachers.peers:Peers",
+    "none": Part("odist.teachers.base:NoTeacher", "labels only"),
+    "constant": Part("odist.teachers.constant:Constant", "one distribution for all rows", ConstantOptions),
+    "fixed": Part("odist.teachers.fixed:Fixed", "finished runs", FixedOptions),
+    "peers": Part("odist.teachers.peers:Peers", "the other groups", PeersOptions),
 }
+
+
+def peers_options(config: Config) -> PeersOptions | None:
+    """The options of a run whose groups teach each other; None where they do not."""
+    options = options_of(config, "teachers")
+    return options if isinstance(options, PeersOptions) else None

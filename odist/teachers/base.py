@@ -1,33 +1,71 @@
 """What a teacher is: a source of soft targets for the batches of one group.
 
 `Panel` predicts with frozen models, each with its own carry, and may look ahead; the teachers that hold
-models share it. Averaging teachers and comparing them with the student is left to losses.py.
+models share it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from odist.errors import UserError
+from odist.exchange.base import Exchange, Schedule
 from odist.losses import Soft
 from odist.mesh import Mesh
-from odist.tasks.base import Batch, Carry, Forward
+from odist.optim import Clock
+from odist.tasks.base import Batch, Carry, Forward, Task
+
+Batches = Callable[[int], Sequence[Batch]]  # step -> one batch per virtual worker, pure
+
+
+@dataclass(frozen=True)
+class TeacherSetup:
+    """What the teacher of one group may use.
+
+    task: for its forward and its prior; student: the group's own model; mesh: its workers and its place among the groups
+    clock: by which examples become steps; batches: of the group, on its device
+    load_runs: folders of finished runs -> the models that predict for them
+    open_exchange: peers, schedule -> this group's end of the exchange
+    stop: whether somebody who waits has to save and end
+    """
+
+    task: Task
+    student: nn.Module
+    mesh: Mesh
+    clock: Clock
+    batches: Batches
+    load_runs: Callable[[Sequence[str]], list[nn.Module]]
+    open_exchange: Callable[[Sequence[int], Schedule], Exchange]
+    stop: Callable[[], bool]
 
 
 class Teacher(Protocol):
-    """A source of soft targets."""
+    """A source of soft targets.
 
-    lookahead: int  # steps whose batches are predicted in one pass
+    lookahead: steps whose batches it reads at once
+    """
+
+    lookahead: int
+
+    @classmethod
+    def of(cls, options: Any, setup: TeacherSetup) -> Teacher:
+        """Make the teacher. options: of the dataclass that it declares in `odist.teachers`, None without one."""
+        ...
+
+    def forwards(self, step: int) -> int:
+        """Forwards of a model that each example of `step` (0-based) costs."""
+        ...
 
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         """Offer the group's own weights to its peers, if they are due after `step` completed steps."""
         ...
 
-    def refresh(self, step: int, model: nn.Module) -> None:
+    def refresh(self, step: int) -> None:
         """Take newer weights if they are due after `step` completed steps."""
         ...
 
@@ -53,10 +91,17 @@ class NoTeacher:
 
     lookahead = 1
 
+    @classmethod
+    def of(cls, options: None, setup: TeacherSetup) -> NoTeacher:
+        return cls()
+
+    def forwards(self, step: int) -> int:
+        return 0
+
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         pass
 
-    def refresh(self, step: int, model: nn.Module) -> None:
+    def refresh(self, step: int) -> None:
         pass
 
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
@@ -73,9 +118,6 @@ class NoTeacher:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
-
-
-Batches = Callable[[int], Sequence[Batch]]  # step -> one batch per virtual worker, pure
 
 
 class Panel:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from odist.losses import Soft
 from odist.tasks.base import Batch
+from odist.teachers import ConstantOptions
+from odist.teachers.base import TeacherSetup
 
 
 class Constant:
@@ -23,13 +26,22 @@ class Constant:
 
     lookahead = 1
 
+    @classmethod
+    def of(cls, options: ConstantOptions, setup: TeacherSetup) -> Constant:
+        prior = setup.task.prior()
+        classes = 2 if prior.ndim == 0 else len(prior)
+        return cls(prior if options.distribution == "unigram" else torch.full_like(prior, 1 / classes))
+
     def __init__(self, distribution: Tensor) -> None:
         self.distribution = distribution
+
+    def forwards(self, step: int) -> int:
+        return 0
 
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         pass
 
-    def refresh(self, step: int, model: nn.Module) -> None:
+    def refresh(self, step: int) -> None:
         pass
 
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:

@@ -1,6 +1,6 @@
 """Two-phase distillation: finished models teach; several of them are an ensemble teacher.
 
-Source: Anil et al. 2018, section 3.4.1. Loading the finished runs is left to worker.py.
+Source: Anil et al. 2018, section 3.4.1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from odist.losses import Soft
 from odist.mesh import Mesh
 from odist.tasks.base import Batch, Forward
-from odist.teachers.base import Batches, Panel
+from odist.teachers import FixedOptions
+from odist.teachers.base import Batches, Panel, TeacherSetup
 
 
 class Fixed:
@@ -21,6 +22,18 @@ class Fixed:
 
     models: the teachers; burn_in: steps before they are heard; others: see `Panel`
     """
+
+    @classmethod
+    def of(cls, options: FixedOptions, setup: TeacherSetup) -> Fixed:
+        return cls(
+            setup.task.forward,
+            models=setup.load_runs(options.teachers),
+            burn_in=setup.clock.steps(options.burn_in),
+            batches=setup.batches,
+            lookahead=options.lookahead,
+            num_steps=setup.clock.num_steps,
+            mesh=setup.mesh,
+        )
 
     def __init__(
         self,
@@ -39,10 +52,13 @@ class Fixed:
         for number, model in enumerate(models):
             self.panel.place(number, model, step=burn_in)
 
+    def forwards(self, step: int) -> int:
+        return 0 if step < self.burn_in else len(self.panel.models)
+
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         pass
 
-    def refresh(self, step: int, model: nn.Module) -> None:
+    def refresh(self, step: int) -> None:
         pass
 
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from odist.errors import Interrupted, LostWorkers
 from odist.exchange.background import Background
-from odist.exchange.base import Exchange, Snapshot
+from odist.exchange.base import Exchange, Schedule, Snapshot
 from odist.losses import Soft
 from odist.mesh import Mesh
 from odist.tasks.base import Batch, Forward
-from odist.teachers.base import Batches, Panel
+from odist.teachers import PeersOptions
+from odist.teachers.base import Batches, Panel, TeacherSetup
 
 
 class Peers:
@@ -31,11 +32,35 @@ class Peers:
 
     student: the group's own model, copied for each peer; group: its index; peers: the groups that teach, which may
     include its own
-    interval: steps between two reloads; lag: intervals that a snapshot is old when it is taken
+    schedule: when snapshots are taken; lock-step waits for the agreed ones until `stop` says so
     burn_in: steps before the teachers are heard; others: see `Panel`
-    timing: "lockstep" waits for the agreed snapshots, up to `timeout` seconds or until `stop` says so;
-    "freshest" takes the newest there are and never waits
     """
+
+    @classmethod
+    def of(cls, options: PeersOptions, setup: TeacherSetup) -> Peers:
+        mesh, clock = setup.mesh, setup.clock
+        group = mesh.group.index
+        peers = [peer for peer in range(mesh.group.size) if options.include_self or peer != group]
+        schedule = Schedule(
+            interval=max(1, clock.steps(options.interval)),
+            lag=options.lag,
+            lockstep=options.timing == "lockstep",
+            timeout=options.timeout,
+        )
+        return cls(
+            setup.task.forward,
+            student=setup.student,
+            exchange=setup.open_exchange(peers, schedule),
+            group=group,
+            peers=peers,
+            schedule=schedule,
+            burn_in=clock.steps(options.burn_in),
+            batches=setup.batches,
+            lookahead=options.lookahead,
+            num_steps=clock.num_steps,
+            mesh=mesh,
+            stop=setup.stop,
+        )
 
     def __init__(
         self,
@@ -45,21 +70,17 @@ class Peers:
         exchange: Exchange,
         group: int,
         peers: Sequence[int],
-        interval: int,
-        lag: int,
+        schedule: Schedule,
         burn_in: int,
         batches: Batches,
         lookahead: int,
         num_steps: int,
         mesh: Mesh,
-        timing: str = "lockstep",
-        timeout: float = 600.0,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.panel = Panel(forward, batches=batches, lookahead=lookahead, num_steps=num_steps, mesh=mesh)
         self.mesh = mesh
-        self.timing = timing
-        self.timeout = timeout
+        self.lockstep, self.timeout = schedule.lockstep, schedule.timeout
         self.stop = stop
         self.swaps: list[tuple[int, int, int, int, str]] = []  # since the last row of the log
         self.num_swaps = 0  # in the whole run
@@ -70,13 +91,15 @@ class Peers:
         self.exchange = exchange
         self.group = group
         self.peers = list(peers)
-        self.interval = interval
-        self.lag = lag
+        self.interval, self.lag = schedule.interval, schedule.lag
         self.burn_in = burn_in
         self.num_steps = num_steps
         self.snapshots: dict[int, Snapshot] = {}  # in use, by peer
         self._now = 0  # completed steps at the last refresh
         self._heard_at = 0  # the step that last used the snapshots
+
+    def forwards(self, step: int) -> int:
+        return 0 if step < self.burn_in else len(self.peers)
 
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         heard_until = step + (self.lag + 1) * self.interval
@@ -84,23 +107,21 @@ class Peers:
             weights = {name: tensor.detach() for name, tensor in offered().state_dict().items()}
             self.exchange.publish(step, weights)
 
-    def refresh(self, step: int, model: nn.Module) -> None:
+    def refresh(self, step: int) -> None:
         """Take the snapshots that are due; Interrupted or LostWorkers if the wait for them ends otherwise.
 
         After the last step of lock-step it returns when the peers can read all that this group has published: it
         will not be there to publish again.
         """
         self._now = step
-        if self.timing == "lockstep" and step >= self.num_steps:
+        if self.lockstep and step >= self.num_steps:
             self._same_everywhere(self._wait_for_readers)
         if step % self.interval or step + self.interval <= self.burn_in or step >= self.num_steps:
             return
         wanted = step - self.lag * self.interval
-        if self.timing == "lockstep" and wanted <= 0:
+        if self.lockstep and wanted <= 0:
             return
-        for snapshot in self._same_everywhere(
-            self._freshest if self.timing == "freshest" else lambda: self._agreed(wanted)
-        ):
+        for snapshot in self._same_everywhere((lambda: self._agreed(wanted)) if self.lockstep else self._freshest):
             self._use(snapshot, step=step)
             self.num_swaps += 1
             self.swaps.append((step, snapshot.group, snapshot.incarnation, snapshot.step, snapshot.sha256))
@@ -202,7 +223,7 @@ class Peers:
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
         self._heard_at = step
         soft = None if step < self.burn_in else self.panel.predict(step, worker, batch)
-        if soft is not None and self.timing == "freshest":
+        if soft is not None and not self.lockstep:
             # A peer on its way to divergence must not take this group along.
             finite = tuple(values for values in soft.values if bool(values.isfinite().all()))
             self.ignored += len(soft.values) - len(finite)
@@ -242,7 +263,7 @@ class Peers:
         step are in the checkpoint anyway; the trainer publishes them again.
         """
         newest = self._now // self.interval * self.interval
-        back = 0 if self.timing == "freshest" else 2 * self.lag + 1 if self.exchange.durable else self.lag + 1
+        back = 0 if not self.lockstep else 2 * self.lag + 1 if self.exchange.durable else self.lag + 1
         steps = [newest - number * self.interval for number in reversed(range(back))]
         published = [self.exchange.fetch(self.group, step=step) for step in steps if step != self._now]
         return {

@@ -21,7 +21,7 @@ from torch import Tensor
 from fuzz.campaign import WrongUse, strict_json
 from fuzz.snapshot_damage import DAMAGES, Damaged
 from odist.config.read import load
-from odist.engine import wiring
+from odist.engine import problem, wiring
 from odist.engine.trainer import Trainer
 from odist.errors import LostWorkers
 from odist.mesh import Axis, Mesh
@@ -43,8 +43,8 @@ class Target:
         given = compose("algorithm=codistill", "exchange=store", *settings, *data)
         self.home = Run.create(root / "run", given, overrides=[], env={"run_id": "fuzz"})
         self.config = load(self.home.config)
-        self.task = wiring.build_task(self.config)
-        self.clock = wiring.make_clock(self.config, self.task)
+        self.task = problem.build_task(self.config)
+        self.clock = problem.make_clock(self.config, self.task)
         self.log = MetricsLog(self.home, progress=make_progress(show=False, num_groups=2, num_steps=0))
         self.published: dict[int, dict[str, Tensor]] = {}
         parts = self._parts(root, "freshest")
@@ -62,7 +62,7 @@ class Target:
     def _parts(self, folder: Path, timing: str, *, timeout: float = PATIENCE) -> wiring.Parts:
         exchange = replace(self.config.exchange, url=str(folder / "exchange"), timing=timing, timeout=timeout)
         config = replace(self.config, exchange=exchange)
-        return wiring.Parts(config, self.home, self.task, clock=self.clock, log=self.log, stop=lambda: False, shelf={})
+        return wiring.Parts(config, self.home, self.task, clock=self.clock, log=self.log, stop=lambda: False)
 
     def _trainer(self, parts: wiring.Parts, *, group: int) -> Trainer:
         return wiring.build_trainer(parts, Mesh(group=Axis(group, 2)), stop=lambda step: False)
@@ -144,7 +144,7 @@ class Listener:
         """Refresh until the teacher has the weights of step `wanted`, or newer ones that are as good."""
         end, step = time.monotonic() + PATIENCE, OLD
         while True:
-            self.teacher.refresh(step, self.trainer.model)
+            self.teacher.refresh(step)
             heard = self._check(step)
             if heard is not None and heard >= wanted:
                 return
@@ -155,7 +155,7 @@ class Listener:
     def hear_at(self, step: int, *, may_fail: bool = False) -> None:
         """Refresh at a step of the agreed plan."""
         try:
-            self.teacher.refresh(step, self.trainer.model)
+            self.teacher.refresh(step)
         except LostWorkers as error:
             if not may_fail:
                 raise WrongUse(f"step {step} is there and was not taken: {error}; {self.teacher.log()}") from error

@@ -72,7 +72,7 @@ class Moons:
         total = self.num_rows(split)
         return SequentialOrder(min(rows or total, total), batch_size)
 
-    def batch(self, ids: np.ndarray, split: str, seed: int) -> Batch:
+    def batch(self, ids: np.ndarray, split: str) -> Batch:
         points = np.stack([self._point(int(number), split) for number in ids])
         labels = torch.tensor([float(number % 2) for number in ids])
         return Batch((torch.from_numpy(points),), labels, torch.ones(len(ids)))

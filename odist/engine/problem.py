@@ -1,0 +1,64 @@
+"""What a configuration learns: its task, its horizon and its model at step 0."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from odist import registry
+from odist.config.schema import Config
+from odist.errors import UserError
+from odist.optim import Clock
+from odist.rng import derive
+from odist.tasks.base import Task
+
+
+def set_up_torch(config: Config) -> None:
+    """Threads of this process, which are part of the bits, and one warning less (sparse gradients are trusted)."""
+    torch.set_num_threads(config.launch.threads)
+    torch.sparse.check_sparse_tensor_invariants.disable()
+
+
+def build_task(config: Config) -> Task:
+    """Make the task of a configuration."""
+    task: Task = registry.find("tasks", config.task.name)(config)
+    return task
+
+
+def make_clock(config: Config, task: Task) -> Clock:
+    """The horizon: `train.passes` or `train.max_examples`, whichever comes first, in whole steps."""
+    rows = task.num_rows("train")
+    examples = int(config.train.passes * rows)
+    if config.train.max_examples is not None:
+        examples = min(examples, config.train.max_examples)
+    per_step = config.train.batch * config.workers
+    if rows == 0 and config.data.path is not None:
+        raise UserError(
+            f"data.path={config.data.path}: holds no training rows, for it was prepared to evaluate finished runs. "
+            f"Type odist eval RUN --data {config.data.path}"
+        )
+    if config.data.path is not None and task.num_rows("validation") == 0:
+        raise UserError(
+            f"data.path={config.data.path}: holds no validation rows, by which every run is evaluated. Prepare it "
+            "again with a --validation-fraction above 0."
+        )
+    if examples < per_step:
+        raise UserError(
+            f"the horizon of {examples} examples (train.passes={config.train.passes} of {rows} training rows, "
+            f"train.max_examples={config.train.max_examples}) is less than one step of {per_step} "
+            "(train.batch x workers): lower train.batch or workers, or raise train.passes."
+        )
+    return Clock(per_step, examples // per_step)
+
+
+def build_model(config: Config, task: Task, *, group: int) -> nn.Module:
+    """The model of a group at step 0; group 0's is the same for every algorithm of one seed."""
+    torch.manual_seed(derive(config.seed, "init", group=group))
+    return task.build_model().to(config.launch.device)
+
+
+def on_device(config: Config, device: str) -> Config:
+    """The configuration of a run whose models shall compute on `device`, wherever they were trained."""
+    return replace(config, launch=replace(config.launch, device=device))
