@@ -6,7 +6,7 @@ really need to be deep?", equation 1); `squared_logits` is |z - t|^2 / C, the me
 its gradient is twice that of cross-entropies at a high temperature T, times T^2 (Hinton et al. 2015, equation 4). A weight
 that suits one is far off for the other where classes are many. A binary prediction is one logit: C = 1.
 
-The only place that averages teachers and compares them with a student. Losses are *sums* over
+This is the only place that averages teachers and compares them with a student. Losses are *sums* over
 examples, not means: the caller divides by the one global count, so ragged batches and any number of
 workers give the same number (as torchtitan and algoperf do).
 """
@@ -71,7 +71,7 @@ def binary(logits: Tensor, targets: Tensor, *, weights: Tensor, options: LossOpt
     """Sum the logistic losses of one batch.
 
     logits, targets, weights: [batch]; targets in [0, 1]
-    Raises UserError for other targets on the CPU; of an accelerator the answer would have to be waited for.
+    Raises UserError for other targets on the CPU; on an accelerator the check would have to wait for the device.
     Source: Anil et al. 2018, Algorithm 1 and section 2 (cross-entropy with the teachers' mean
     prediction as soft target, weight 1).
     """
@@ -95,7 +95,7 @@ def multiclass(
     """Sum the softmax losses of one batch; hard and soft part share one log-softmax and one gradient.
 
     logits: [batch, ..., classes]; targets: int64 [batch, ...], each in [0, classes); weights: [batch, ...]
-    No target stands for "ignore me": an example that shall not count has weight 0. UserError and source: as `binary`.
+    No target means "ignore": an example that should not count has weight 0. UserError and source: as `binary`.
     Only `total` can be differentiated, once.
     """
     check_range(targets, highest=logits.shape[-1] - 1)

@@ -1,4 +1,4 @@
-"""Who is who: the axes `group` x `replica`, and the sums over the virtual workers of a group.
+"""Processes by group and replica, and sums over the virtual workers of a group.
 
 Virtual workers are not processes: `workers` is the algorithm's number of data-parallel workers,
 `replica` the process that carries some of them. Sums over workers run in one fixed pairwise tree,
@@ -89,14 +89,13 @@ class Mesh:
         return state if self.is_writer else torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
 
     def any(self, answer: bool) -> bool:
-        """Whether any process of the group says yes."""
+        """Whether `answer` is true in any process of the group."""
         return any(int(said) for said in self.gather(torch.tensor(int(answer))))
 
     def tree_total(self, tree: TreeSum) -> list[Tensor | None]:
-        """The sum over all virtual workers of the group from each process's own part of the tree.
+        """The sum over all virtual workers of the group, from each process's own sub-tree.
 
-        The processes' parts are whole sub-trees, joined here in the same pairwise order, so the bits do
-        not depend on the number of processes.
+        The sub-trees are joined in the same pairwise order, so the bits do not depend on the number of processes.
         """
         own = tree.total()
         if self.replica.size == 1:
@@ -140,7 +139,7 @@ class TreeSum:
     """Sum lists of tensors pairwise, in the order they come: ((0+1)+(2+3))+((4+5)+6).
 
     Holds at most log2(workers) + 1 lists. An aligned block of 2^k entries is summed to the same bits
-    whoever sums it, which is what makes 1, 2 and 4 processes agree. Takes over the tensors it is given.
+    by any process, so 1, 2 and 4 processes agree. Overwrites the tensors that it is given.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""Optimisers and learning-rate schedules, on the clock of examples.
+"""Optimisers and learning-rate schedules, whose times are counted in examples.
 
-Embedding tables get sparse gradients where that is the same maths as dense ones; everything dense
+Embedding tables get sparse gradients where that gives the same result as dense ones; everything dense
 uses torch's fused kernels.
 """
 

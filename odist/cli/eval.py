@@ -27,7 +27,7 @@ def evaluate(
     """Evaluate runs and print what came out; see `odist.engine.evaluation.evaluate`.
 
     output: of one run a .csv or .parquet file, of several a folder
-    Of several runs, those that cannot be evaluated are named at the end, and the others are printed all the same.
+    Of several runs, those that cannot be evaluated are named at the end, after the results of the others.
     """
     runs = [Run.open(path) for path in paths]
     if data is not None and not data.is_dir():
@@ -78,7 +78,7 @@ def output_files(runs: Sequence[Run], output: Path | None) -> list[Path | None]:
     if output is None:
         return [None] * len(runs)
     output = output.expanduser()
-    is_folder = os.path.isdir(output)  # which unlike Path.is_dir finds nothing wrong with a name that is too long
+    is_folder = os.path.isdir(output)  # unlike Path.is_dir it does not raise for a name that is too long
     if output.suffix in FILE_SUFFIXES and not is_folder:
         if len(runs) > 1:
             raise UserError(

@@ -1,4 +1,4 @@
-"""What the command line prints about runs: lines, tables and JSON. Reads run folders; computes nothing."""
+"""What several commands print about runs: lines, tables and JSON."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def result_line(run: Run) -> str:
 
 
 def untaught(run: Run) -> list[str]:
-    """A sentence if groups of a codistilled run never had a teacher, so that they are no codistilled models."""
+    """A sentence if groups of a codistilled run never had a teacher, and so are not codistilled models."""
     groups = run.untaught_groups
     if not groups:
         return []

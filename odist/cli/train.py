@@ -1,7 +1,7 @@
 """`odist train`: Hydra composes, this starts the runs.
 
 Hydra's own command line does the work (multirun, sweepers, launchers, --cfg, --config-dir); its job starts or
-continues one run and never trains by its own rules. Worker code does not import Hydra.
+continues one run by `odist.launch`. Worker code does not import Hydra.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The words after `odist train`: flags in front of overrides, and what Hydra would misread or only show a usage for.
-
-Knows Hydra's flags by name; what the overrides mean is Hydra's to say.
-"""
+"""The words after `odist train`, sorted into flags and overrides, and clear errors for what Hydra would misread."""
 
 from __future__ import annotations
 
@@ -63,8 +60,7 @@ class Arguments:
 def read_arguments(words: list[str]) -> Arguments:
     """Sort `words` into flags and overrides, which may stand in any order.
 
-    UserError for a flag that there is none of, a flag's value that it does not take, a key given twice,
-    and run.dir=a,b with -m.
+    Raises UserError for an unknown flag, a wrong value of a flag, a key given twice, and run.dir=a,b with -m.
     """
     found = Arguments()
     rest: Iterator[str] = iter(words)
@@ -117,7 +113,7 @@ def _check_value(flag: str, value: str | None, takes: tuple[str, ...]) -> None:
 
 
 def _unknown_flag(name: str, value: str | None) -> str:
-    """The message for an option that `odist train` has not, which mostly is a key with dashes before it."""
+    """The message for an unknown option, which usually is a key with dashes before it."""
     if name in ELSEWHERE:
         return f"{name}: odist train has no such option. {ELSEWHERE[name]}"
     key = name.lstrip("-").replace("-", "_")

@@ -51,8 +51,8 @@ def _first_weights(config: Config) -> list[str]:
     here = None if config.data.path is None else read_store(config.data.path).get("fitted_fingerprint")
     if there is not None and here is not None and there != here:
         said.append(
-            f"{path} was trained on data with other fitted parts, so its ids, numbers or classes may have meant something "
-            f"else. Prepare these with --like {data.get('path') or 'STORE'} if they should mean the same."
+            f"{path} was trained on data prepared with different vocabularies, classes or normalisation, so its inputs and "
+            f"classes may have another meaning. Prepare these with --like {data.get('path') or 'STORE'} for the same one."
         )
     return said
 

@@ -53,8 +53,10 @@ class WideResNet(ImageNetwork):
         super().__init__()
         count, rest = divmod(depth - 4, 6)
         if count < 1 or rest:
-            raise UserError(f"model.depth={depth}: a wide residual network has 10, 16, 22, 28 ... layers. Type model.depth="
-                            f"{6 * max(1, round((depth - 4) / 6)) + 4}.")  # fmt: skip
+            raise UserError(
+                f"model.depth={depth}: a wide residual network has 10, 16, 22, 28 ... layers. Type model.depth="
+                f"{6 * max(1, round((depth - 4) / 6)) + 4}."
+            )
         self.conv1 = convolution(3, 16, size=3)
         width_in = 16
         self.stages = ["layer1", "layer2", "layer3"]
