@@ -18,8 +18,8 @@ from scipy import stats
 import odist
 from odist.claims.collect import records_of
 from odist.claims.page import build_report
-from odist.claims.recipe import Claim, PlannedRun, load_recipe
-from odist.claims.recipe_file import parse_recipe
+from odist.claims.recipe import Claim, PlannedRun
+from odist.claims.recipe_file import load_recipe, parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.references import write_reference
 from odist.claims.retrains import Retrains, retrains_by_system
@@ -348,8 +348,16 @@ def test_every_recipe_of_the_project_is_sound_and_plans_every_scale(name: str) -
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("title:", "titel:", "lacks title"),
-        ("metrics: [", "metrix: []\nmetrics: [", "unknown key 'metrix'. Did you mean 'metrics'"),
+        ("title: Two systems", "", "recipe two: lacks title"),
+        ("title:", "titel:", "unknown key 'titel'. Did you mean title"),
+        ("seeds: [1, 2, 3, 4]", "seeds: 4", "seeds=4: expected a list"),
+        ("left: steady, right", "right", "claims.a.statement: lacks left"),
+        (
+            "label: Plain, overrides: [algorithm=sync]",
+            "label: Plain, overrides: algorithm=sync",
+            "systems.plain.overrides=alg",
+        ),
+        ("metrics: [", "metrix: []\nmetrics: [", "unknown key 'metrix'. Did you mean metrics"),
         ("reference: plain", "reference: plane", "'plane' is unknown. Choose among: plain, steady"),
         ("seeds: [1, 2, 3, 4]", "seeds: [1, 1]", "different whole numbers"),
         ("relation: within, margin: 0.5", "relation: within", "needs a margin"),

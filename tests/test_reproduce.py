@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import odist
-from odist.claims.recipe import load_recipe
+from odist.claims.recipe_file import load_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines
 from odist.claims.reproduce import ReproduceResult, reproduce
 from odist.errors import OdistError, UserError

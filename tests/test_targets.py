@@ -14,8 +14,8 @@ import pytest
 from odist.claims.collect import records_of
 from odist.claims.figure import paper_points
 from odist.claims.page import build_report
-from odist.claims.recipe import Claim, Recipe, load_recipe, paper_figure
-from odist.claims.recipe_file import parse_recipe
+from odist.claims.recipe import Claim, Recipe
+from odist.claims.recipe_file import load_recipe, paper_figure, parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.reproduce import reproduce
 from odist.claims.retrains import Copy, Retrains, retrains_by_system

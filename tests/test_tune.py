@@ -12,11 +12,12 @@ from odist.claims.recipe_file import parse_recipe
 from odist.claims.record import RUNS_FILE, TRIALS_FILE, Record, Trial, read_lines
 from odist.claims.reproduce import reproduce
 from odist.claims.tune import TuneResult, tune
-from odist.claims.tuning import choose, read_tuning
+from odist.claims.tuning import FILE, TuningFile, choose, read_tuning
 from odist.config.schema import flatten
 from odist.errors import UserError
 from odist.run.folder import Run
 
+PROJECT = Path(__file__).resolve().parent.parent
 RECIPE = """
 title: Tiny
 reference: dnn
@@ -42,18 +43,22 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TuneResult, l
     return root, result, lines
 
 
+def tuning_of(result: TuneResult) -> TuningFile:
+    tuning = read_tuning(result.path)
+    assert tuning is not None
+    return tuning
+
+
 def test_every_system_gets_the_same_trials_on_rows_and_seeds_that_are_not_reported(
     tuned: tuple[Path, TuneResult, list[str]],
 ) -> None:
     root, result, _ = tuned
     assert result.left_out == {"real": "data_path"}
-    found = read_tuning(result.path)
-    assert found is not None
-    made = found["scales"]["smoke"]["made"]
+    made = tuning_of(result).scales["smoke"]["made"]
     trials = read_lines(root / "reports" / "tiny" / TRIALS_FILE, Trial).lines
     for system in ("dnn", "wide"):
         own = [trial for trial in trials if trial.system == system]
-        assert sorted(trial.value for trial in own) == made["grid"]
+        assert sorted(trial.value for trial in own) == made.grid
         assert {trial.seed for trial in own} == {101}
         assert {trial.config["data.holdout"] for trial in own} == {"tuning"}
         assert all(trial.env["source_hash"] for trial in own)
@@ -66,23 +71,23 @@ def test_the_chosen_value_has_the_lowest_loss_of_the_runs_themselves(
     tuned: tuple[Path, TuneResult, list[str]],
 ) -> None:
     root, result, lines = tuned
-    made = (read_tuning(result.path) or {})["scales"]["smoke"]["made"]
+    made = tuning_of(result).scales["smoke"]["made"]
     for system in ("dnn", "wide"):
         losses = {}
         for run in Run.find(root / "runs" / "tiny" / "smoke" / "tuning"):
             if run.name.startswith(f"made-{system}-lr"):
                 config = dict(flatten(run.config))
                 losses[config["optim.lr"]] = run.results["metrics"]["log_loss"]
-        assert sorted(losses) == made["grid"]
+        assert sorted(losses) == made.grid
         best = min(losses, key=lambda value: losses[value])
         assert result.chosen["made", system] == best
-        assert made["systems"][system]["batch"] == {"dnn": 50, "wide": 100}[system]
+        assert made.systems[system].batch == {"dnn": 50, "wide": 100}[system]
         at_edge = best in (min(losses), max(losses))
         assert (("made", system) in result.at_edge) == at_edge
-        edge_extended = len(made["grid"]) > 3
+        edge_extended = len(made.grid) > 3
         assert edge_extended or not at_edge
     assert any(line.startswith("made dnn: optim.lr=") for line in lines)
-    if len(made["grid"]) > 3:
+    if len(made.grid) > 3:
         assert any("extended" in line for line in lines)
 
 
@@ -94,10 +99,10 @@ def test_reproduce_uses_and_shows_what_was_tuned(tuned: tuple[Path, TuneResult, 
     assert record.config["optim"]["lr"] == chosen
     assert record.config["data"]["holdout"] == "validation"
     page = (done.folder / "tiny.md").read_text()
-    made = (read_tuning(result.path) or {})["scales"]["smoke"]["made"]
-    [value] = [value for value in made["systems"]["dnn"]["values"] if value["value"] == chosen]
+    made = tuning_of(result).scales["smoke"]["made"]
+    [tried] = [tried for tried in made.systems["dnn"].values if tried.value == chosen]
     assert "## How the settings were tuned" in page
-    assert f"**{value['mean']:.5f}**" in page
+    assert f"**{tried.mean:.5f}**" in page
     assert page.count("untuned") == 0
     # A run made with another value than the chosen one is said to be so.
     tuning = json.loads((done.folder / "tuning.json").read_text())
@@ -124,9 +129,9 @@ def test_only_the_named_variants_are_tuned_and_the_others_keep_what_was_found(
     assert before
     assert [trial.variant for trial in read_lines(trials, Trial).lines[:3]] == ["again"] * 3
     assert trials.read_bytes().splitlines()[3:] == before
-    found = (read_tuning(later.path) or {})["scales"]["smoke"]
+    found = tuning_of(later).scales["smoke"]
     assert set(found) == {"made", "again"}
-    assert found["made"] == (read_tuning(result.path) or {})["scales"]["smoke"]["made"]
+    assert found["made"] == tuning_of(result).scales["smoke"]["made"]
     with pytest.raises(UserError, match=r"no variant 'mad' at scale smoke. Choose among: made, again, real\."):
         tune(tmp_path / "tiny.yaml", variants=["mad"], **where)
 
@@ -153,6 +158,29 @@ def test_a_dry_run_prints_the_first_grid_and_does_nothing(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
+@pytest.mark.parametrize("path", sorted((PROJECT / "reports").glob(f"*/{FILE}")), ids=lambda path: path.parent.name)
+def test_committed_tunings_are_written_as_they_were_read(path: Path, tmp_path: Path) -> None:
+    tuning = read_tuning(path)
+    assert tuning is not None
+    tuning.write(tmp_path / FILE)
+    assert (tmp_path / FILE).read_bytes() == path.read_bytes()
+
+
+def test_a_file_that_is_not_a_tuning_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    for text, message in (
+        ("{", "damaged"),
+        ("{}", "not a tuning of this version"),
+        (
+            '{"format": "odist-tuning-1", "recipe": "r", "scales": {"small": {"all": {}}}}',
+            "scales.small.all: lacks key",
+        ),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"{message}.*Delete it and start `odist tune` again"):
+            read_tuning(path)
+
+
 def test_a_diverged_trial_is_never_chosen_and_edges_are_seen() -> None:
     assert choose({0.1: 0.5, 0.2: 0.4, 0.4: None}, metric="log_loss") == (0.2, None)
     assert choose({0.1: 0.5, 0.2: 0.4, 0.4: 0.3}, metric="log_loss") == (0.4, "high")
@@ -169,7 +197,7 @@ def test_a_diverged_trial_is_never_chosen_and_edges_are_seen() -> None:
         ("[0.5, 1.0, 2.0]", "[0.5, 1.0]", "three or more numbers, each twice"),
         ("[0.5, 1.0, 2.0]", "[0.5, 1.0, 1.9]", "three or more numbers, each twice"),
         ("seeds: [101]", "seeds: [1, 101]", "seed 1 is also reported"),
-        ("key: optim.lr", "keys: optim.lr", "tuning: lacks key"),
+        ("key: optim.lr", "keys: optim.lr", "tuning: unknown key 'keys'. Did you mean key"),
     ],
 )
 def test_mistakes_in_a_tuning_section_are_named(old: str, new: str, message: str) -> None:

@@ -31,7 +31,7 @@ from odist.claims.summary import SystemSummary, summarise
 from odist.claims.table import csv_table
 from odist.claims.targets import times_to_targets
 from odist.claims.tuning import FILE as TUNING_FILE
-from odist.claims.tuning import read_tuning, tuning_parts
+from odist.claims.tuning import TuningFile, read_tuning, tuning_parts
 from odist.claims.verdicts import Verdict, judge_all
 from odist.errors import UserError
 from odist.files import write_atomically
@@ -119,7 +119,7 @@ def _page(
     verdicts: Mapping[str, Sequence[Verdict]],
     records: Sequence[Record],
     references: Mapping[tuple[str, str], Mapping[str, Any] | None],
-    tuning: Mapping[str, Any] | None,
+    tuning: TuningFile | None,
 ) -> str:
     parts = [f"# {recipe.title}\n", *([recipe.description + "\n"] if recipe.description else [])]
     scale = records[0].scale

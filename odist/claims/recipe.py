@@ -1,14 +1,13 @@
 """Recipes: which systems are trained with which seeds, and which claims of the paper they decide.
 
-A recipe is a YAML file, checked key by key in recipe_file. Starting its runs is left to reproduce and
-tune, reading what came out to summary.
+A recipe is a YAML file; odist.claims.recipe_file reads it into these classes, whose fields are its keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, replace
+from itertools import pairwise
 from string import Template
 from typing import Any
 
@@ -16,6 +15,8 @@ from odist.config.suggest import choose
 from odist.errors import UserError
 
 HOLDS, FAILS, OPEN, UNTESTED = "holds", "does not hold", "not resolved", "not tested"  # verdicts on a claim
+RELATIONS = ("<", ">", "within")
+KINDS_OF_REFERENCE = ("logistic",)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class System:
         )
 
 
+def _in_statement(default: Any = MISSING) -> Any:
+    """A field of a claim that the file has below `statement`."""
+    return field(default=default, metadata={"within": "statement"})
+
+
 @dataclass(frozen=True)
 class Claim:
     """A sentence of the paper and a comparison of two systems that decides it.
@@ -68,31 +74,43 @@ class Claim:
 
     id: str
     text: str
-    metric: str
-    left: str
-    right: str
-    relation: str
-    factor: float = 1.0
-    margin: float = 0.0
-    versus: tuple[str, str] | None = None
+    metric: str = _in_statement()
+    left: str = _in_statement()
+    right: str = _in_statement()
+    relation: str = _in_statement()
+    factor: float = _in_statement(1.0)
+    margin: float = _in_statement(0.0)
+    versus: tuple[str, str] | None = _in_statement(None)
     requires: str | None = None
     primary: bool = False
+
+    def __post_init__(self) -> None:
+        if self.relation not in RELATIONS:
+            raise UserError(f"relation: {self.relation!r} is unknown. {choose(self.relation, RELATIONS)}")
+        if self.relation == "within" and not self.margin > 0:
+            raise UserError("the relation `within` needs a margin above 0.")
+        if self.margin < 0:
+            raise UserError(f"a margin is 0 or more, got {self.margin:g}.")
 
 
 @dataclass(frozen=True)
 class Reference:
     """Another method, fitted on the rows of one system and held against it.
 
-    kind: which method; only `logistic` (odist.claims.logistic)
+    kind: which method, by default its name; only `logistic` (odist.claims.logistic)
     margin: every single run of `system` has to stay within it of the reference
     """
 
     name: str
-    kind: str
     label: str
     system: str
+    margin: float
     metric: str = "log_loss"
-    margin: float = 0.0
+    kind: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind or self.name) not in KINDS_OF_REFERENCE:
+            raise UserError(f"kind: {self.kind or self.name!r} is unknown. Choices: {', '.join(KINDS_OF_REFERENCE)}.")
 
 
 @dataclass(frozen=True)
@@ -111,13 +129,31 @@ class Tuning:
     overrides: tuple[str, ...]
     extensions: int = 3
 
+    def __post_init__(self) -> None:
+        doubling = all(low > 0 and abs(high / low - 2) <= 1e-9 for low, high in pairwise(self.grid))
+        if len(self.grid) < 3 or not doubling:
+            raise UserError(f"the grid must be three or more numbers, each twice the one before, got {[*self.grid]}.")
+        _check_seeds(self.seeds)
+
 
 @dataclass(frozen=True)
 class Decision:
-    """The sentence that a report opens with, by the verdict on one claim."""
+    """The sentence that a report opens with, by the verdict on one claim.
+
+    untested: needed where the claim requires another
+    """
 
     claim: str
-    text: dict[str, str]  # verdict: text
+    holds: str = field(metadata={"yaml": HOLDS})
+    fails: str = field(metadata={"yaml": FAILS})
+    open: str = field(metadata={"yaml": OPEN})
+    untested: str | None = field(default=None, metadata={"yaml": UNTESTED})
+
+    @property
+    def text(self) -> dict[str, str]:
+        """Verdict -> sentence, in one line."""
+        sentences = {HOLDS: self.holds, FAILS: self.fails, OPEN: self.open, UNTESTED: self.untested}
+        return {verdict: " ".join(text.split()) for verdict, text in sentences.items() if text is not None}
 
 
 @dataclass(frozen=True)
@@ -139,12 +175,16 @@ class Layer:
     overrides: tuple[str, ...] = ()
     systems: dict[str, tuple[str, ...]] = field(default_factory=dict)
     seeds: tuple[int, ...] | None = None
-    variables: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, Any] = field(default_factory=dict)
     needs: str | None = None  # a variable that the caller must give
     without: tuple[str, ...] = ()
     scales: tuple[str, ...] | None = None
     references: dict[str, Reference] = field(default_factory=dict)
     tuning_seeds: tuple[int, ...] | None = None  # of the trials on this variant; None: as for all
+
+    def __post_init__(self) -> None:
+        _check_seeds(self.seeds or ())
+        _check_seeds(self.tuning_seeds or ())
 
 
 @dataclass(frozen=True)
@@ -173,22 +213,25 @@ class Recipe:
     name: str
     text: str
     title: str
-    description: str
-    overrides: tuple[str, ...]
     systems: dict[str, System]
     reference: str
     seeds: tuple[int, ...]
     metrics: tuple[str, ...]
-    claims: tuple[Claim, ...]
-    scale: str
     scales: dict[str, Layer]
-    variants: dict[str, Layer]
+    description: str = ""
+    overrides: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    scale: str = ""  # its own; by default the first of `scales`
+    variants: dict[str, Layer] = field(default_factory=lambda: {"": Layer()})
     tuning: Tuning | None = None
     decision: Decision | None = None
     targets: Targets | None = None
     paper_figure: str | None = None  # CSV in recipes/paper: system, step, the targets' metric with its unit
     runs_of: str | None = None  # the recipe whose runs and tuning this one reads
     judged_later: bool = False  # of the copy beside a report: its claims or targets were changed after its runs
+
+    def __post_init__(self) -> None:
+        _check_seeds(self.seeds)
 
     @property
     def home(self) -> str:
@@ -225,9 +268,18 @@ class Recipe:
             name: replace(system, label="", paper_label=None, shade=None) for name, system in self.systems.items()
         }
         claims = tuple(replace(claim, text="") for claim in self.claims)
-        decision = self.decision and replace(self.decision, text={})
-        return replace(self, text="", title="", description="", systems=systems, claims=claims, decision=decision,
-                       scales=unlabelled(self.scales), variants=unlabelled(self.variants))  # fmt: skip
+        decision = self.decision and Decision(self.decision.claim, "", "", "")
+        return replace(
+            self,
+            text="",
+            title="",
+            description="",
+            systems=systems,
+            claims=claims,
+            decision=decision,
+            scales=unlabelled(self.scales),
+            variants=unlabelled(self.variants),
+        )
 
     def systems_in(self, variant: str) -> list[str]:
         """Names of the systems that a variant trains."""
@@ -287,62 +339,17 @@ class Recipe:
         try:
             return Template(line).substitute(values)
         except (KeyError, ValueError) as error:
-            raise UserError(f"recipe {self.name}: the override {line!r} uses an unknown variable ({error}). "
-                            f"Known: {', '.join(values) or 'none'}.") from error  # fmt: skip
-
-
-def recipe_folders() -> list[Path]:
-    """Where recipes are looked for: inside an installed package, beside the package, and ./recipes."""
-    package = Path(__file__).resolve().parent.parent
-    return [package / "recipes", package.parent / "recipes", Path("recipes")]
-
-
-def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Read and check a recipe by name (a file of the project's recipes) or by path.
-
-    UserError with the nearest names or keys where something is unknown or missing.
-    """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        found = [folder / f"{name_or_path}.yaml" for folder in recipe_folders()]
-        present = [candidate for candidate in found if candidate.is_file()]
-        if not present:
-            known = sorted({file.stem for folder in recipe_folders() for file in folder.glob("*.yaml")})
-            raise UserError(f"no recipe {str(name_or_path)!r}. {choose(str(name_or_path), known)} Or give the path of "
-                            "a .yaml file.")  # fmt: skip
-        path = present[0]
-    if not path.is_file():
-        raise UserError(f"{path}: no such recipe.")
-    from odist.claims.recipe_file import parse_recipe, with_shared
-
-    return parse_recipe(with_shared(path), name=path.stem)
-
-
-def tell_left_out(
-    recipe: Recipe,
-    plan: Sequence[PlannedRun],
-    left_out: Mapping[str, str],
-    *,
-    echo: Callable[[str], None],
-) -> None:
-    """Say which variants are left out for want of a variable; UserError where nothing is left to run."""
-    options = {variant: f"--{variable.replace('_', '-')}" for variant, variable in left_out.items()}
-    if not plan:
-        variants = ", ".join(variant for variant in left_out if variant)
-        raise UserError(f"recipe {recipe.name} runs {variants or 'everything'} on prepared data only at this scale. "
-                        f"Add {', '.join(sorted(set(options.values())))} DIR.")  # fmt: skip
-    for variant, option in options.items():
-        echo(f"skipped {f'variant {variant}' if variant else 'the runs on prepared data'}: give {option} DIR")
-
-
-def paper_figure(name: str) -> str:
-    """The text of a CSV of the paper's points, `paper/NAME` beside the recipes; UserError where there is none."""
-    for folder in recipe_folders():
-        if (folder / "paper" / name).is_file():
-            return (folder / "paper" / name).read_text(encoding="utf-8")
-    raise UserError(f"paper_figure: no file paper/{name} beside the recipes.")
+            known = ", ".join(values) or "none"
+            raise UserError(
+                f"recipe {self.name}: the override {line!r} uses an unknown variable ({error}). Known: {known}."
+            ) from error
 
 
 def last_of_each_key(lines: Sequence[str]) -> tuple[str, ...]:
     """Overrides with the last one of every key, at the place of the first."""
     return tuple({line.split("=", 1)[0]: line for line in lines}.values())
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds must be different whole numbers, got {[*seeds]}.")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from odist.config.typed import Reader
 from odist.errors import UserError
 from odist.files import alone, json_objects, write_atomically
 from odist.run.damage import SET_ASIDE
@@ -185,4 +186,8 @@ def _line(kind: type[Kind], content: dict[str, Any], *, where: str) -> Kind:
             f"{where}: not a line of this version ({kind.FORMAT}). Remove the line and start the recipe again, or read it "
             "with the version that wrote it."
         )
-    return kind(**content)
+    try:
+        line: Kind = Reader().read(kind, content)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return line

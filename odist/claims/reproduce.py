@@ -1,25 +1,23 @@
 """Reproduce a recipe: train the runs it lacks, record the finished ones, write the report.
 
 Every run is an `odist train` process of its own (odist.claims.jobs), at the settings that `odist tune` chose for its system.
-What the numbers mean is left to odist.report.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from odist.claims.jobs import Echo, train_all, train_command
 from odist.claims.page import PAPER_FILE, build_report, home_of
-from odist.claims.recipe import PlannedRun, Recipe, Reference, load_recipe, paper_figure, tell_left_out
-from odist.claims.recipe_file import parse_recipe
+from odist.claims.plan import plan_runs
+from odist.claims.recipe import PlannedRun, Recipe, Reference
+from odist.claims.recipe_file import paper_figure, parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.tuning import FILE as TUNING_FILE
-from odist.claims.tuning import chosen_values, found_at, read_tuning
+from odist.claims.tuning import chosen_values, read_tuning
 from odist.errors import UserError
 from odist.files import write_atomically
 from odist.run.folder import Run
@@ -71,30 +69,29 @@ def reproduce(
     without any, at the preset's, which the report says.
     UserError for an unknown recipe, scale or variant, OdistError naming the runs that failed, Interrupted.
     """
-    recipe = load_recipe(name_or_path)
-    scale = recipe.scale if scale is None else scale
-    if data_path is not None and not data_path.is_dir():
-        raise UserError(f"{data_path}: no such folder of prepared data. `odist prepare` makes one.")
-    variables = {} if data_path is None else {"data_path": str(data_path.resolve())}
-    plan, left_out = recipe.plan(scale, variables=variables, only=variants)
+    planned = plan_runs(name_or_path, scale=scale, data_path=data_path, variants=variants)
+    recipe, scale, plan = planned.recipe, planned.scale, planned.runs
     folder = output / (recipe.name if scale == recipe.scale else f"{recipe.name}-{scale}")
     home = home_of(recipe, folder)
-    tuning = find_tuning(recipe, output=output)
+    tuning_file = find_tuning(recipe, output=output)
+    tuning = None if tuning_file is None else read_tuning(tuning_file)
     chosen = chosen_values(recipe, tuning, scale=scale)
     plan = [use_tuned(run, chosen.get((run.variant, run.system))) for run in plan]
     paths = [runs_dir / recipe.home / scale / _folder_name(run, chosen.get((run.variant, run.system))) for run in plan]
     plan = _with_teachers(recipe, plan, paths=paths)
     commands = [train_command(run, path) for run, path in zip(plan, paths, strict=True)]
     if not only_report:
-        tell_left_out(recipe, plan, left_out, echo=echo)
+        planned.tell_left_out(echo)
     for variant in dict.fromkeys(run.variant for run in plan):
-        if recipe.tuning is not None and found_at(tuning, scale=scale, variant=variant) is None:
-            echo(f"untuned: {variant or recipe.name} at scale {scale} uses the preset's {recipe.tuning.key} for every "
-                 f"system; `odist tune {recipe.home} --scale {scale}` tunes it")  # fmt: skip
+        if recipe.tuning is not None and (tuning is None or tuning.found_at(scale=scale, variant=variant) is None):
+            which, tune_it = variant or recipe.name, f"odist tune {recipe.home} --scale {scale}"
+            echo(
+                f"untuned: {which} at scale {scale} uses the preset's {recipe.tuning.key} for every system; `{tune_it}` tunes it"
+            )
     if dry_run:
         for command in commands:
             echo("odist " + " ".join(command[3:]))
-        return ReproduceResult(folder, commands=commands, left_out=left_out)
+        return ReproduceResult(folder, commands=commands, left_out=planned.left_out)
     if only_report:
         _reword(recipe, folder, echo=echo)
     else:
@@ -106,11 +103,11 @@ def reproduce(
             )
         _record(recipe, plan, paths=paths, folder=folder, home=home)
         _record_references(recipe, plan, paths=paths, folder=folder, echo=echo)
-        if tuning is not None:
-            write_atomically(home / TUNING_FILE, json.dumps(tuning, indent=1, allow_nan=False) + "\n")
+        if tuning_file is not None and tuning_file.resolve() != (home / TUNING_FILE).resolve():
+            write_atomically(home / TUNING_FILE, tuning_file.read_text(encoding="utf-8"))
     files = build_report(folder, name=recipe.name, echo=echo)
     echo(f"report: {folder / recipe.name}.md")
-    return ReproduceResult(folder, files=files, commands=commands, left_out=left_out)
+    return ReproduceResult(folder, files=files, commands=commands, left_out=planned.left_out)
 
 
 def _reword(recipe: Recipe, folder: Path, *, echo: Echo) -> None:
@@ -135,15 +132,13 @@ def _reword(recipe: Recipe, folder: Path, *, echo: Echo) -> None:
         )
 
 
-def find_tuning(recipe: Recipe, *, output: Path) -> dict[str, Any] | None:
-    """The newest of what was tuned: in `output`, else in ./reports, else beside the package; None if nowhere."""
+def find_tuning(recipe: Recipe, *, output: Path) -> Path | None:
+    """The file of what was tuned: in `output`, else in ./reports, else beside the package; None if nowhere."""
     if recipe.tuning is None:
         return None
-    for folder in (output, Path("reports"), Path(__file__).resolve().parent.parent / "reports"):
-        found = read_tuning(folder / recipe.home / TUNING_FILE)
-        if found is not None:
-            return found
-    return None
+    folders = (output, Path("reports"), Path(__file__).resolve().parent.parent.parent / "reports")
+    files = [folder / recipe.home / TUNING_FILE for folder in folders]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _with_teachers(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path]) -> list[PlannedRun]:

@@ -16,7 +16,7 @@ from odist.claims.retrains import Retrains
 from odist.claims.summary import COSTS, SystemSummary
 from odist.claims.table import ABSENT, count, estimate, markdown_table, probability
 from odist.claims.targets import target_parts
-from odist.claims.tuning import tuning_notes
+from odist.claims.tuning import TuningFile, tuning_notes
 from odist.claims.verdicts import Verdict
 from odist.measure.churn import PAIR_METRICS
 
@@ -39,7 +39,7 @@ def variant_parts(
     verdicts: Sequence[Verdict],
     records: Sequence[Record],
     references: Mapping[str, Mapping[str, Any] | None],
-    tuning: Mapping[str, Any] | None,
+    tuning: TuningFile | None,
 ) -> list[str]:
     """Paragraphs and tables of one variant.
 

@@ -8,21 +8,30 @@ for odist.claims.reproduce, which uses it, and for the report, which shows it.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from odist.claims.collect import trial_of
 from odist.claims.jobs import Echo, train_all, train_command
-from odist.claims.recipe import PlannedRun, Recipe, Tuning, load_recipe, tell_left_out
+from odist.claims.plan import plan_runs
+from odist.claims.recipe import PlannedRun, Recipe, Tuning
 from odist.claims.record import TRIALS_FILE, Trial, read_lines, update_lines
-from odist.claims.tuning import FILE, FORMAT, ONE_VARIANT, choose, read_tuning, settings
+from odist.claims.tuning import (
+    FILE,
+    ONE_VARIANT,
+    Tried,
+    TunedSystem,
+    TunedVariant,
+    TuningFile,
+    choose,
+    read_tuning,
+    settings,
+)
 from odist.errors import UserError
-from odist.files import alone, write_atomically
+from odist.files import alone
 from odist.run.folder import Run
 
 
@@ -60,25 +69,22 @@ def tune(
     that are not tuned this time keep what was found before.
     UserError for a recipe without the section or the variant, OdistError naming the trials that failed, Interrupted.
     """
-    recipe = load_recipe(name_or_path)
+    planned = plan_runs(name_or_path, scale=scale, data_path=data_path, variants=variants)
+    recipe, scale = planned.recipe, planned.scale
     rules = recipe.tuning
     if rules is None:
-        raise UserError(f"recipe {recipe.name} has no `tuning` section, so there is nothing to tune. "
-                        "recipes/criteo_table1.yaml shows one.")  # fmt: skip
+        raise UserError(
+            f"recipe {recipe.name} has no `tuning` section, so there is nothing to tune. recipes/criteo_table1.yaml shows one."
+        )
     if recipe.runs_of:
-        raise UserError(f"recipe {recipe.name} uses the runs and the tuning of {recipe.runs_of}. "
-                        f"Type: odist tune {recipe.runs_of}")  # fmt: skip
-    scale = recipe.scale if scale is None else scale
-    if data_path is not None and not data_path.is_dir():
-        raise UserError(f"{data_path}: no such folder of prepared data. `odist prepare` makes one.")
-    variables = {} if data_path is None else {"data_path": str(data_path.resolve())}
-    plan, left_out = recipe.plan(scale, variables=variables, only=variants)
-    tell_left_out(recipe, plan, left_out, echo=echo)
+        owner = recipe.runs_of
+        raise UserError(f"recipe {recipe.name} uses the runs and the tuning of {owner}. Type: odist tune {owner}")
+    planned.tell_left_out(echo)
     systems = list(
-        {(run.variant, run.system): run for run in plan if not recipe.systems[run.system].tuned_with}.values()
+        {(run.variant, run.system): run for run in planned.runs if not recipe.systems[run.system].tuned_with}.values()
     )
     folder, place = output / recipe.name, runs_dir / recipe.name / scale / "tuning"
-    result = TuneResult(folder / FILE, left_out=left_out)
+    result = TuneResult(folder / FILE, left_out=planned.left_out)
     if dry_run:
         for trial in _trials(systems, rules, rules.grid):
             result.commands.append(train_command(trial, place / trial.name))
@@ -92,21 +98,21 @@ def tune(
         found, trials = _tune_variant(own, of_variant, place=place, jobs=jobs or os.cpu_count() or 1, echo=echo)
         _write(recipe, found, trials, scale=scale, variant=variant, folder=folder, place=place)
         result.commands.extend([train_command(trial, place / trial.name) for trial in trials])
-        for system, entry in found["systems"].items():
-            result.chosen[variant, system] = entry["chosen"]
-            if entry["at_edge"]:
-                result.at_edge[variant, system] = entry["at_edge"]
+        for system, entry in found.systems.items():
+            result.chosen[variant, system] = entry.chosen
+            if entry.at_edge:
+                result.at_edge[variant, system] = entry.at_edge
             _tell(echo, rules, variant=variant, system=system, entry=entry)
     return result
 
 
-def _tell(echo: Echo, rules: Tuning, *, variant: str, system: str, entry: dict[str, Any]) -> None:
+def _tell(echo: Echo, rules: Tuning, *, variant: str, system: str, entry: TunedSystem) -> None:
     name = " ".join(part for part in (variant, system) if part)
-    if entry["chosen"] is None:
+    if entry.chosen is None:
         echo(f"{name}: every trial diverged, nothing chosen")
         return
-    where = f", at the {entry['at_edge']} edge of a grid extended as often as allowed" if entry["at_edge"] else ""
-    echo(f"{name}: {rules.key}={entry['chosen']:g}{where}")
+    where = f", at the {entry.at_edge} edge of a grid extended as often as allowed" if entry.at_edge else ""
+    echo(f"{name}: {rules.key}={entry.chosen:g}{where}")
 
 
 def _trials(systems: Sequence[PlannedRun], rules: Tuning, grid: Sequence[float]) -> list[PlannedRun]:
@@ -124,7 +130,7 @@ def _trials(systems: Sequence[PlannedRun], rules: Tuning, grid: Sequence[float])
 
 def _tune_variant(
     systems: Sequence[PlannedRun], rules: Tuning, *, place: Path, jobs: int, echo: Echo
-) -> tuple[dict[str, Any], list[PlannedRun]]:
+) -> tuple[TunedVariant, list[PlannedRun]]:
     """Train the grid of one variant, extended where needed; what was found, and all trials."""
     grid = list(rules.grid)
     added = {"low": 0, "high": 0}
@@ -136,47 +142,35 @@ def _tune_variant(
         train_all(new_trials, paths=paths, jobs=jobs, echo=echo, may_diverge=True, ended=_drop_weights)
         done |= {trial.name for trial in new_trials}
         entries = {run.system: _entry(run.system, trials, rules, grid=grid, place=place) for run in systems}
-        edges = {entry["at_edge"] for entry in entries.values()} - {None}
+        edges = {entry.at_edge for entry in entries.values()} - {None}
         new = [edge for edge in ("low", "high") if edge in edges and added[edge] < rules.extensions]
         if not new:
             break
         for edge in new:
             added[edge] += 1
             grid = [grid[0] / 2, *grid] if edge == "low" else [*grid, grid[-1] * 2]
-        echo(f"best value at the {' and '.join(new)} edge for some system: grid extended to "
-             f"{', '.join(f'{value:g}' for value in grid)} for all")  # fmt: skip
-    found = {
-        "key": rules.key,
-        "metric": rules.metric,
-        "seeds": list(rules.seeds),
-        "overrides": list(rules.overrides),
-        "grid": grid,
-        "systems": entries,
-    }
+        values = ", ".join(f"{value:g}" for value in grid)
+        echo(f"best value at the {' and '.join(new)} edge for some system: grid extended to {values} for all")
+    found = TunedVariant(rules.key, rules.metric, [*rules.seeds], [*rules.overrides], grid, entries)
     return found, trials
 
 
 def _entry(
     system: str, trials: Sequence[PlannedRun], rules: Tuning, *, grid: Sequence[float], place: Path
-) -> dict[str, Any]:
+) -> TunedSystem:
     """What the trials of one system say."""
     own = [trial for trial in trials if trial.system == system]
     short, values, means = rules.key.rsplit(".", 1)[-1], [], {}
     for value in grid:
-        by_seed = {str(t.seed): _metric(Run.open(place / t.name), rules.metric)
-                   for t in own if t.setting == f"{short}{value:g}"}  # fmt: skip
+        trials_of_value = [trial for trial in own if trial.setting == f"{short}{value:g}"]
+        by_seed = {str(trial.seed): _metric(Run.open(place / trial.name), rules.metric) for trial in trials_of_value}
         known = [loss for loss in by_seed.values() if loss is not None]
         means[value] = sum(known) / len(known) if len(known) == len(by_seed) else None
-        values.append({"value": value, "mean": means[value], "by_seed": by_seed})
+        values.append(Tried(value, means[value], by_seed))
     chosen, edge = choose(means, metric=rules.metric)
     config = Run.open(place / own[0].name).config
-    return {
-        "chosen": chosen,
-        "at_edge": edge,
-        "batch": config["train"]["batch"] * config["workers"],
-        "values": values,
-        "settings": settings(config, rules),
-    }
+    batch = config["train"]["batch"] * config["workers"]
+    return TunedSystem(chosen, edge, batch, values, settings(config, rules))
 
 
 def _metric(run: Run, metric: str) -> float | None:
@@ -199,7 +193,7 @@ def _drop_weights(path: Path) -> None:
 
 def _write(
     recipe: Recipe,
-    found: dict[str, Any],
+    found: TunedVariant,
     trials: Sequence[PlannedRun],
     *,
     scale: str,
@@ -208,7 +202,7 @@ def _write(
     place: Path,
 ) -> None:
     """Replace the records of this scale and variant, and its part of tuning.json."""
-    records = [trial_of(recipe.name, trial, run=Run.open(place / trial.name), key=found["key"]) for trial in trials]
+    records = [trial_of(recipe.name, trial, run=Run.open(place / trial.name), key=found.key) for trial in trials]
     update_lines(
         folder / TRIALS_FILE,
         Trial,
@@ -216,6 +210,6 @@ def _write(
         remove=lambda trial: (trial.scale, trial.variant) == (scale, variant),
     )
     with alone(folder):  # two processes may tune two variants
-        tuning = read_tuning(folder / FILE) or {"format": FORMAT, "recipe": recipe.name, "scales": {}}
-        tuning["scales"].setdefault(scale, {})[variant or ONE_VARIANT] = found
-        write_atomically(folder / FILE, json.dumps(tuning, indent=1, allow_nan=False) + "\n")
+        tuning = read_tuning(folder / FILE) or TuningFile(recipe.name)
+        tuning.scales.setdefault(scale, {})[variant or ONE_VARIANT] = found
+        tuning.write(folder / FILE)

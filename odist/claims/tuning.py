@@ -2,7 +2,7 @@
 
     tuning.json   scale -> variant -> grid and, for every system, its mean metric at each value and the choice
 
-Running the trials is left to odist.claims.tune.
+odist.claims.tune runs the trials and writes it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +19,94 @@ from odist.claims.recipe import Recipe, Tuning
 from odist.claims.record import Record
 from odist.claims.table import estimate, markdown_table
 from odist.config.schema import FREE_KEYS, flatten
+from odist.config.typed import Reader
 from odist.errors import UserError
+from odist.files import write_atomically
+from odist.run.damage import read_json
 
 FORMAT = "odist-tuning-1"
 FILE = "tuning.json"
 ONE_VARIANT = "all"  # the key of a recipe without variants
 
 
-def read_tuning(path: Path) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Tried:
+    """A value of the tuned setting: the metric of each seed, None where it diverged, and their mean, None if any did."""
+
+    value: float
+    mean: float | None
+    by_seed: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class TunedSystem:
+    """What the trials of one system say.
+
+    chosen: None where every trial diverged; at_edge: `low` or `high` where it lies at an edge of the grid
+    batch: examples of a step of all workers; settings: see `settings`
+    """
+
+    chosen: float | None
+    at_edge: str | None
+    batch: int
+    values: list[Tried]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TunedVariant:
+    """What was tuned on one variant at one scale, by which rules. grid: rising; systems: by name"""
+
+    key: str
+    metric: str
+    seeds: list[int]
+    overrides: list[str]
+    grid: list[float]
+    systems: dict[str, TunedSystem]
+
+
+@dataclass
+class TuningFile:
+    """The content of a tuning.json. scales: scale -> variant, `all` where there are none -> what was found"""
+
+    recipe: str
+    scales: dict[str, dict[str, TunedVariant]] = field(default_factory=dict)
+    format: str = FORMAT
+
+    def found_at(self, *, scale: str, variant: str) -> TunedVariant | None:
+        """What was tuned for a variant at a scale, None if nothing was."""
+        return self.scales.get(scale, {}).get(variant or ONE_VARIANT)
+
+    def write(self, path: Path) -> None:
+        content = asdict(self)
+        ordered = {"format": content.pop("format"), **content}
+        write_atomically(path, json.dumps(ordered, indent=1, allow_nan=False) + "\n")
+
+
+def read_tuning(path: Path) -> TuningFile | None:
     """The content of a tuning.json, None where there is none; UserError for a file that is not one."""
+    cure = "Delete it and start `odist tune` again."
     if not path.is_file():
         return None
+    content = read_json(path, cure=cure)
+    if content.get("format") != FORMAT:
+        raise UserError(f"{path}: not a tuning of this version ({FORMAT}). {cure}")
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: no JSON ({error}). Delete it and start `odist tune` again.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: not a tuning of this version ({FORMAT}). Delete it and start `odist tune` again.")
-    return content
+        tuning: TuningFile = Reader().read(TuningFile, content)
+    except UserError as error:
+        raise UserError(f"{path}: {error} {cure}") from error
+    return tuning
 
 
-def found_at(tuning: Mapping[str, Any] | None, *, scale: str, variant: str) -> dict[str, Any] | None:
-    """What was tuned for a variant at a scale, None if nothing was."""
-    if tuning is None:
-        return None
-    return tuning["scales"].get(scale, {}).get(variant or ONE_VARIANT)
-
-
-def chosen_values(
-    recipe: Recipe, tuning: Mapping[str, Any] | None, *, scale: str
-) -> dict[tuple[str, str], tuple[str, float]]:
+def chosen_values(recipe: Recipe, tuning: TuningFile | None, *, scale: str) -> dict[tuple[str, str], tuple[str, float]]:
     """(variant, system) -> (key, chosen value), for those that were tuned."""
     chosen = {}
     for variant in recipe.variants:
-        found = found_at(tuning, scale=scale, variant=variant)
+        found = tuning.found_at(scale=scale, variant=variant) if tuning is not None else None
         for name, system in recipe.systems.items():
-            entry = found["systems"].get(system.tuned_with or name) if found is not None else None
-            if found is not None and entry is not None and entry["chosen"] is not None:
-                chosen[variant, name] = (found["key"], entry["chosen"])
+            entry = found.systems.get(system.tuned_with or name) if found is not None else None
+            if found is not None and entry is not None and entry.chosen is not None:
+                chosen[variant, name] = (found.key, entry.chosen)
     return chosen
 
 
@@ -92,15 +143,17 @@ def choose(values: Mapping[float, float | None], *, metric: str) -> tuple[float 
 
 
 def tuning_notes(
-    recipe: Recipe, tuning: Mapping[str, Any] | None, *, scale: str, variant: str, records: Sequence[Record]
+    recipe: Recipe, tuning: TuningFile | None, *, scale: str, variant: str, records: Sequence[Record]
 ) -> list[str]:
     """What a reader has to know before believing a comparison: untuned, tuned otherwise, at an edge."""
     if recipe.tuning is None:
         return []
-    found = found_at(tuning, scale=scale, variant=variant)
+    found = tuning.found_at(scale=scale, variant=variant) if tuning is not None else None
     if found is None:
-        return [f"**Untuned: every system used the preset's `{recipe.tuning.key}`.** `odist tune {recipe.home} --scale "
-                f"{scale}` tunes it for each system."]  # fmt: skip
+        command = f"odist tune {recipe.home} --scale {scale}"
+        return [
+            f"**Untuned: every system used the preset's `{recipe.tuning.key}`.** `{command}` tunes it for each system."
+        ]
     notes, chosen = [], chosen_values(recipe, tuning, scale=scale)
     lent: dict[str, list[str]] = {}
     for name, system in recipe.systems.items():
@@ -122,54 +175,56 @@ def tuning_notes(
             owner = recipe.systems.get(system.tuned_with)
             lent.setdefault(owner.label if owner else system.tuned_with, []).append(system.label)
             continue
-        entry = found["systems"][name]
+        entry = found.systems[name]
         changed = sorted({key for record in own for key in _differing(settings(record.config, recipe.tuning), entry)})
         if changed:
             notes.append(f"{system.label} was tuned with other settings than it ran with: {', '.join(changed)}.")
-        if entry["at_edge"]:
-            notes.append(f"the `{key}` of {system.label} lies at the {entry['at_edge']} edge of the grid, which was "
-                         f"extended {recipe.tuning.extensions} times at most.")  # fmt: skip
+        if entry.at_edge:
+            edge = f"lies at the {entry.at_edge} edge of the grid"
+            notes.append(
+                f"the `{key}` of {system.label} {edge}, which was extended {recipe.tuning.extensions} times at most."
+            )
     return notes + [
         f"without trials of their own, and run with the `{recipe.tuning.key}` of {owner}: {'; '.join(labels)}."
         for owner, labels in lent.items()
     ]
 
 
-def _differing(own: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
+def _differing(own: Mapping[str, Any], entry: TunedSystem) -> list[str]:
     """Keys of the trials that the run has otherwise; a key that is newer than the trials says nothing."""
-    return [key for key, value in entry.get("settings", {}).items() if own.get(key) != value]
+    return [key for key, value in entry.settings.items() if own.get(key) != value]
 
 
-def tuning_parts(recipe: Recipe, tuning: Mapping[str, Any] | None, *, scale: str) -> list[str]:
+def tuning_parts(recipe: Recipe, tuning: TuningFile | None, *, scale: str) -> list[str]:
     """The page's appendix: for every variant the whole grid, the chosen value marked."""
-    if recipe.tuning is None or tuning is None or scale not in tuning["scales"]:
+    if recipe.tuning is None or tuning is None or scale not in tuning.scales:
         return []
     parts = ["## How the settings were tuned\n"]
     for variant, layer in recipe.variants.items():
-        found = found_at(tuning, scale=scale, variant=variant)
+        found = tuning.found_at(scale=scale, variant=variant)
         if found is None:
             continue
-        metric, seeds = name_of(found["metric"]), ", ".join(map(str, found["seeds"]))
-        rows_of = ", ".join(f"`{line}`" for line in found["overrides"] if line.startswith("data."))
+        metric, seeds = name_of(found.metric), ", ".join(map(str, found.seeds))
+        rows_of = ", ".join(f"`{line}`" for line in found.overrides if line.startswith("data."))
         needed = {system.tuned_with or name for name, system in recipe.systems.items()}
-        tuned = [name for name in found["systems"] if name in needed]
+        tuned = [name for name in found.systems if name in needed]
         whose = "every system by itself"
         if len(tuned) == 1 and len(recipe.systems) > 1:
             whose = f"{recipe.systems[tuned[0]].label if tuned[0] in recipe.systems else tuned[0]}, which all systems ran with"
         parts.append(
-            f"{layer.label + ': ' if layer.label else ''}`{found['key']}` of {whose}, by the mean {metric} "
+            f"{layer.label + ': ' if layer.label else ''}`{found.key}` of {whose}, by the mean {metric} "
             f"on rows ({rows_of}) and seeds ({seeds}) that are not reported"
             f"{', the same number of trials for all' if len(tuned) > 1 else ''}. Chosen values are bold, `diverged` where a trial did.\n"
         )
-        columns = {"label": "system", "batch": "batch"} | {f"{v:g}": f"{v:g}" for v in found["grid"]}
+        columns = {"label": "system", "batch": "batch"} | {f"{v:g}": f"{v:g}" for v in found.grid}
         rows = []
         for name in tuned:
-            entry = found["systems"][name]
+            entry = found.systems[name]
             label = recipe.systems[name].full_label if name in recipe.systems else name
-            row = {"label": label, "batch": str(entry["batch"])}
-            for value in entry["values"]:
-                text = "diverged" if value["mean"] is None else estimate(value["mean"])
-                row[f"{value['value']:g}"] = f"**{text}**" if value["value"] == entry["chosen"] else text
+            row = {"label": label, "batch": str(entry.batch)}
+            for tried in entry.values:
+                text = "diverged" if tried.mean is None else estimate(tried.mean)
+                row[f"{tried.value:g}"] = f"**{text}**" if tried.value == entry.chosen else text
             rows.append(row)
         parts.append(markdown_table(columns, rows))
     return parts

@@ -59,7 +59,7 @@ class Suite(StrEnum):
 
 
 def _recipe_names(incomplete: str) -> list[str]:
-    from odist.claims.recipe import recipe_folders
+    from odist.claims.recipe_file import recipe_folders
 
     found = {path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")}
     return sorted(name for name in found if name.startswith(incomplete))

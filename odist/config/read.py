@@ -7,9 +7,8 @@ Hydra. The schema itself is odist.config.schema.
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from odist.config.folder import config_folders
 from odist.config.key import MISSING, Key, key_of
 from odist.config.schema import VARIANTS, Config, ModelConfig, TaskConfig, flatten, to_dict, variant, variants
 from odist.config.suggest import choose, unknown_key
+from odist.config.typed import Reader, yaml_content
 from odist.errors import UserError
 
 
@@ -104,7 +104,7 @@ def load(source: Path | str | Mapping[str, Any], *, complete: bool = True) -> Co
     if not isinstance(content, Mapping):
         raise UserError(f"{source}: not a configuration: expected keys and values, as in a run's config.yaml.")
     try:
-        config: Config = _typed(Config, content, "")
+        config: Config = _ConfigReader().read(Config, content)
     except UserError as error:
         raise error if source is content else UserError(f"{source}: {error}") from None
     if not complete:
@@ -116,54 +116,29 @@ def load(source: Path | str | Mapping[str, Any], *, complete: bool = True) -> Co
 
 
 def _read(path: Path) -> Any:
-    import yaml
-
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml_content(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged (no YAML: {str(error).splitlines()[0][:80]}).") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}).") from error
 
 
-def _typed(kind: Any, value: Any, key: str) -> Any:
-    """`value` as an object of `kind`, a dataclass or a type hint; UserError names `key`."""
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{key}={value}: expected keys and values below {key}.")
-        if kind in VARIANTS and value.get("name", MISSING) != MISSING:
-            kind = _variant(kind, value["name"], key)
-        hints = typing.get_type_hints(kind)
+class _ConfigReader(Reader):
+    """Reads configurations: the task's and the model's keys depend on their names, and keys are those of `odist train`."""
+
+    def kind_of(self, kind: Any, content: Mapping[Any, Any], key: str) -> Any:
+        if kind not in VARIANTS or content.get("name", MISSING) == MISSING:
+            return kind
+        name = str(content["name"])
+        found = variant(kind, name)
+        if found is None:
+            raise UserError(f"{key}.name={name}: {choose(name, variants(kind))}")
+        return found
+
+    def unknown(self, name: str, *, kind: Any, key: str, names: Sequence[str]) -> str:
         prefix = f"{key}." if key else ""
-        for name in value:
-            if name not in hints:
-                raise UserError(unknown_key(f"{prefix}{name}", known_keys(kind, prefix=prefix)))
-        return kind(**{name: _typed(hints[name], item, prefix + name) for name, item in value.items()})
-    if value == MISSING or kind is Any:
-        return value
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        inner = [option for option in typing.get_args(kind) if option is not type(None)]
-        return None if value is None else _typed(inner[0], value, key)
-    if typing.get_origin(kind) is list:
-        if not isinstance(value, list):
-            raise UserError(f"{key}={value}: expected a list, as in {key}=[a,b].")
-        return [_typed(typing.get_args(kind)[0], item, key) for item in value]
-    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML 1.1 reads 1e-3 as a word
-        except ValueError:
-            pass
-    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[kind]
-    raise UserError(f"{key}={value}: expected {expected}.")
-
-
-def _variant(kind: type, name: Any, key: str) -> Any:
-    found = variant(kind, str(name))
-    if found is None:
-        raise UserError(f"{key}.name={name}: {choose(str(name), variants(kind))}")
-    return found
+        return unknown_key(f"{prefix}{name}", known_keys(kind, prefix=prefix))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from odist.config.typed import yaml_content
 from odist.errors import CannotWrite, Damaged
 
 if TYPE_CHECKING:
@@ -64,13 +65,10 @@ def read_json(path: Path, *, cure: str, kinds: Kinds | None = None, required: tu
 
 def read_yaml(path: Path, *, cure: str) -> dict[str, Any]:
     """The mapping in a YAML file. Raises Damaged if it holds none."""
-    import yaml
-
-    text = read_text(path, cure=cure)
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Damaged(f"{path}: damaged (not YAML: {str(error).splitlines()[0][:80]}). {cure}") from error
+        content = yaml_content(read_text(path, cure=cure))
+    except ValueError as error:
+        raise Damaged(f"{path}: damaged ({error}). {cure}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise Damaged(f"{path}: damaged ({'empty' if content is None else 'no keys and values'}). {cure}")
     return content
