@@ -16,9 +16,10 @@ import pytest
 from scipy import stats
 
 import odist
+from odist.claims.claim import Claim
 from odist.claims.collect import records_of
 from odist.claims.page import build_report
-from odist.claims.recipe import Claim, PlannedRun
+from odist.claims.recipe import PlannedRun
 from odist.claims.recipe_file import load_recipe, parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.references import write_reference

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from odist.claims.claim import Claim
 from odist.claims.collect import records_of
 from odist.claims.figure import paper_points
 from odist.claims.page import build_report
-from odist.claims.recipe import Claim, Recipe
+from odist.claims.recipe import Recipe
 from odist.claims.recipe_file import load_recipe, paper_figure, parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.reproduce import reproduce

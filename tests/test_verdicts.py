@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 from odist.claims.churn_of_models import churn_of_models
-from odist.claims.recipe import Claim, Recipe
+from odist.claims.claim import Claim
+from odist.claims.recipe import Recipe
 from odist.claims.recipe_file import parse_recipe
 from odist.claims.record import Record
 from odist.claims.retrains import Retrains, retrains_by_system
@@ -260,7 +261,7 @@ def test_a_page_has_two_primary_claims_at_most() -> None:
     claims(less("pair", "base", primary=True), less("ensemble", "base", primary=True))
     with pytest.raises(UserError, match=r"3 claims are primary \(c0, c1, c2\), a page has one or two"):
         claims(*[less("pair", "base", primary=True)] * 3)
-    with pytest.raises(UserError, match="primary is true or false, got 'yes please'"):
+    with pytest.raises(UserError, match="primary=yes please: expected true or false"):
         claims(less("pair", "base") + ", primary: yes please")
 
 

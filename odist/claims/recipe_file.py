@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from odist.claims.claim import UNTESTED, Claim
 from odist.claims.labels import PLACE, PLACES
-from odist.claims.recipe import UNTESTED, Claim, Layer, Recipe, System
+from odist.claims.recipe import Layer, Recipe, System
 from odist.config.suggest import choose
 from odist.config.typed import Reader, yaml_content
 from odist.errors import UserError

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from odist.claims.recipe import FAILS, HOLDS, OPEN, Recipe, Reference
+from odist.claims.claim import FAILS, HOLDS, OPEN, Reference
+from odist.claims.recipe import Recipe
 from odist.claims.record import Record
 from odist.claims.table import ABSENT, estimate
 from odist.errors import UserError

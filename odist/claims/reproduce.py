@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from odist.claims.claim import Reference
 from odist.claims.jobs import Echo, train_all, train_command
 from odist.claims.page import PAPER_FILE, build_report, home_of
 from odist.claims.plan import plan_runs
-from odist.claims.recipe import PlannedRun, Recipe, Reference
+from odist.claims.recipe import PlannedRun, Recipe
 from odist.claims.recipe_file import paper_figure, parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.tuning import FILE as TUNING_FILE

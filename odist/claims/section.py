@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from odist.claims.claim import FAILS, UNTESTED
 from odist.claims.quantities import name_of
-from odist.claims.recipe import FAILS, UNTESTED, Recipe
+from odist.claims.recipe import Recipe
 from odist.claims.record import Record
 from odist.claims.references import reference_parts, reference_row, values_of
 from odist.claims.retrains import Retrains

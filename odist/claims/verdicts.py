@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from odist.claims.recipe import FAILS, HOLDS, OPEN, UNTESTED, Claim, Recipe
+from odist.claims.claim import FAILS, HOLDS, OPEN, UNTESTED, Claim
+from odist.claims.recipe import Recipe
 from odist.claims.retrains import Retrains
 from odist.measure.churn import PAIR_METRICS
 from odist.measure.intervals import Estimate, Interval, holm, jackknife, jackknife_estimate, within_range
