@@ -352,6 +352,7 @@ def test_every_recipe_of_the_project_is_sound_and_plans_every_scale(name: str) -
         ("title: Two systems", "", "recipe two: lacks title"),
         ("title:", "titel:", "unknown key 'titel'. Did you mean title"),
         ("seeds: [1, 2, 3, 4]", "seeds: 4", "seeds=4: expected a list"),
+        ("title: Two systems", "title: Two systems\nvariants: {}", "variants is empty"),
         ("left: steady, right", "right", "claims.a.statement: lacks left"),
         (
             "label: Plain, overrides: [algorithm=sync]",

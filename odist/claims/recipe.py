@@ -144,6 +144,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_seeds(self.seeds)
+        if not self.scales or not self.variants:
+            raise UserError(f"{'variants' if self.scales else 'scales'} is empty: a recipe has one at least.")
 
     @property
     def home(self) -> str:

@@ -47,10 +47,11 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 def parse_recipe(text: str, *, name: str) -> Recipe:
     """Read and check the text of a recipe; UserError names what is unknown, missing or contradictory."""
     where = f"recipe {name}"
+    content = _content(text, where)
     try:
-        recipe: Recipe = Reader().read(Recipe, _content(text, where), given={"name": name, "text": text})
+        recipe: Recipe = Reader(skips_empty=True).read(Recipe, content, given={"name": name, "text": text})
     except UserError as error:
-        raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     claims = tuple(replace(claim, text=" ".join(claim.text.split())) for claim in recipe.claims)
     recipe = replace(
         recipe, description=recipe.description.strip(), claims=claims, scale=recipe.scale or next(iter(recipe.scales))

@@ -35,7 +35,12 @@ class Reader:
     Beside their types, fields of a dataclass may say in their metadata: `yaml`, the key that they have in the file; `within`,
     the mapping below the object's own that they stand in. An object in a mapping of names has its name as `name`.
     What `__post_init__` of a dataclass refuses gets its place.
+
+    skips_empty: whether a key with nothing behind it counts as absent
     """
+
+    def __init__(self, *, skips_empty: bool = False) -> None:
+        self.skips_empty = skips_empty
 
     def kind_of(self, kind: Any, content: Mapping[Any, Any], key: str) -> Any:
         """The dataclass to read `content` as, where `kind` has variants."""
@@ -82,7 +87,8 @@ class Reader:
         if not dataclasses.is_dataclass(kind):
             return self.read(kind, item, _below(key, name))
         named = any(field.name == "name" for field in dataclasses.fields(kind))
-        return self.read(kind, {} if item is None else item, _below(key, name), given={"name": name} if named else None)
+        item = {} if item is None and self.skips_empty else item
+        return self.read(kind, item, _below(key, name), given={"name": name} if named else None)
 
     def _object(self, kind: Any, value: Any, key: str, given: Mapping[str, Any]) -> Any:
         if not isinstance(value, Mapping):
@@ -100,6 +106,8 @@ class Reader:
             content, prefix = (value.get(group, {}), _below(key, group)) if group else (value, key)
             if not isinstance(content, Mapping):
                 raise UserError(f"{prefix}={_short(content)}: expected keys and values below {prefix}.")
+            if self.skips_empty:
+                content = {name: item for name, item in content.items() if item is not None}
             self._check_keys(content, fields, kind=kind, key=prefix, groups=[] if group else [*groups][1:])
             for name, field in fields.items():
                 if name in content:
