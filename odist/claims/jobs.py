@@ -1,7 +1,6 @@
 """Planned runs of a recipe, each trained by an `odist train` process of its own, some at a time.
 
-A crash costs one run, a finished run is reused and an interrupted one continued. Which runs, and what
-becomes of them, is left to reproduce and tune.
+A crash costs one run, a finished run is reused and an interrupted one continued.
 """
 
 from __future__ import annotations
@@ -77,8 +76,9 @@ def train_all(
                     ended(job.path)
                 report.ended(job)
     if failed:
-        raise OdistError(f"{len(failed)} of {len(plan)} runs failed; the same command tries them again.\n"
-                         + "\n".join(failed))  # fmt: skip
+        raise OdistError(
+            f"{len(failed)} of {len(plan)} runs failed; the same command tries them again.\n" + "\n".join(failed)
+        )
 
 
 def _known_finished(path: Path) -> bool:

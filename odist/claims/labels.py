@@ -21,9 +21,8 @@ def with_sizes(recipe: Recipe, records: Sequence[Record]) -> Recipe:
     """The recipe with every label filled from the records of its system; of one without records the place is left out."""
     configs = {record.system: record.config for record in records}
     systems = {
-        name: replace(system, label=_filled(system.label, configs.get(name)))
-        for name, system in recipe.systems.items()
-    }  # fmt: skip
+        name: replace(system, label=_filled(system.label, configs.get(name))) for name, system in recipe.systems.items()
+    }
     return replace(recipe, systems=systems)
 
 

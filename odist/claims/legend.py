@@ -1,7 +1,6 @@
 """Which runs share a figure, and what each system is called in its legend.
 
-Runs share a figure when they learn one task from the same rows: metrics of other tasks and rows cannot be compared. Drawing
-is left to plot.
+Runs share a figure when they learn one task from the same rows: metrics of other tasks and rows cannot be compared.
 """
 
 from __future__ import annotations
@@ -18,8 +17,23 @@ from odist.run.folder import Run
 
 LARGEST_NUMBER_OF_KEYS = 3  # beside an algorithm's name
 # What a reader asks for first. Where several keys tell two systems apart, the first ones are named.
-FIRST = ("scale", "model.name", "algorithm.strategy", "num_groups", "workers", "train.batch", "optim.lr", "data.partition",
-         "model", "optim", "algorithm", "exchange", "train", "data", "task")  # fmt: skip
+FIRST = (
+    "scale",
+    "model.name",
+    "algorithm.strategy",
+    "num_groups",
+    "workers",
+    "train.batch",
+    "optim.lr",
+    "data.partition",
+    "model",
+    "optim",
+    "algorithm",
+    "exchange",
+    "train",
+    "data",
+    "task",
+)
 WORDS = {  # key: how its value is said; any other by its last word, as in `lr 0.02`
     "scale": "{} scale",
     "model.name": "{}",

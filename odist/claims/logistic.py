@@ -2,8 +2,7 @@
 
 The model is linear in the normalised integers, a flag for each missing one, and one weight per hash
 bucket of the categorical values, so it sees what the network sees. It is fitted in passes over the
-training rows in a shuffled order, batch by batch, so that memory does not grow with the rows. Which run it
-is compared with, and what is printed, is left to the report.
+training rows in a shuffled order, batch by batch, so that memory does not grow with the rows.
 """
 
 from __future__ import annotations
@@ -56,8 +55,8 @@ class LogisticGrid:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """Log loss of one setting on the tuning split."""
+class Setting:
+    """Options that were tried, and their log loss in nats on the tuning split."""
 
     options: LogisticOptions
     log_loss: float
@@ -73,7 +72,7 @@ class ReferenceResult:
     """
 
     options: LogisticOptions
-    trials: tuple[Trial, ...]
+    trials: tuple[Setting, ...]
     at_edge: tuple[str, ...]
     metrics: dict[str, Any]
     probabilities: np.ndarray
@@ -83,8 +82,13 @@ class ReferenceResult:
     def to_dict(self) -> dict[str, Any]:
         """What a report keeps: everything but the predictions."""
         trials = [{**asdict(trial.options), "log_loss": trial.log_loss} for trial in self.trials]
-        return {"options": asdict(self.options), "trials": trials, "at_edge": list(self.at_edge),
-                "metrics": self.metrics, "data_fingerprint": self.fingerprint}  # fmt: skip
+        return {
+            "options": asdict(self.options),
+            "trials": trials,
+            "at_edge": list(self.at_edge),
+            "metrics": self.metrics,
+            "data_fingerprint": self.fingerprint,
+        }
 
 
 class HashedLogistic:
@@ -175,21 +179,22 @@ def predict(model: HashedLogistic, source: Source) -> tuple[np.ndarray, np.ndarr
     return np.concatenate(probabilities), np.concatenate(targets)
 
 
-def tune(source: Source, *, grid: LogisticGrid, seed: int = 0) -> tuple[LogisticOptions, list[Trial], list[str]]:
+def tune(source: Source, *, grid: LogisticGrid, seed: int = 0) -> tuple[LogisticOptions, list[Setting], list[str]]:
     """Choose learning rate, penalty and passes by the log loss on what `source` evaluates (the tuning split).
 
     A side of the grid at whose edge the best value lies is extended, at most `grid.extensions` times;
     settings still at an edge then are named in the third result. The number of passes has no lower side.
     """
-    rates, penalties, trials = list(grid.lr), list(grid.l2), dict[tuple[float, float], list[Trial]]()
+    rates, penalties, trials = list(grid.lr), list(grid.l2), dict[tuple[float, float], list[Setting]]()
     for extension in range(grid.extensions + 1):
         for lr in rates:
             for l2 in penalties:
                 if (lr, l2) not in trials:
                     trials[lr, l2] = _trials(source, LogisticOptions(lr=lr, l2=l2, passes=grid.passes, seed=seed))
         best = min((trial for own in trials.values() for trial in own), key=lambda trial: trial.log_loss).options
-        edges = [name for name, side in (("lr", rates), ("l2", penalties))
-                 if getattr(best, name) in (min(side), max(side))]  # fmt: skip
+        edges = [
+            name for name, side in (("lr", rates), ("l2", penalties)) if getattr(best, name) in (min(side), max(side))
+        ]
         if not edges or extension == grid.extensions:
             break
         for name, side, factor in (("lr", rates, 2.0), ("l2", penalties, 10**0.5)):
@@ -201,13 +206,13 @@ def tune(source: Source, *, grid: LogisticGrid, seed: int = 0) -> tuple[Logistic
     return best, [trial for own in trials.values() for trial in own], edges
 
 
-def _trials(source: Source, options: LogisticOptions) -> list[Trial]:
+def _trials(source: Source, options: LogisticOptions) -> list[Setting]:
     """One trial for every pass of a fit."""
     found = []
     for done, model in enumerate(fit_passes(source, options=options), 1):
         probabilities, targets = predict(model, source)
         loss = float(binary_results(probabilities, targets)["log_loss"])
-        found.append(Trial(replace(options, passes=done), loss if math.isfinite(loss) else math.inf))
+        found.append(Setting(replace(options, passes=done), loss if math.isfinite(loss) else math.inf))
     return found
 
 
@@ -218,8 +223,10 @@ def logistic_reference(data: DataConfig, *, grid: LogisticGrid | None = None) ->
     UserError for generated rows (their best possible loss is known, no reference is needed).
     """
     if data.name != "prepared":
-        raise UserError(f"data.name={data.name}: the logistic reference is for prepared rows (data=prepared "
-                        "data.path=DIR). Generated rows carry their own best possible loss.")  # fmt: skip
+        raise UserError(
+            f"data.name={data.name}: the logistic reference is for prepared rows (data=prepared "
+            "data.path=DIR). Generated rows carry their own best possible loss."
+        )
     from odist.tasks.criteo import PreparedSource
 
     tuning = PreparedSource(Config(data=replace(data, holdout="tuning")))

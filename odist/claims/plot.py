@@ -1,7 +1,7 @@
 """Figures of run folders: learning curves, and loss against churn.
 
-Draws what the runs recorded; which runs share a figure and what they are called is left to legend, which files a command
-writes is decided by `plot_runs`.
+Draws what the runs recorded. odist.claims.legend says which runs share a figure and what they are called; `plot_runs` writes
+the files of `odist plot`.
 """
 
 from __future__ import annotations
@@ -76,8 +76,14 @@ def draw_curves(axes: Axes, curves: Sequence[Curves], *, metric: str, x: str = "
         if len(frames) == 1 or not common:
             for frame in frames:
                 marker = own.marker if len(frame) == 1 else ""  # a line of one point would not be seen
-                axes.plot(frame[column], frame[metric], color=own.colour, linestyle=own.line, marker=marker,
-                          markerfacecolor=own.face)  # fmt: skip
+                axes.plot(
+                    frame[column],
+                    frame[metric],
+                    color=own.colour,
+                    linestyle=own.line,
+                    marker=marker,
+                    markerfacecolor=own.face,
+                )
             continue
         shared = [frame[frame["step"].isin(common)].sort_values("step") for frame in frames]
         values = np.stack([frame[metric].to_numpy(float) for frame in shared])
@@ -97,8 +103,16 @@ def draw_points(axes: Axes, curves: Sequence[tuple[Look, Sequence[tuple[float, f
 
     for own, points in curves:
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, color=own.colour, linestyle=own.line, marker=own.marker, markerfacecolor=own.face, markersize=2.5,
-                  linewidth=0.9)  # fmt: skip
+        axes.plot(
+            x,
+            y,
+            color=own.colour,
+            linestyle=own.line,
+            marker=own.marker,
+            markerfacecolor=own.face,
+            markersize=2.5,
+            linewidth=0.9,
+        )
     values = sorted(value for _, points in curves for _, value in points)
     if values and higher_is_better(metric):  # the worst fifth, mostly from the start, would flatten the rest
         axes.set_ylim(max(0.0, values[len(values) // 5] - 0.1), values[-1] + 0.03)

@@ -1,6 +1,6 @@
 """What a report says of each metric: its name, the label of its axis, its unit, and whether higher is better.
 
-The one list of the metrics for which higher is better. Computing metrics is left to the tasks.
+It has the one list of the metrics for which higher is better.
 """
 
 from __future__ import annotations

@@ -165,8 +165,16 @@ class Recipe:
         systems = {
             name: replace(system, paper={}, paper_curve=None) for name, system in self.without_wording.systems.items()
         }
-        return replace(self.without_wording, systems=systems, claims=(), decision=None, targets=None, metrics=(),
-                       paper_figure=None, judged_later=False)  # fmt: skip
+        return replace(
+            self.without_wording,
+            systems=systems,
+            claims=(),
+            decision=None,
+            targets=None,
+            metrics=(),
+            paper_figure=None,
+            judged_later=False,
+        )
 
     @property
     def without_wording(self) -> Recipe:

@@ -2,7 +2,7 @@
 
     references/VARIANT-NAME.json   the reference's settings, metrics and what it was compared with
 
-Fitting a reference is left to odist.claims.logistic.
+odist.claims.logistic fits them.
 """
 
 from __future__ import annotations

@@ -197,8 +197,11 @@ def _record_references(
     """Fit and record every reference of the variants that were run."""
     for variant in dict.fromkeys(run.variant for run in plan):
         for reference in recipe.variants[variant].references.values():
-            own = {run.seed: Run.open(path) for run, path in zip(plan, paths, strict=True)
-                   if (run.variant, run.system) == (variant, reference.system)}  # fmt: skip
+            own = {
+                run.seed: Run.open(path)
+                for run, path in zip(plan, paths, strict=True)
+                if (run.variant, run.system) == (variant, reference.system)
+            }
             echo(f"fitting the reference: {reference.label}")
             _record_reference(recipe, reference, variant=variant, runs=own, folder=folder)
 
@@ -216,8 +219,10 @@ def _record_reference(
     result = logistic_reference(load(next(iter(runs.values())).config).data)
     predictions = [run.predictions() for run in runs.values()]
     if any(not np.array_equal(p.targets, result.targets) for p in predictions):
-        raise UserError(f"the runs of {reference.system} and the reference {reference.name} were evaluated on different "
-                        "rows. Delete the older runs and start the recipe again.")  # fmt: skip
+        raise UserError(
+            f"the runs of {reference.system} and the reference {reference.name} were evaluated on different "
+            "rows. Delete the older runs and start the recipe again."
+        )
     by_run, of_mean = paired_differences(
         [p.probabilities for p in predictions], result.probabilities, targets=result.targets
     )

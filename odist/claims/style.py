@@ -147,20 +147,37 @@ def legend(figure: Figure, entries: Mapping[str, Look], *, notes: Sequence[str] 
     room = max(10, int((width / columns - HANDLE) / CHARACTER))
     labels = [_wrapped(name, room) for name in entries]
     handles = [
-        Line2D([], [], color=own.colour, linestyle=own.line, marker=own.marker if markers else "", markerfacecolor=own.face,
-               markersize=4.5)
+        Line2D(
+            [],
+            [],
+            color=own.colour,
+            linestyle=own.line,
+            marker=own.marker if markers else "",
+            markerfacecolor=own.face,
+            markersize=4.5,
+        )
         for own in entries.values()
-    ]  # fmt: skip
+    ]
     title = "\n".join(line for note in notes for line in textwrap.wrap(note, int(width / CHARACTER) - 4))
     each = -(-len(labels) // columns)
-    tallest = max(sum(2 * label.count("\n") + 3 for label in labels[start : start + each]) / 2
-                  for start in range(0, len(labels), each))  # fmt: skip
+    tallest = max(
+        sum(2 * label.count("\n") + 3 for label in labels[start : start + each]) / 2
+        for start in range(0, len(labels), each)
+    )
     lines = tallest + (title.count("\n") + 2 if title else 0)
     figure.set_size_inches(width, height + LINE_HEIGHT * lines)
     drawn = figure.legend(
-        handles, labels, loc="outside lower left", ncols=columns, fontsize=LEGEND_SIZE, title=title or None,
-        title_fontsize=LEGEND_SIZE, alignment="left", handlelength=2.6, borderaxespad=0.3,
-    )  # fmt: skip
+        handles,
+        labels,
+        loc="outside lower left",
+        ncols=columns,
+        fontsize=LEGEND_SIZE,
+        title=title or None,
+        title_fontsize=LEGEND_SIZE,
+        alignment="left",
+        handlelength=2.6,
+        borderaxespad=0.3,
+    )
     drawn.get_title().set_color("#444444")
 
 
@@ -179,8 +196,10 @@ def check_layout(figure: Figure) -> None:
 
     UserError says so, before anything is written.
     """
-    refusal = UserError("the legend and the labels leave no room for the panels, so no figure was written. Plot fewer systems "
-                        "at a time, for example the runs of one task.")  # fmt: skip
+    refusal = UserError(
+        "the legend and the labels leave no room for the panels, so no figure was written. Plot fewer systems "
+        "at a time, for example the runs of one task."
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*constrained_layout not applied")
         try:

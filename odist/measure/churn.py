@@ -255,22 +255,28 @@ def summarise_pairs(
 def _check(arrays: list[np.ndarray], names: list[str], targets: np.ndarray | None) -> None:
     """Refuse what is not two or more aligned arrays of probabilities."""
     if len(arrays) < 2:
-        raise UserError(f"churn compares at least two retrains of one system, got {len(arrays)}. "
-                        "Train another with the same settings and another seed.")  # fmt: skip
+        raise UserError(
+            f"churn compares at least two retrains of one system, got {len(arrays)}. "
+            "Train another with the same settings and another seed."
+        )
     if len(names) != len(arrays):
         raise ValueError(f"{len(arrays)} predictions, {len(names)} names")
     for name, p in zip(names, arrays, strict=True):
         if p.ndim not in (1, 2) or len(p) == 0:
             raise UserError(f"{name}: expected probabilities of shape [rows] or [rows, classes], got {list(p.shape)}.")
         if p.shape != arrays[0].shape:
-            raise UserError(f"{name} predicts {list(p.shape)} values, {names[0]} {list(arrays[0].shape)}. "
-                            "Retrains are compared on the same rows in the same order.")  # fmt: skip
+            raise UserError(
+                f"{name} predicts {list(p.shape)} values, {names[0]} {list(arrays[0].shape)}. "
+                "Retrains are compared on the same rows in the same order."
+            )
         wrong = ~((p >= 0) & (p <= 1))
         if wrong.any():
             where = int(np.argmax(wrong.reshape(len(p), -1).any(axis=1)))
-            raise UserError(f"{name}: not a probability in {int(wrong.sum())} places, the first in row {where} "
-                            f"(value {p[where] if p.ndim == 1 else p[where][wrong[where]][0]}). "
-                            "Expected numbers from 0 to 1, not logits.")  # fmt: skip
+            raise UserError(
+                f"{name}: not a probability in {int(wrong.sum())} places, the first in row {where} "
+                f"(value {p[where] if p.ndim == 1 else p[where][wrong[where]][0]}). "
+                "Expected numbers from 0 to 1, not logits."
+            )
     if targets is not None and len(targets) != len(arrays[0]):
         raise UserError(f"{len(targets)} targets for {len(arrays[0])} rows of predictions.")
 

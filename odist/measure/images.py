@@ -1,6 +1,6 @@
 """Metrics of an image classifier: top-1 and top-5 accuracy, cross-entropy in nats and calibration.
 
-The sums are those of odist.measure.metrics; what the classes are is left to the task.
+The sums are those of odist.measure.metrics.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Metrics of a language model: sums over tokens on the device, and results of stored predictions.
 
-Cross-entropy in nats per token, perplexity, bits per byte. What the tokens stand for is left to the task.
+Cross-entropy in nats per token, perplexity, bits per byte.
 """
 
 from __future__ import annotations

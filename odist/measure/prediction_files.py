@@ -2,7 +2,7 @@
 
 One row a prediction. odist writes `row` (its number in the evaluation), `data_fingerprint` (which rows these are), `label`
 where it is known, and `prediction` (binary), `prediction_0` to `prediction_K-1` (K classes) or `probability_of_label`
-(language models: of the correct piece). Comparing files is left to retrains.
+(language models: of the correct piece).
 """
 
 from __future__ import annotations
@@ -134,8 +134,9 @@ def read_predictions(path: Path, *, column: Sequence[str] = (), target: str | No
     targets = None if target is None else _targets(frame[target], path, names=names, form=form)
     fingerprints = list(map(str, frame[FINGERPRINT].unique())) if FINGERPRINT in frame.columns else []
     if len(fingerprints) > 1:
-        raise UserError(f"{path}: rows of several data sets ({FINGERPRINT}: {listed(fingerprints)}). "
-                        "Compare the rows of one.")  # fmt: skip
+        raise UserError(
+            f"{path}: rows of several data sets ({FINGERPRINT}: {listed(fingerprints)}). Compare the rows of one."
+        )
     others = {str(name): frame[name].to_numpy() for name in frame.columns if name not in (*names, target, FINGERPRINT)}
     fingerprint = fingerprints[0] if fingerprints else None
     return Retrain(path, path.name, probabilities, form, targets, others, fingerprint)
@@ -168,8 +169,9 @@ def _read_frame(path: Path) -> pd.DataFrame:
             return pd.read_parquet(path)
         return pd.read_csv(path)
     except (ValueError, OSError) as error:  # parser errors and pyarrow's are ValueErrors
-        raise UserError(f"{path}: cannot be read as a table of predictions ({error}). "
-                        "Expected CSV with a header, or Parquet.") from error  # fmt: skip
+        raise UserError(
+            f"{path}: cannot be read as a table of predictions ({error}). Expected CSV with a header, or Parquet."
+        ) from error
 
 
 def _probability_columns(frame: pd.DataFrame, path: Path, *, column: Sequence[str]) -> tuple[list[str], Form]:
@@ -188,8 +190,10 @@ def _probability_columns(frame: pd.DataFrame, path: Path, *, column: Sequence[st
             )
         absent = [number for number in range(max(family)) if number not in family]
         if absent:
-            raise UserError(f"{path}: columns {listed(family.values())}, but none for class {absent[0]}: classes are counted "
-                            "from 0. Name the column of every class with --column, in order.")  # fmt: skip
+            raise UserError(
+                f"{path}: columns {listed(family.values())}, but none for class {absent[0]}: classes are counted "
+                "from 0. Name the column of every class with --column, in order."
+            )
         return list(family.values()), Form.classes
     if column:
         return list(column), Form.label if column[0] == OF_LABEL else Form.binary
@@ -201,9 +205,11 @@ def _probability_columns(frame: pd.DataFrame, path: Path, *, column: Sequence[st
             return list(family.values()), Form.classes
         if prefix in frame.columns:
             return [prefix], Form.binary
-    raise UserError(f"{path}: no column of probabilities among {', '.join((*PROBABILITY_COLUMNS, OF_LABEL))}, nor one for "
-                    f"every class (prediction_0, prediction_1 and so on). {has} Name it with --column, or the columns of "
-                    "the classes, or what these begin with.")  # fmt: skip
+    raise UserError(
+        f"{path}: no column of probabilities among {', '.join((*PROBABILITY_COLUMNS, OF_LABEL))}, nor one for "
+        f"every class (prediction_0, prediction_1 and so on). {has} Name it with --column, or the columns of "
+        "the classes, or what these begin with."
+    )
 
 
 def _family(frame: pd.DataFrame, prefix: str) -> dict[int, str]:
@@ -220,8 +226,10 @@ def _check_sums(path: Path, probabilities: np.ndarray) -> None:
     wrong = np.abs(probabilities.sum(axis=1) - 1) > SUM_TOLERANCE
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise UserError(f"{path}: the classes of {num_rows(int(wrong.sum()))} do not add up to 1, first of row {row} (sum "
-                        f"{probabilities[row].sum():.4g}). Expected the probabilities of all classes, not logits.")  # fmt: skip
+        raise UserError(
+            f"{path}: the classes of {num_rows(int(wrong.sum()))} do not add up to 1, first of row {row} (sum "
+            f"{probabilities[row].sum():.4g}). Expected the probabilities of all classes, not logits."
+        )
 
 
 def _targets(values: pd.Series[Any], path: Path, *, names: Sequence[str], form: Form) -> np.ndarray:
@@ -244,6 +252,8 @@ def _targets(values: pd.Series[Any], path: Path, *, names: Sequence[str], form: 
             f" Of many classes, name the column of every class with --column, or call the column {OF_LABEL!r} if it holds "
             "the probability of the correct class alone."
         )
-        raise UserError(f"{path}: the target column {values.name!r} holds values other than {expected} in "
-                        f"{num_rows(int(wrong.sum()))}, first in row {row} ({values.iloc[row]}).{hint if form is Form.binary else ''}")  # fmt: skip
+        raise UserError(
+            f"{path}: the target column {values.name!r} holds values other than {expected} in "
+            f"{num_rows(int(wrong.sum()))}, first in row {row} ({values.iloc[row]}).{hint if form is Form.binary else ''}"
+        )
     return targets.astype(np.int64)

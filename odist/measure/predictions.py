@@ -1,8 +1,7 @@
 """Retrains of one system, read from run folders and prediction files, checked and compared.
 
-Refuses what is no pair of retrains (other rows, the same run twice) and notes what makes the comparison
-doubtful (settings that differ, equal seeds). Reading files is left to prediction_files, finding the same rows in them to
-row_matching, the numbers to churn.
+Refuses what cannot be retrains of one system (other rows, the same run twice) and notes what makes the comparison
+doubtful (settings that differ, equal seeds).
 """
 
 from __future__ import annotations
@@ -73,13 +72,17 @@ def compare_retrains(
         if path in resolved[:index]:
             raise UserError(f"{paths[index]} is given twice. A run compared with itself has no churn; name each once.")
     if len(paths) < 2:
-        raise UserError(f"churn compares at least two retrains of one system, got {len(paths)}. "
-                        "Train another with the same settings and another seed.")  # fmt: skip
+        raise UserError(
+            f"churn compares at least two retrains of one system, got {len(paths)}. "
+            "Train another with the same settings and another seed."
+        )
     retrains = [load_predictions(path, split=split, column=column, target=target) for path in paths]
     for retrain in retrains:
         if retrain.form is not retrains[0].form:
-            raise UserError(f"{retrain.path} holds the {retrain.form.value}, {retrains[0].path} the "
-                            f"{retrains[0].form.value}. Retrains are compared in one form.")  # fmt: skip
+            raise UserError(
+                f"{retrain.path} holds the {retrain.form.value}, {retrains[0].path} the "
+                f"{retrains[0].form.value}. Retrains are compared in one form."
+            )
     retrains, notes = match_rows(retrains, key=key, by_order=by_order)
     targets = _common_targets(retrains)
     if threshold != 0.5 and retrains[0].form is not Form.binary:
@@ -113,8 +116,10 @@ def _common_targets(retrains: list[Retrain]) -> np.ndarray | None:
             hint = "Evaluate both on the same rows, with the same train.evaluate_batch."
             if not retrain.config or not known[0].config:
                 hint = "Name a column that identifies the rows with --key."
-            raise UserError(f"{retrain.path} and {known[0].path} disagree on the label of {len(differ)} rows, first of "
-                            f"row {int(differ[0])}: these are not the same rows in the same order. {hint}")  # fmt: skip
+            raise UserError(
+                f"{retrain.path} and {known[0].path} disagree on the label of {len(differ)} rows, first of "
+                f"row {int(differ[0])}: these are not the same rows in the same order. {hint}"
+            )
     return known[0].targets if known else None
 
 
@@ -147,8 +152,10 @@ def doubts(retrains: list[Retrain]) -> list[str]:
         by_seed.setdefault(config.get("seed"), []).append(retrain.name)
     for seed, names in by_seed.items():
         if len(names) > 1:
-            notes.append(f"Same seed ({seed}): {', '.join(names)}. Training the same seed again is not a retrain: "
-                         "its churn is 0 by construction.")  # fmt: skip
+            notes.append(
+                f"Same seed ({seed}): {', '.join(names)}. Training the same seed again is not a retrain: "
+                "its churn is 0 by construction."
+            )
     differing = system_differences(configs)
     if differing.pop("data.seed", None):
         notes.append("data.seed differs, so this churn includes the effect of other training data.")

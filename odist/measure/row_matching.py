@@ -42,11 +42,13 @@ def match_rows(
     else:
         for retrain in retrains:
             if len(retrain.probabilities) != len(first.probabilities):
-                raise UserError(f"{retrain.path} has {num_rows(len(retrain.probabilities))}, {first.path} "
-                                f"{len(first.probabilities):,}. Retrains are compared on the same rows.")  # fmt: skip
+                raise UserError(
+                    f"{retrain.path} has {num_rows(len(retrain.probabilities))}, {first.path} "
+                    f"{len(first.probabilities):,}. Retrains are compared on the same rows."
+                )
         matched = list(retrains)
-        notes.append("Rows are matched by their order" + (" (--no-key)." if by_order else
-                     ": the files have no common column that names them. One can be named with --key."))  # fmt: skip
+        why = " (--no-key)" if by_order else ": the files have no common column that names them. --key names one"
+        notes.append(f"Rows are matched by their order{why}.")
     if key is None and not by_order:
         if chosen is None:
             _check_row_numbers(retrains)
@@ -59,9 +61,11 @@ def _check_data(retrains: Sequence[Retrain]) -> None:
     known = [retrain for retrain in retrains if retrain.fingerprint is not None]
     for retrain in known[1:]:
         if retrain.fingerprint != known[0].fingerprint:
-            raise UserError(f"{retrain.path} and {known[0].path} predict different rows (data fingerprints "
-                            f"{retrain.fingerprint} and {known[0].fingerprint}). Retrains are compared on one and the "
-                            "same split: evaluate both on the same data with `odist eval RUN --data DIR`.")  # fmt: skip
+            raise UserError(
+                f"{retrain.path} and {known[0].path} predict different rows (data fingerprints "
+                f"{retrain.fingerprint} and {known[0].fingerprint}). Retrains are compared on one and the "
+                "same split: evaluate both on the same data with `odist eval RUN --data DIR`."
+            )
 
 
 def _matched(retrains: Sequence[Retrain], key: str) -> list[Retrain]:
@@ -80,8 +84,10 @@ def _matched(retrains: Sequence[Retrain], key: str) -> list[Retrain]:
             if len(only)
         ]
         if parts:
-            raise UserError(f"{first.path} and {retrain.path} do not hold the same rows: {' and '.join(parts)}. "
-                            "Evaluate both on the same rows.")  # fmt: skip
+            raise UserError(
+                f"{first.path} and {retrain.path} do not hold the same rows: {' and '.join(parts)}. "
+                "Evaluate both on the same rows."
+            )
         matched.append(retrain.ordered(index.get_indexer(wanted)))
     return matched
 
@@ -92,17 +98,25 @@ def _keys(retrain: Retrain, key: str) -> pd.Index:
 
     if key not in retrain.columns:
         runs = " Rows of a run folder are known by their number alone: `odist eval RUN --output FILE` writes a file."
-        raise UserError(f"{retrain.path}: no column {key!r} (--key). It has: {listed(retrain.columns)}."
-                        f"{runs if retrain.config else ''}")  # fmt: skip
+        raise UserError(
+            f"{retrain.path}: no column {key!r} (--key). It has: {listed(retrain.columns)}."
+            f"{runs if retrain.config else ''}"
+        )
     index = pd.Index(retrain.columns[key])
     missing, repeated = index.isna(), index.duplicated()
-    wrong = [f"{num_rows(int(mask.sum()))} {what}, first row {int(np.argmax(mask))}{value}" for mask, what, value in (
-        (missing, "without one", ""),
-        (repeated & ~missing, "with that of an earlier row", f" ({index[int(np.argmax(repeated & ~missing))]})"),
-    ) if mask.any()]  # fmt: skip
+    wrong = [
+        f"{num_rows(int(mask.sum()))} {what}, first row {int(np.argmax(mask))}{value}"
+        for mask, what, value in (
+            (missing, "without one", ""),
+            (repeated & ~missing, "with that of an earlier row", f" ({index[int(np.argmax(repeated & ~missing))]})"),
+        )
+        if mask.any()
+    ]
     if wrong:
-        raise UserError(f"{retrain.path}: the key {key!r} does not name each row once: {'; '.join(wrong)}. "
-                        f"Remove the rows, or {OTHER_WAYS}.")  # fmt: skip
+        raise UserError(
+            f"{retrain.path}: the key {key!r} does not name each row once: {'; '.join(wrong)}. "
+            f"Remove the rows, or {OTHER_WAYS}."
+        )
     return index
 
 
@@ -112,8 +126,10 @@ def _check_row_numbers(retrains: Sequence[Retrain]) -> None:
     for retrain in retrains:
         numbers = retrain.columns.get(ROW)
         if numbers is not None and not np.array_equal(numbers, np.arange(len(numbers))):
-            raise UserError(f"{retrain.path} numbers its rows in the column {ROW!r} in another order than they stand in, and "
-                            f"{lacking[0].path} has no such column. Add it there, {OTHER_WAYS}.")  # fmt: skip
+            raise UserError(
+                f"{retrain.path} numbers its rows in the column {ROW!r} in another order than they stand in, and "
+                f"{lacking[0].path} has no such column. Add it there, {OTHER_WAYS}."
+            )
 
 
 def _check_shared_columns(retrains: Sequence[Retrain], *, keyed: bool) -> list[str]:
@@ -133,10 +149,12 @@ def _check_shared_columns(retrains: Sequence[Retrain], *, keyed: bool) -> list[s
             values = first.columns[name]
             if NAMES_ROWS.fullmatch(name) or (not keyed and _identifies(values, retrain.columns[name])):
                 row = int(np.argmax(where))
-                raise UserError(f"{first.path} and {retrain.path} disagree in the column {name!r} in {int(where.sum()):,} of "
-                                f"{len(where):,} rows, first in row {row} ({values[row]} and {retrain.columns[name][row]}): "
-                                f"these may not be the same rows. Type --key {name} to match rows by it, or --no-key to "
-                                "match them by their order.")  # fmt: skip
+                raise UserError(
+                    f"{first.path} and {retrain.path} disagree in the column {name!r} in {int(where.sum()):,} of "
+                    f"{len(where):,} rows, first in row {row} ({values[row]} and {retrain.columns[name][row]}): "
+                    f"these may not be the same rows. Type --key {name} to match rows by it, or --no-key to "
+                    "match them by their order."
+                )
         words = [name for name in differing if first.columns[name].dtype.kind != "f"]
         if words:
             notes.append(f"{first.path} and {retrain.path} disagree in {listed(words)}: are these the same rows?")

@@ -48,8 +48,14 @@ def slice_rows(
         means = {pair: float(of_pair[index] / counts[index]) for pair, of_pair in sums.items()}
         value, interval = mean_over_pairs(means, num_runs, confidence=confidence)
         interval = within_range("mean_abs_difference", interval)
-        rows.append({"value": label, "rows": int(counts[index]), "mean_abs_difference": value,
-                     "mean_abs_difference_interval": interval})  # fmt: skip
+        rows.append(
+            {
+                "value": label,
+                "rows": int(counts[index]),
+                "mean_abs_difference": value,
+                "mean_abs_difference_interval": interval,
+            }
+        )
     return rows
 
 
