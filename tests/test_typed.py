@@ -100,5 +100,5 @@ def test_a_mistake_is_named_with_its_place(old: str, new: str, message: str) -> 
 
 @pytest.mark.parametrize("text", ["a: [", "a: b: c", "\t- x", "a: &x [*y]"])
 def test_what_is_no_yaml_is_said_in_one_line(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^no YAML: [^\n]+$"):
+    with pytest.raises(ValueError, match=r"^not YAML: [^\n]+$"):
         yaml_content(text)

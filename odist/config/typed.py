@@ -26,7 +26,7 @@ def yaml_content(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"no YAML: {str(error).splitlines()[0][:80]}") from error
+        raise ValueError(f"not YAML: {str(error).splitlines()[0][:80]}") from error
 
 
 class Reader:
