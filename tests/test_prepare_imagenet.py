@@ -433,7 +433,7 @@ def test_messages_about_labels(tmp_path: Path) -> None:
     skipped = prepare(tmp_path / "skipped", *inputs, labels=labels, bad="skip")
     assert (skipped.images["validation"], skipped.dropped) == (1, {"no label": 5})
     labels.write_text("other.JPEG n01\n")
-    assert "no image of the input is named in it" in user_error(tmp_path, *inputs, labels=labels)
+    assert "it names none of the images of the input" in user_error(tmp_path, *inputs, labels=labels)
 
 
 @pytest.mark.parametrize(

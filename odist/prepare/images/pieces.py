@@ -24,8 +24,9 @@ from odist.errors import UserError
 from odist.files import save_array, write_atomically
 from odist.prepare.images.convert import BadImage, convert
 from odist.prepare.images.files import WHOLE, open_rows, row_bytes
+from odist.prepare.images.layout import DroppedFile
 from odist.prepare.images.options import ImageChoices
-from odist.prepare.images.plan import DroppedFile, Item
+from odist.prepare.images.plan import Item
 from odist.prepare.options import draw
 from odist.prepare.pool import Tell
 

@@ -25,9 +25,10 @@ from odist.errors import UserError
 from odist.files import write_atomically
 from odist.prepare.images.files import ImageFile, ImageSource, find_image_sources, list_files
 from odist.prepare.images.labels import read_labels
+from odist.prepare.images.layout import UNLABELLED, DroppedFile
 from odist.prepare.images.options import ImageOptions, ImageReport
 from odist.prepare.images.pieces import KEY, SIZE, SPLIT, ImagePiece, PieceCounts, convert_piece
-from odist.prepare.images.plan import UNLABELLED, DroppedFile, Known, Plan, plan_dataset, plan_files
+from odist.prepare.images.plan import Known, Plan, plan_dataset, plan_files
 from odist.prepare.images.seal import seal
 from odist.prepare.job import Preparation, Progress, Stop
 from odist.prepare.options import draw
@@ -54,7 +55,7 @@ def prepare_imagenet(
 ) -> ImageReport:
     """Turn images into a store; the same call continues an interrupted one, to the same bytes.
 
-    inputs: see find_image_sources; layouts: see plan.py
+    inputs: see find_image_sources; see layout.py
     output: folder to make; done already by the same request: nothing happens and the report says so
     like: a prepared store whose classes are used; then every image is a validation image, unless
         options.validation_fraction is given
