@@ -669,6 +669,20 @@ def test_interrupted_anywhere(tmp_path: Path, file: Path, calls: int) -> None:
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
+def test_the_journal_of_an_earlier_version_is_continued(tmp_path: Path, file: Path) -> None:
+    options = CriteoOptions(buckets=BUCKETS, block_bytes=8000)
+    prepare_criteo([str(file)], output=tmp_path / "whole", options=options)
+    with pytest.raises(Interrupted):
+        prepare_criteo([str(file)], output=tmp_path / "parts", options=options, stop=After(2))
+    path = tmp_path / "parts.partial" / "journal.json"
+    content = json.loads(path.read_text())
+    assert content["journal"]["rows"] > 0
+    content["journal"]["seconds"] = 12.5  # was kept once
+    path.write_text(json.dumps(content))
+    prepare_criteo([str(file)], output=tmp_path / "parts", options=options)
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
 class _maybe:
     def __enter__(self) -> None: ...
 

@@ -17,7 +17,9 @@ import test_prepare_criteo as criteo
 import test_prepare_imagenet as images
 from test_cli import odist
 
+from odist.cli import prepare_progress
 from odist.cli.main import main
+from odist.cli.prepare_progress import PrepareProgress
 
 Typed = Callable[..., tuple[str, str]]
 
@@ -163,8 +165,41 @@ def test_folders_alone_are_no_files(typed: Typed) -> None:
 def test_options_are_explained_in_plain_words(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "250")
     out, _ = typed("text", "--help")
-    assert "Vocabulary size, special tokens included." in out
+    assert "Vocabulary size, special tokens included. [24006; from 5 to 1048576]" in out
     assert "Approximate number of sentences used to train the tokenizer." in out
+
+
+def test_options_out_of_their_bounds_are_refused(typed: Typed) -> None:
+    _, error = typed("text", "--input", "text.jsonl.gz", "--output", "s", "--vocabulary", "3")
+    assert error == "error: vocabulary=3: expected a number from 5 to 1048576.\n"
+    _, error = typed("imagenet", "--input", "images", "--output", "s", "--validation-fraction", "1")
+    assert error == "error: validation_fraction=1.0: expected a number from 0 to below 1.\n"
+    assert not list(Path().glob("s*"))
+
+
+def test_the_text_preparation_has_an_earlier_name(typed: Typed) -> None:
+    first, _ = typed(*TEXT, "--output", "s")
+    assert first.startswith("s: prepared\n")
+    again, _ = typed("commoncrawl", *TEXT[1:], "--output", "s")
+    assert again.startswith("s: was prepared already by the same command\n")
+
+
+def test_progress_off_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(prepare_progress, "PLAIN_SECONDS", 0.0)
+    with PrepareProgress() as rows:
+        rows("unpack", 3_000_000, 12_000_000, {})
+        rows("read", 6_000_000, 12_000_000, {"rows": 4321})
+    with PrepareProgress(speed=True) as text:
+        text("read", 5, 0, {"documents": 7})
+        text("tokenizer", 0, 0, {})
+        text("encode", 1, 4, {"documents": 1234, "tokens": 56_789})
+    assert capsys.readouterr().err.splitlines() == [
+        "unpacking 25 % of 12 MB",
+        "reading 50 % of 12 MB, 4,321 rows",
+        "reading 7 documents",
+        "training the tokenizer",
+        "encoding 25 % 1,234 documents; 56,789 tokens",
+    ]
 
 
 def test_lines_that_end_in_carriage_returns_alone(typed: Typed) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from odist.prepare.text.warc import Record, read_records, read_response
+from odist.prepare.text.warc import WarcRecord, read_records, read_response
 from odist.prepare.unpack import unpack
 
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "commoncrawl"
@@ -29,7 +29,7 @@ def wet(text: str, length: int | str | None = None) -> bytes:
     return header(len(data) if length is None else length) + data + b"\r\n\r\n"
 
 
-def read(data: bytes) -> tuple[list[Record], list[tuple[int, str]]]:
+def read(data: bytes) -> tuple[list[WarcRecord], list[tuple[int, str]]]:
     notes: list[tuple[int, str]] = []
 
     def note(place: int, kind: str) -> None:
@@ -38,7 +38,7 @@ def read(data: bytes) -> tuple[list[Record], list[tuple[int, str]]]:
     return list(read_records(unpack(io.BytesIO(data), start=data[:4], note=note), note=note)), notes
 
 
-def texts(records: list[Record]) -> list[str]:
+def texts(records: list[WarcRecord]) -> list[str]:
     return [record.block.decode() for record in records]
 
 
@@ -91,7 +91,7 @@ def test_real_damaged_file() -> None:
     )
 
 
-def _gaps(whole: bytes, found: list[Record]) -> Iterator[bytes]:
+def _gaps(whole: bytes, found: list[WarcRecord]) -> Iterator[bytes]:
     # What is left of the file when the text of headers and blocks is taken out in order: nothing but line ends.
     at = 0
     for record in found:

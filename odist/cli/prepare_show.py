@@ -6,15 +6,16 @@ import dataclasses
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from odist.cli.printing import as_json
 
 if TYPE_CHECKING:
     from odist.prepare.criteo.options import CriteoReport
     from odist.prepare.images.options import ImageReport
+    from odist.prepare.job import Report
     from odist.prepare.text.options import TextReport
 
 SPLITS = {"train": "training", "validation": "validation"}
@@ -110,7 +111,7 @@ def size(num_bytes: int) -> str:
     return f"{value:,.0f} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def _splits(table: Mapping[str, Mapping[str, int]], *, show: Any = "{:,}".format) -> list[Line]:
+def _splits(table: Mapping[str, Mapping[str, int]], *, show: Callable[[int], str] = "{:,}".format) -> list[Line]:
     cells = {name: {split: show(row.get(split, 0)) for split in SPLITS} for name, row in table.items()}
     width = max(len(text) for row in cells.values() for text in row.values())
     return [
@@ -130,7 +131,7 @@ def _located(places: Sequence[str], number: int) -> Iterator[Line]:
         yield "", f"  and {number - min(SHOWN, len(places)):,} more"
 
 
-def _print(report: Any, output: Path, lines: Sequence[Line], *, speed: str = "") -> None:
+def _print(report: Report, output: Path, lines: Sequence[Line], *, speed: str = "") -> None:
     shown = [*lines, *_sources(report), ("written", size(report.store_bytes))]
     shown += [("fingerprint", f"{report.fingerprint[:16]}, of what is fitted {report.fitted_fingerprint[:16]}")]
     if not report.reused:
@@ -141,7 +142,7 @@ def _print(report: Any, output: Path, lines: Sequence[Line], *, speed: str = "")
         print(f"  {name:<{width}}  {text}".rstrip())
 
 
-def _sources(report: Any) -> Iterator[Line]:
+def _sources(report: Report) -> Iterator[Line]:
     number = len(report.sources)
     yield "read", f"{size(report.input_bytes)} of {number:,} {'input' if number == 1 else 'inputs'}"
     for source in report.sources[:SHOWN]:

@@ -18,7 +18,7 @@ from odist.errors import Interrupted, UserError
 from odist.prepare.partial import Partial, finished_record
 
 
-class Progress(Protocol):
+class ShowProgress(Protocol):
     """Told how far a step is: `done` of `total` (bytes or pieces; 0: unknown), and rows, tokens, ... by name so far."""
 
     def __call__(self, step: str, done: int, total: int, counts: Mapping[str, int], /) -> None: ...
@@ -28,9 +28,19 @@ Stop = Callable[[], bool]  # polled; once true, the preparation keeps what is do
 
 
 class Report(Protocol):
-    """What every report says; its fields without a default are kept in store.json."""
+    """What every report says; its fields without a default are kept in store.json.
+
+    input_bytes, store_bytes: as they lie on the disk
+    sources: identity of each input, and what was read of it
+    seconds: of this call; reused: the store was there already
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    input_bytes: int
+    store_bytes: int
+    sources: list[dict[str, Any]]
+    fingerprint: str
+    fitted_fingerprint: str
     seconds: float
     reused: bool
 
@@ -57,12 +67,12 @@ class Preparation(ABC, Generic[OptionsT, ReportT]):
         *,
         like: Path | None = None,
         options: OptionsT,
-        progress: Progress | None = None,
+        progress: ShowProgress | None = None,
         stop: Stop | None = None,
     ) -> None:
         """Find what `inputs` name. like: a store, whose fitted parts are used; UserError for what cannot be meant."""
         self.options = options
-        self.progress: Progress = progress or _silent
+        self.progress: ShowProgress = progress or _silent
         self.stop: Stop = stop or _never
         self.partial: Partial  # while the steps run
         self.stages: dict[str, float] = {}  # seconds of each step of this call

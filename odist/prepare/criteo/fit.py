@@ -142,7 +142,7 @@ def load_rare(folder: Path, entry: dict[str, str], *, buckets: int) -> np.ndarra
     return np.unpackbits(packed, count=buckets).astype(np.bool_)
 
 
-def seal(folder: Path, split: RowRange, *, rare: np.ndarray | None, threads: int, poll: Callable[[], None]) -> str:
+def seal_rows(folder: Path, split: RowRange, *, rare: np.ndarray | None, threads: int, poll: Callable[[], None]) -> str:
     """Replace rare ids in place, if any, and return the digest of the rows; doing it again gives the same."""
     from odist.prepare.criteo import kernels
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from odist.errors import UserError
-from odist.prepare.criteo.lines import Block, first_lines, read_blocks, read_start
+from odist.prepare.criteo.lines import TextBlock, first_lines, read_blocks, read_start
 from odist.prepare.inputs import InputFile
 
 NUMERIC = tuple(f"I{number}" for number in range(1, 14))
@@ -87,8 +87,8 @@ def find_row_layout(source: InputFile, *, format_name: str) -> RowLayout:
     return RowLayout(separator[0], labelled=labelled >= unlabelled, start=skipped)
 
 
-def read_rows(source: InputFile, layout: RowLayout, *, offset: int, block_bytes: int) -> Iterator[Block]:
-    """Blocks of text rows, from `offset` (see Block.offset); 0 is the first row."""
+def read_rows(source: InputFile, layout: RowLayout, *, offset: int, block_bytes: int) -> Iterator[TextBlock]:
+    """Blocks of text rows, from `offset` (see TextBlock.offset); 0 is the first row."""
     if source.kind == "parquet":
         return _parquet_blocks(source, first=offset, batch=max(1, block_bytes // PARQUET_ROW_BYTES))
     return read_blocks(source, offset=max(offset, layout.start), block_bytes=block_bytes)
@@ -111,7 +111,7 @@ def _parquet_columns(source: InputFile) -> list[str]:
     return [present[name.lower()] for name in wanted]
 
 
-def _parquet_blocks(source: InputFile, *, first: int, batch: int) -> Iterator[Block]:
+def _parquet_blocks(source: InputFile, *, first: int, batch: int) -> Iterator[TextBlock]:
     import datasets
     import pyarrow
     import pyarrow.parquet
@@ -126,7 +126,7 @@ def _parquet_blocks(source: InputFile, *, first: int, batch: int) -> Iterator[Bl
             position += table.num_rows
             if position > first:
                 wanted = table.slice(max(0, first - (position - table.num_rows)))
-                yield Block(_text(wanted.select(columns)), position, source.bytes * position // num_rows)
+                yield TextBlock(_text(wanted.select(columns)), position, source.bytes * position // num_rows)
     except (pyarrow.ArrowException, OSError, datasets.exceptions.DatasetGenerationError) as error:
         raise UserError(f"{source.path}: a Parquet file that cannot be read: {error}") from None
 

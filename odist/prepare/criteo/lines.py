@@ -18,7 +18,7 @@ SNIFF_BYTES = 1 << 18
 
 
 @dataclass
-class Block:
+class TextBlock:
     """Whole lines of one source.
 
     text: lines, each ended by a newline
@@ -58,7 +58,7 @@ def _unpacked(source: InputFile, file: BinaryIO) -> Iterator[bytes]:
         done += len(piece)
 
 
-def read_blocks(source: InputFile, *, offset: int, block_bytes: int) -> Iterator[Block]:
+def read_blocks(source: InputFile, *, offset: int, block_bytes: int) -> Iterator[TextBlock]:
     """Blocks of whole lines of a text file, from unpacked byte `offset`, which begins a line.
 
     block_bytes: unpacked bytes of a block, about; no line may be longer
@@ -79,12 +79,12 @@ def read_blocks(source: InputFile, *, offset: int, block_bytes: int) -> Iterator
                         "rows."
                     )
                 position += cut - begin
-                yield Block(held[begin:cut], position, file.tell())
+                yield TextBlock(held[begin:cut], position, file.tell())
                 begin = cut
             del held[:begin]
         if held:
             ending = b"" if held.endswith(b"\n") else b"\n"
-            yield Block(held + ending, position + len(held), file.tell())
+            yield TextBlock(held + ending, position + len(held), file.tell())
 
 
 def _from(source: InputFile, file: BinaryIO, offset: int) -> Iterator[bytes]:

@@ -23,13 +23,13 @@ from odist.prepare.criteo.fit import (
     fit_rare,
     load_rare,
     save_rare,
-    seal,
+    seal_rows,
 )
 from odist.prepare.criteo.input import FEATURES, find_row_layout
 from odist.prepare.criteo.options import MEANING, CriteoOptions, CriteoReport
 from odist.prepare.criteo.read import CriteoState, RowReader, num_threads
 from odist.prepare.inputs import find_files
-from odist.prepare.job import Preparation, Progress, Stop
+from odist.prepare.job import Preparation, ShowProgress, Stop
 from odist.prepare.options import SPLITTING
 
 __all__ = ["CriteoOptions", "CriteoReport", "prepare_criteo"]
@@ -41,7 +41,7 @@ def prepare_criteo(
     output: Path,
     like: Path | None = None,
     options: CriteoOptions,
-    progress: Progress | None = None,
+    progress: ShowProgress | None = None,
     stop: Stop | None = None,
 ) -> CriteoReport:
     """Turn raw Criteo rows into a store; the same call continues an interrupted one, to the same bytes.
@@ -188,7 +188,7 @@ class CriteoPreparation(Preparation[CriteoOptions, CriteoReport]):
         rare = None if fitted["rare"] is None else load_rare(self.folder, fitted["rare"], buckets=self.choices.buckets)
         ranges = self._ranges()
         digests = {
-            split: seal(self.folder, rows, rare=rare, threads=self.threads, poll=self.poll)
+            split: seal_rows(self.folder, rows, rare=rare, threads=self.threads, poll=self.poll)
             for split, rows in ranges.items()
         }
         meaning = {name: options[name] for name in (*MEANING, *SPLITTING)}

@@ -18,10 +18,10 @@ from odist.data.rows import RowWriter
 from odist.errors import Interrupted, UserError
 from odist.prepare.criteo.fit import NUM_COLUMNS, in_order
 from odist.prepare.criteo.input import FEATURES, RowLayout, read_rows
-from odist.prepare.criteo.lines import Block, read_ahead
+from odist.prepare.criteo.lines import TextBlock, read_ahead
 from odist.prepare.criteo.options import CriteoChoices, CriteoOptions
 from odist.prepare.inputs import InputFile
-from odist.prepare.job import Progress, Stop
+from odist.prepare.job import ShowProgress, Stop
 from odist.run.provenance import num_cores
 
 MAX_LOCATED = 10  # bad rows that the report locates
@@ -33,7 +33,7 @@ class CriteoState:
     """How far a preparation has come: what the journal keeps."""
 
     source: int = 0  # files finished
-    offset: int = 0  # within the next one; see Block.offset
+    offset: int = 0  # within the next one; see TextBlock.offset
     lines: int = 0  # of that file, finished
     rows: int = 0  # good rows, all files
     clicks: int = 0
@@ -96,7 +96,7 @@ class RowReader:
         options: CriteoOptions,
         choices: CriteoChoices,
         state: CriteoState,
-        progress: Progress,
+        progress: ShowProgress,
         stop: Stop,
         save: Callable[[], None],
     ) -> None:
@@ -142,14 +142,14 @@ class RowReader:
                 if stopped:
                     raise Interrupted("stopped")
 
-    def _parser(self, layout: RowLayout) -> Callable[[Block], Parsed]:
+    def _parser(self, layout: RowLayout) -> Callable[[TextBlock], Parsed]:
         from odist.prepare.criteo import kernels
 
         buckets, table = self.choices.buckets, kernels.log_table()
         missing_ids = kernels.special_ids(kernels.MISSING_VALUE, buckets)
         shortest = len(FEATURES) + 2 * layout.labelled  # bytes of a row with nothing but separators
 
-        def parse(block: Block) -> Parsed:
+        def parse(block: TextBlock) -> Parsed:
             text = np.frombuffer(block.text, dtype=np.uint8)
             out = np.empty((len(text) // shortest + 1, NUM_COLUMNS), dtype=np.int32)
             missing, counts = np.zeros(len(FEATURES), dtype=np.int64), np.zeros(kernels.NUM_REASONS, dtype=np.int64)

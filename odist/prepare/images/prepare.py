@@ -29,8 +29,8 @@ from odist.prepare.images.layout import UNLABELLED, DroppedFile
 from odist.prepare.images.options import ImageOptions, ImageReport
 from odist.prepare.images.pieces import KEY, SIZE, SPLIT, ImagePiece, PieceCounts, convert_piece
 from odist.prepare.images.plan import Known, Plan, plan_dataset, plan_files
-from odist.prepare.images.seal import seal
-from odist.prepare.job import Preparation, Progress, Stop
+from odist.prepare.images.seal import seal_images
+from odist.prepare.job import Preparation, ShowProgress, Stop
 from odist.prepare.options import draw
 from odist.prepare.pool import run_jobs
 from odist.run.provenance import num_cores
@@ -50,7 +50,7 @@ def prepare_imagenet(
     output: Path,
     like: Path | None = None,
     options: ImageOptions,
-    progress: Progress | None = None,
+    progress: ShowProgress | None = None,
     stop: Stop | None = None,
 ) -> ImageReport:
     """Turn images into a store; the same call continues an interrupted one, to the same bytes.
@@ -232,7 +232,7 @@ class ImagePreparation(Preparation[ImageOptions, ImageReport]):
         splits = {}
         for number, split in enumerate(SPLITS):
             rows, num_bytes = table[table[:, SPLIT] == number], self.state.bytes[split]
-            sealed = seal(self.folder, split, rows, raw=self._raw(split), side=self.choices.decode)
+            sealed = seal_images(self.folder, split, rows, raw=self._raw(split), side=self.choices.decode)
             splits[split] = {"images": len(rows), "bytes": num_bytes, "sha256": sealed}
         self._check(splits, reasons)
         classes = json.dumps(self.plan.classes, ensure_ascii=False, indent=0)

@@ -13,7 +13,7 @@ from odist.prepare.images.pieces import HASH, KEY, LABEL, SIZE
 CHUNK_IMAGES = 512  # copied at once
 
 
-def seal(folder: Path, split: str, table: np.ndarray, *, raw: Path, side: int | None) -> str:
+def seal_images(folder: Path, split: str, table: np.ndarray, *, raw: Path, side: int | None) -> str:
     """Order the rows of a split and write its labels, with offsets of JPEG files or with pixels; returns the rows' digest.
 
     table: int64 [n, 5], a row for each image in the order in which they lie in `raw`, see pieces.py

@@ -19,7 +19,7 @@ import numpy as np
 from odist.data.tokens import SPLITS, UNIGRAM, SplitWriter, TokenStore, store_record, token_dtype
 from odist.errors import UserError
 from odist.files import replacing, save_array
-from odist.prepare.job import Preparation, Progress, Stop
+from odist.prepare.job import Preparation, ShowProgress, Stop
 from odist.prepare.options import draw
 from odist.prepare.pool import Tell, run_jobs
 from odist.prepare.text.duplicates import mark_duplicates
@@ -54,7 +54,7 @@ def prepare_text(
     output: Path,
     like: Path | None = None,
     options: TextOptions,
-    progress: Progress | None = None,
+    progress: ShowProgress | None = None,
     stop: Stop | None = None,
 ) -> TextReport:
     """Turn text into a token store; the same call continues an interrupted one, to the same bytes.

@@ -21,7 +21,7 @@ from odist.errors import UserError
 from odist.prepare.text.html import RefusedPage, is_text_encoding, page_reader
 from odist.prepare.text.paragraphs import decode_lines, paragraphs, passages
 from odist.prepare.text.sources import TextSource, fetched, load_dataset
-from odist.prepare.text.warc import Record, Response, read_records, read_response
+from odist.prepare.text.warc import Response, WarcRecord, read_records, read_response
 from odist.prepare.unpack import TarMember, members, unpack
 
 HTML = ("text/html", "application/xhtml+xml")
@@ -141,7 +141,7 @@ def _decode(data: bytes, offset: int, locate: Callable[[int, str], None]) -> str
         return data.decode("utf-8", "replace")
 
 
-def _read_page(record: Record, to_text: Callable[[Response], str], locate: Callable[[int, str], None]) -> Raw:
+def _read_page(record: WarcRecord, to_text: Callable[[Response], str], locate: Callable[[int, str], None]) -> Raw:
     try:
         page = read_response(record.block)
     except zlib.error:

@@ -32,7 +32,7 @@ MAX_DIGITS = 18  # of a length; a longer number leads nowhere, and Python refuse
 
 
 @dataclass(slots=True)
-class Record:
+class WarcRecord:
     """One record.
 
     kind: WARC-Type in lower case, "" without one
@@ -73,7 +73,7 @@ class _Buffer:
                 data += piece
         return len(data) >= stop
 
-    def whole_record(self) -> Record | None:
+    def whole_record(self) -> WarcRecord | None:
         """The next piece where it is one sound record, as in a file of one gzip member a record.
 
         Only with nothing unread. Else the piece is put into `data`, and None returned.
@@ -112,7 +112,7 @@ class _Buffer:
                 return pattern.search(self.data, checked)
 
 
-def read_records(pieces: Iterator[bytes], *, note: Note, max_block: int = MAX_BLOCK) -> Iterator[Record]:
+def read_records(pieces: Iterator[bytes], *, note: Note, max_block: int = MAX_BLOCK) -> Iterator[WarcRecord]:
     """The records of an unpacked WARC, WET or WAT stream; memory is one record.
 
     pieces: as `unpack` gives them
@@ -147,11 +147,11 @@ def read_records(pieces: Iterator[bytes], *, note: Note, max_block: int = MAX_BL
         buffer.advance(resume)
 
 
-def _record(header: bytes, block: bytes, offset: int) -> Record:
+def _record(header: bytes, block: bytes, offset: int) -> WarcRecord:
     if b"\r\nWARC-Type: conversion\r\n" in header:  # nearly all there are
-        return Record("conversion", header, block, offset)
+        return WarcRecord("conversion", header, block, offset)
     kind = _TYPE.search(header)
-    return Record("" if kind is None else kind.group(1).decode().lower(), header, block, offset)
+    return WarcRecord("" if kind is None else kind.group(1).decode().lower(), header, block, offset)
 
 
 def _number(digits: bytes) -> int:
