@@ -141,9 +141,9 @@ def test_a_difference_from_the_reference_is_paired_over_rows() -> None:
 
     for found, p in zip(by_run, runs, strict=True):
         paired = losses(p) - losses(reference)
-        assert found["difference"] == pytest.approx(paired.mean())
-        assert found["interval"] == pytest.approx(stats.norm.interval(0.95, paired.mean(), stats.sem(paired)))
-    assert mean["difference"] == pytest.approx(np.mean([found["difference"] for found in by_run]))
+        assert found.difference == pytest.approx(paired.mean())
+        assert found.interval == pytest.approx(stats.norm.interval(0.95, paired.mean(), stats.sem(paired)))
+    assert mean.difference == pytest.approx(np.mean([found.difference for found in by_run]))
 
 
 def test_generated_rows_are_refused() -> None:

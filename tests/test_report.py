@@ -22,7 +22,7 @@ from odist.claims.page import build_report
 from odist.claims.recipe import PlannedRun
 from odist.claims.recipe_file import load_recipe, parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
-from odist.claims.references import write_reference
+from odist.claims.references import Against, Difference, FittedReference, read_reference
 from odist.claims.retrains import Retrains, retrains_by_system
 from odist.claims.summary import summarise
 from odist.claims.table import csv_table, estimate, markdown_table
@@ -506,14 +506,14 @@ def test_a_system_is_held_against_its_reference(wide: Path, tmp_path: Path) -> N
     assert "Reference straight line: not fitted." in (wide / "two.md").read_text()
     runs = [Run.open(tmp_path / "runs" / f"real-plain-s{seed}") for seed in (1, 2, 3, 4)]
     losses = [run.results["metrics"]["log_loss"] for run in runs]
-    recipe = parse_recipe((wide / "recipe.yaml").read_text(), name="two")
-    reference = recipe.variants["real"].references["logistic"]
-    against = {"by_seed": {}, "mean": {"difference": np.mean(losses) - 0.5, "interval": [-0.3, 0.3]}}
-    fitted = {"options": {"lr": 0.04, "l2": 1e-4, "passes": 2}, "trials": [{}] * 9, "at_edge": ["passes"]}
+    against = Against("plain", {}, Difference(float(np.mean(losses)) - 0.5, [-0.3, 0.3]))
+    options = {"lr": 0.04, "l2": 1e-4, "passes": 2}
     for level, expected in ((max(losses) + 0.01, "holds"), (min(losses) - 0.1, "does not hold")):
         metrics = {"log_loss": level, "log_loss_interval": [level - 0.01, level + 0.01]}
-        write_reference(recipe, reference, variant="real", fitted=fitted | {"metrics": metrics}, against=against,
-                        env={"commit": "abc"}, folder=wide)  # fmt: skip
+        env = {"commit": "abc"}
+        FittedReference(
+            "two", "real", "logistic", options, [{}] * 9, ["passes"], metrics, "f00d", against=against, env=env
+        ).write(wide)
         build_report(wide, name="two")
         page = (wide / "two.md").read_text()
         assert f"| straight line (interval over rows) | – | {estimate(level, [level - 0.01, level + 0.01])} |" in page
@@ -524,6 +524,17 @@ def test_a_system_is_held_against_its_reference(wide: Path, tmp_path: Path) -> N
         assert f"- **{expected}**: Every retrain of Plain is within 0.05 of it" in page
         assert f"largest difference {max(difference):+.5f}" in page
         assert "at the edge of what was tried: passes" in page
+
+
+def test_the_committed_reference_is_written_as_it_was_read(tmp_path: Path) -> None:
+    report = PROJECT / "reports" / "criteo_table1"
+    fitted = read_reference(report, variant="real", name="logistic")
+    assert fitted is not None
+    path = fitted.write(tmp_path)
+    assert path.read_bytes() == (report / path.relative_to(tmp_path)).read_bytes()
+    path.write_text(path.read_text().replace('"at_edge"', '"at_the_edge"'))
+    with pytest.raises(UserError, match=r"unknown key 'at_the_edge'. Did you mean at_edge\?.*Delete it"):
+        read_reference(tmp_path, variant="real", name="logistic")
 
 
 def test_the_page_says_how_settings_were_tuned_or_that_they_were_not(wide: Path) -> None:

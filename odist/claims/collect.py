@@ -34,8 +34,8 @@ def records_of(
 
     planned: of one recipe and scale; runs: the finished run of each
     all_copies: also the churn between all models of two retrains, for recipes that measure churn
-    systems: of the recipe; for those that read the runs of another (`runs_of`) there are records, too
-    UserError when two retrains of a system predict different rows.
+    systems: of the recipe; for those that read the runs of another (`runs_of`) there are records as well
+    Raises UserError when two retrains of a system predict different rows.
     """
     records = _records(recipe, planned, runs=runs, all_copies=all_copies)
     for system in (systems or {}).values():
@@ -166,7 +166,7 @@ def _without_places(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluations(run: Run) -> list[dict[str, Any]]:
-    """Evaluation rows without dates, at most so many of each group."""
+    """Evaluation rows without dates, at most LARGEST_NUMBER_OF_EVALUATIONS of each group."""
     frame = run.metrics(kind="evaluate")
     if frame.empty:
         return []

@@ -52,7 +52,7 @@ def train_all(
 ) -> None:
     """Train every planned run in its folder, `jobs` at a time.
 
-    may_diverge: a run that diverged (its status says so) is no failure
+    may_diverge: a run that diverged (its status says so) is not a failure
     ended: called with the folder of every run that ended as it may
     OdistError naming the runs that failed, when all have ended; Interrupted when stopped by a signal.
     """

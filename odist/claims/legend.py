@@ -69,7 +69,7 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
 
 
 @dataclass
-class Retrains:
+class SystemRuns:
     """The runs of one system, which differ in their seed alone. label: in a legend; algorithm: its name."""
 
     label: str
@@ -77,7 +77,7 @@ class Retrains:
     runs: list[Run]
 
 
-def systems_of(runs: Sequence[Run]) -> list[Retrains]:
+def systems_of(runs: Sequence[Run]) -> list[SystemRuns]:
     """Runs by system, that is by what decides what they learn; by algorithm, those with the most runs first.
 
     A label is the algorithm's name and, where it names several systems, at most three keys that tell them apart: keys that
@@ -104,7 +104,7 @@ def systems_of(runs: Sequence[Run]) -> list[Retrains]:
         for place, words in zip(places, said, strict=True):
             labels[place] = ", ".join([name, *words])
     return [
-        Retrains(label if labels.count(label) == 1 else f"{label} ({labels[: index + 1].count(label)})", name, its)
+        SystemRuns(label if labels.count(label) == 1 else f"{label} ({labels[: index + 1].count(label)})", name, its)
         for index, (label, name, its) in enumerate(zip(labels, names, members, strict=True))
     ]
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from odist.claims.references import Difference
 from odist.config.schema import Config, DataConfig
 from odist.data.order import ShuffledOrder
 from odist.errors import UserError
@@ -78,17 +79,6 @@ class ReferenceResult:
     probabilities: np.ndarray
     targets: np.ndarray
     fingerprint: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """What a report keeps: everything but the predictions."""
-        trials = [{**asdict(trial.options), "log_loss": trial.log_loss} for trial in self.trials]
-        return {
-            "options": asdict(self.options),
-            "trials": trials,
-            "at_edge": list(self.at_edge),
-            "metrics": self.metrics,
-            "data_fingerprint": self.fingerprint,
-        }
 
 
 class HashedLogistic:
@@ -220,7 +210,7 @@ def logistic_reference(data: DataConfig, *, grid: LogisticGrid | None = None) ->
     """Tune on the tuning split, fit on the whole training part, evaluate on the validation part.
 
     data: the `data` node of the run that it is compared with; only prepared rows
-    UserError for generated rows (their best possible loss is known, no reference is needed).
+    Raises UserError for generated rows (their best possible loss is known, no reference is needed).
     """
     if data.name != "prepared":
         raise UserError(
@@ -240,16 +230,15 @@ def logistic_reference(data: DataConfig, *, grid: LogisticGrid | None = None) ->
 
 def paired_differences(
     probabilities: Sequence[np.ndarray], reference: np.ndarray, *, targets: np.ndarray
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+) -> tuple[list[Difference], Difference]:
     """Log loss of each prediction less the reference's on the same rows, and the mean over predictions.
 
     probabilities: one array [rows] a run; reference, targets: [rows]
-    returns: {"difference", "interval" over rows} of each run, and of the runs' mean loss
     """
     of_reference = log_loss_rows(reference, targets)
     rows = [log_loss_rows(p, targets) - of_reference for p in probabilities]
 
-    def summary(difference: np.ndarray) -> dict[str, Any]:
-        return {"difference": float(difference.mean()), "interval": mean_over_rows_interval(difference)}
+    def summary(difference: np.ndarray) -> Difference:
+        return Difference(float(difference.mean()), mean_over_rows_interval(difference))
 
     return [summary(difference) for difference in rows], summary(np.mean(rows, axis=0))

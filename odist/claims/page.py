@@ -24,7 +24,7 @@ from odist.claims.quantities import loss_or_accuracy
 from odist.claims.recipe import Recipe
 from odist.claims.recipe_file import parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines
-from odist.claims.references import read_reference
+from odist.claims.references import FittedReference, read_reference
 from odist.claims.retrains import Retrains, retrains_by_system
 from odist.claims.section import variant_parts
 from odist.claims.summary import SystemSummary, summarise
@@ -118,7 +118,7 @@ def _page(
     retrains: Mapping[tuple[str, str], Retrains],
     verdicts: Mapping[str, Sequence[Verdict]],
     records: Sequence[Record],
-    references: Mapping[tuple[str, str], Mapping[str, Any] | None],
+    references: Mapping[tuple[str, str], FittedReference | None],
     tuning: TuningFile | None,
 ) -> str:
     parts = [f"# {recipe.title}\n", *([recipe.description + "\n"] if recipe.description else [])]

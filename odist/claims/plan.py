@@ -25,7 +25,7 @@ class Plan:
     left_out: dict[str, str]
 
     def tell_left_out(self, echo: Echo) -> None:
-        """Say which variants are left out for want of a variable; UserError where nothing is left to run."""
+        """Say which variants are left out for want of a variable. Raises UserError where nothing is left to run."""
         options = {variant: f"--{variable.replace('_', '-')}" for variant, variable in self.left_out.items()}
         if not self.runs:
             variants = ", ".join(variant for variant in self.left_out if variant) or "everything"
@@ -44,7 +44,7 @@ def plan_runs(
 
     scale: None for the recipe's own; data_path: prepared data for the variants that need it, None to leave those out
     variants: those to run, empty for all
-    UserError for an unknown recipe, scale or variant, and for data that are not there.
+    Raises UserError for an unknown recipe, scale or variant, and for data that are not there.
     """
     recipe = load_recipe(name_or_path)
     scale = recipe.scale if scale is None else scale

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odist.claims import style
-from odist.claims.legend import Retrains, comparisons, systems_of
+from odist.claims.legend import SystemRuns, comparisons, systems_of
 from odist.claims.quantities import axis_label, higher_is_better
 from odist.claims.style import Look
 from odist.errors import UserError
@@ -159,7 +159,7 @@ def plot_metric(runs: Sequence[Run], *, metric: str, output: Path, x: str = "exa
     metric: a numeric column of metrics.jsonl, of evaluations or else of training rows
     output: path without suffix
     x: examples | steps | seconds
-    UserError for an unknown x, for a metric that no run has, with those they have, and for more than can be drawn.
+    Raises UserError for an unknown x, for a metric that no run has, with those they have, and for more than can be drawn.
     """
     if x not in X_LABELS:
         raise UserError(f"cannot plot against {x!r}. Choose among: {', '.join(X_LABELS)}.")
@@ -238,7 +238,7 @@ def _plot_tradeoff_of(runs: Sequence[Run], *, loss: str, base: Path, title: str)
     return plot_tradeoff(points, output=base, metric=loss, title=title) if points else []
 
 
-def _with_looks(systems: Sequence[Retrains]) -> list[tuple[Retrains, Look]]:
+def _with_looks(systems: Sequence[SystemRuns]) -> list[tuple[SystemRuns, Look]]:
     looks = style.looks({system.label: system.algorithm for system in systems})
     return [(system, looks[system.label]) for system in systems]
 

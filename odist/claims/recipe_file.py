@@ -28,7 +28,7 @@ def recipe_folders() -> list[Path]:
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read and check a recipe by name (a file of the project's recipes) or by path.
 
-    UserError with the nearest names or keys where something is unknown or missing.
+    Raises UserError with the nearest names or keys where something is unknown or missing.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
@@ -45,7 +45,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
 
 def parse_recipe(text: str, *, name: str) -> Recipe:
-    """Read and check the text of a recipe; UserError names what is unknown, missing or contradictory."""
+    """Read and check the text of a recipe. Raises UserError naming what is unknown, missing or contradictory."""
     where = f"recipe {name}"
     content = _content(text, where)
     try:
@@ -98,7 +98,7 @@ def _check_systems(recipe: Recipe, where: str) -> None:
 
 
 def _other_prediction(system: System, systems: Mapping[str, System], *, where: str) -> System:
-    """The system as it is, or with the tuning of the one whose runs it reads; UserError for keys that do not go together."""
+    """The system as it is, or with the tuning of the one whose runs it reads. Raises UserError for keys that do not go together."""
     chosen = {key: getattr(system, key) for key in OTHER_PREDICTIONS if getattr(system, key) is not None}
     for key, value in chosen.items():
         _one_of(value, OTHER_PREDICTIONS[key], f"{where}, {key}")
@@ -176,7 +176,7 @@ def with_shared(path: Path) -> str:
 
     Such a file lists in `systems` those of the shared ones that it is about, or maps them to another wording (label,
     paper_label, shade); what it says itself counts.
-    UserError for an unknown recipe or system.
+    Raises UserError for an unknown recipe or system.
     """
     import yaml
 
@@ -208,7 +208,7 @@ def with_shared(path: Path) -> str:
 
 
 def paper_figure(name: str) -> str:
-    """The text of a CSV of the paper's points, `paper/NAME` beside the recipes; UserError where there is none."""
+    """The text of a CSV of the paper's points, `paper/NAME` beside the recipes. Raises UserError where there is none."""
     for folder in recipe_folders():
         if (folder / "paper" / name).is_file():
             return (folder / "paper" / name).read_text(encoding="utf-8")

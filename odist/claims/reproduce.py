@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from odist.claims.claim import Reference
@@ -68,7 +68,7 @@ def reproduce(
         that they were made with lends the report its words and claims
     Systems are trained at the settings in `output`/NAME/tuning.json, or else in the one that comes with the project;
     without any, at the preset's, which the report says.
-    UserError for an unknown recipe, scale or variant, OdistError naming the runs that failed, Interrupted.
+    Raises UserError for an unknown recipe, scale or variant, OdistError naming the runs that failed, Interrupted.
     """
     planned = plan_runs(name_or_path, scale=scale, data_path=data_path, variants=variants)
     recipe, scale, plan = planned.recipe, planned.scale, planned.runs
@@ -166,7 +166,7 @@ def use_tuned(run: PlannedRun, chosen: tuple[str, float] | None) -> PlannedRun:
 
 
 def _folder_name(run: PlannedRun, chosen: tuple[str, float] | None) -> str:
-    """A folder of its own for every tuned value, so that runs made before tuning stay and get in nobody's way."""
+    """A folder of its own for every tuned value, so that runs made before tuning stay where they are."""
     return run.name if chosen is None else f"{run.name}-{chosen[0].rsplit('.', 1)[-1]}{chosen[1]:g}"
 
 
@@ -212,7 +212,7 @@ def _record_reference(
     import numpy as np
 
     from odist.claims.logistic import logistic_reference, paired_differences
-    from odist.claims.references import write_reference
+    from odist.claims.references import ENVIRONMENT, Against, FittedReference
     from odist.config.read import load
     from odist.run import provenance
 
@@ -226,8 +226,17 @@ def _record_reference(
     by_run, of_mean = paired_differences(
         [p.probabilities for p in predictions], result.probabilities, targets=result.targets
     )
-    against = {"by_seed": {str(seed): own for seed, own in zip(runs, by_run, strict=True)}, "mean": of_mean}
+    by_seed = {str(seed): own for seed, own in zip(runs, by_run, strict=True)}
     env = provenance.environment(config_hash="", data_fingerprint=result.fingerprint)
-    write_reference(
-        recipe, reference, variant=variant, fitted=result.to_dict(), against=against, env=env, folder=folder
-    )
+    FittedReference(
+        recipe=recipe.name,
+        variant=variant,
+        name=reference.name,
+        options=asdict(result.options),
+        trials=[{**asdict(trial.options), "log_loss": trial.log_loss} for trial in result.trials],
+        at_edge=list(result.at_edge),
+        metrics=result.metrics,
+        data_fingerprint=result.fingerprint,
+        against=Against(reference.system, by_seed, of_mean),
+        env={key: env.get(key) for key in ENVIRONMENT},
+    ).write(folder)

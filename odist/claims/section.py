@@ -12,7 +12,7 @@ from odist.claims.claim import FAILS, UNTESTED
 from odist.claims.quantities import name_of
 from odist.claims.recipe import Recipe
 from odist.claims.record import Record
-from odist.claims.references import reference_parts, reference_row, values_of
+from odist.claims.references import FittedReference, reference_parts, reference_row, values_of
 from odist.claims.retrains import Retrains
 from odist.claims.summary import COSTS, SystemSummary
 from odist.claims.table import ABSENT, count, estimate, markdown_table, probability
@@ -39,7 +39,7 @@ def variant_parts(
     retrains: Mapping[str, Retrains],
     verdicts: Sequence[Verdict],
     records: Sequence[Record],
-    references: Mapping[str, Mapping[str, Any] | None],
+    references: Mapping[str, FittedReference | None],
     tuning: TuningFile | None,
 ) -> list[str]:
     """Paragraphs and tables of one variant.
@@ -97,7 +97,7 @@ def _tables(
     *,
     variant: str,
     summaries: Sequence[SystemSummary],
-    references: Mapping[str, Mapping[str, Any] | None],
+    references: Mapping[str, FittedReference | None],
 ) -> list[str]:
     metrics = [name for name in recipe.metrics if any(name in s.metrics or name in s.churn for s in summaries)]
     columns = {"label": "system", "seeds": "retrains"}

@@ -21,7 +21,7 @@ def decimals_for(interval: Sequence[float] | None, value: float) -> int:
 
 
 def estimate(value: float | None, interval: Sequence[float] | None = None, *, sign: bool = False) -> str:
-    """`0.4480 [0.4470, 0.4490]`; `–` for nothing; a value alone where there is no interval."""
+    """`0.4480 [0.4470, 0.4490]`; `–` for nothing; the value alone without an interval."""
     if value is None:
         return ABSENT
     if not math.isfinite(value):

@@ -67,7 +67,7 @@ def tune(
     Arguments as of `odist.claims.reproduce.reproduce`. One small record of every trial goes to `output`/NAME/tuning.jsonl;
     a trial's folder below `runs_dir`/NAME/SCALE/tuning/ keeps its numbers, not its weights. Variants and scales
     that are not tuned this time keep what was found before.
-    UserError for a recipe without the section or the variant, OdistError naming the trials that failed, Interrupted.
+    Raises UserError for a recipe without the section or the variant, OdistError naming the trials that failed, Interrupted.
     """
     planned = plan_runs(name_or_path, scale=scale, data_path=data_path, variants=variants)
     recipe, scale = planned.recipe, planned.scale

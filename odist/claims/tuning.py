@@ -84,7 +84,7 @@ class TuningFile:
 
 
 def read_tuning(path: Path) -> TuningFile | None:
-    """The content of a tuning.json, None where there is none; UserError for a file that is not one."""
+    """The content of a tuning.json, None where there is none. Raises UserError for a file that is not one."""
     cure = "Delete it and start `odist tune` again."
     if not path.is_file():
         return None
@@ -191,7 +191,7 @@ def tuning_notes(
 
 
 def _differing(own: Mapping[str, Any], entry: TunedSystem) -> list[str]:
-    """Keys of the trials that the run has otherwise; a key that is newer than the trials says nothing."""
+    """Keys with which the run differs from the trials. A key that the trials are too old to have does not count."""
     return [key for key, value in entry.settings.items() if own.get(key) != value]
 
 

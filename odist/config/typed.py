@@ -54,7 +54,7 @@ class Reader:
         """`value` as an object of `kind`.
 
         key: its place; given: fields that do not stand in `value`
-        UserError names the place of what is unknown, missing or of another type.
+        Raises UserError naming the place of what is unknown, missing or of another type.
         """
         if dataclasses.is_dataclass(kind):
             return self._object(kind, value, key, given or {})

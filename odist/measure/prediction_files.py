@@ -1,4 +1,4 @@
-"""Files of predictions, CSV or Parquet: what `odist eval --output` writes and what `odist churn` reads of anybody's.
+"""Files of predictions, CSV or Parquet: written by `odist eval --output`, read by `odist churn`.
 
 One row a prediction. odist writes `row` (its number in the evaluation), `data_fingerprint` (which rows these are), `label`
 where it is known, and `prediction` (binary), `prediction_0` to `prediction_K-1` (K classes) or `probability_of_label`
@@ -108,12 +108,12 @@ def _not_written(path: Path, error: OSError) -> UserError:
 
 
 def read_predictions(path: Path, *, column: Sequence[str] = (), target: str | None = None) -> Retrain:
-    """Read a file of predictions, odist's own or anybody's.
+    """Read a file of predictions, written by odist or by other software.
 
     column: of the probabilities: one column, the common start of one numbered column per class, or a column for every
         class in the order of the classes; empty: by the names that odist and others use
     target: column of the labels; None: target or label, where there is one
-    UserError for a column that is missing and for contents that are no probabilities or labels.
+    Raises UserError for a column that is missing and for contents that are not probabilities or labels.
     """
     frame = _read_frame(path)
     names, form = _probability_columns(frame, path, column=column)

@@ -65,7 +65,7 @@ def compare_retrains(
 
     key, by_order: how the same rows are found; see `odist.measure.row_matching.match_rows`
     slices: names among decile, label and position, or any further column of the first file
-    UserError for fewer than two retrains, the same one twice, other rows, or an unknown slice.
+    Raises UserError for fewer than two retrains, the same one twice, other rows, or an unknown slice.
     """
     resolved = [Path(path).resolve() for path in paths]
     for index, path in enumerate(resolved):
@@ -86,7 +86,7 @@ def compare_retrains(
     retrains, notes = match_rows(retrains, key=key, by_order=by_order)
     targets = _common_targets(retrains)
     if threshold != 0.5 and retrains[0].form is not Form.binary:
-        notes.append("The threshold plays no part: these are not probabilities of two classes.")
+        notes.append("The threshold is not used: these are not probabilities of two classes.")
     result = churn(
         [retrain.probabilities for retrain in retrains],
         targets=targets,
@@ -131,7 +131,7 @@ def _chosen_slices(retrains: list[Retrain], targets: np.ndarray | None, names: S
             chosen[name] = built_in[name]
         elif name in retrains[0].columns:
             chosen[name] = retrains[0].columns[name]
-        elif name != "label":  # asked for by default; without targets there is none
+        elif name != "label":  # asked for by default; without targets it is left out
             raise UserError(f"no slice {name!r}. Choose among: {listed([*built_in, *retrains[0].columns])}.")
     return chosen
 

@@ -1,6 +1,6 @@
-"""Finds the same rows in the predictions of several retrains, and refuses what are not the same rows.
+"""Find the same rows in the predictions of several retrains, and refuse predictions of different rows.
 
-By a column that names every row where there is one, else by their order. Never compares different rows silently.
+Rows are found by a column that names them where there is one, else by their order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def match_rows(
 
     key: the column that names the rows; None: `row`, which `odist eval --output` writes, where all have it, else the order
     by_order: match by order whatever columns say
-    UserError when they are not the same rows, or when columns say that their order is another.
+    Raises UserError when they are not the same rows, or when columns say that their order is another.
     """
     if key is not None and by_order:
         raise UserError(f"--key {key} and --no-key exclude each other: type one of them.")
