@@ -181,7 +181,19 @@ def loaded_modules(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-HEAVY = {"torch", "scipy", "hydra", "omegaconf", "numpy", "pandas", "matplotlib", "datasets", "polars", "numba", "pyarrow"}
+HEAVY = {
+    "torch",
+    "scipy",
+    "hydra",
+    "omegaconf",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "datasets",
+    "polars",
+    "numba",
+    "pyarrow",
+}
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ def _records(
                 continue
             if predictions[other].fingerprint != predictions[index].fingerprint:
                 raise UserError(
-                    f"{run.path} and {runs[other].path} are retrains of {plan.system} but predict different rows. Delete "
-                    "the older of the two and start the recipe again."
+                    f"{run.path} and {runs[other].path} are retrains of {plan.system} but predict different rows. "
+                    "Delete the older of the two and start the recipe again."
                 )
             # in the order of the seeds, so that both records of a pair hold the same numbers
             first, second = sorted((index, other))
@@ -83,7 +83,8 @@ def _records(
 
 
 def read_otherwise(record: Record, system: System) -> Record:
-    """The record as a system reads it that has the runs of another: by other weights, or another of its groups' predictions.
+    """The record as a system reads it that has the runs of another: by other weights, or another of its groups'
+    predictions.
 
     Each member of an ensemble by itself costs what one model costs.
     """

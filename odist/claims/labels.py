@@ -1,6 +1,7 @@
 """What a report calls its systems: their labels with the sizes that they were run with, and the paper's beside them.
 
-A label may hold `{batch}`, the examples of one group's step, and `{reload}`, the steps between two reloads of the teachers.
+A label may hold `{batch}`, the examples of one group's step, and `{reload}`, the steps between two reloads of the
+teachers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PLACE = re.compile(r"\{(\w*)\}")
 
 
 def with_sizes(recipe: Recipe, records: Sequence[Record]) -> Recipe:
-    """The recipe with every label filled from the records of its system; of one without records the place is left out."""
+    """The recipe with every label filled from the records of its system, or without the place where it has none."""
     configs = {record.system: record.config for record in records}
     systems = {
         name: replace(system, label=_filled(system.label, configs.get(name))) for name, system in recipe.systems.items()

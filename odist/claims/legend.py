@@ -80,8 +80,8 @@ class SystemRuns:
 def systems_of(runs: Sequence[Run]) -> list[SystemRuns]:
     """Runs by system, that is by what decides what they learn; by algorithm, those with the most runs first.
 
-    A label is the algorithm's name and, where it names several systems, at most three keys that tell them apart: keys that
-    decide, and that the run's own algorithm reads.
+    A label is the algorithm's name and, where it names several systems, at most three keys that tell them apart: keys
+    that decide, and that the run's own algorithm reads.
     """
     settings: list[dict[str, Any]] = []
     members: list[list[Run]] = []
@@ -112,8 +112,8 @@ def systems_of(runs: Sequence[Run]) -> list[SystemRuns]:
 def _differences(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """For each of these configurations, in a few words, what tells it from the others; nothing for a single one.
 
-    The same keys for all where three are enough. Otherwise each says in what it differs from the first, and the first has the
-    keys in which most others do.
+    The same keys for all where three are enough. Otherwise each says in what it differs from the first, and the first
+    has the keys in which most others do.
     """
     differing = system_differences(configs)
     keys = sorted(differing, key=_rank)

@@ -1,7 +1,7 @@
 """Figures of run folders: learning curves, and loss against churn.
 
-Draws what the runs recorded. odist.claims.legend says which runs share a figure and what they are called; `plot_runs` writes
-the files of `odist plot`.
+Draws what the runs recorded. odist.claims.legend says which runs share a figure and what they are called; `plot_runs`
+writes the files of `odist plot`.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ def plot_metric(runs: Sequence[Run], *, metric: str, output: Path, x: str = "exa
     metric: a numeric column of metrics.jsonl, of evaluations or else of training rows
     output: path without suffix
     x: examples | steps | seconds
-    Raises UserError for an unknown x, for a metric that no run has, with those they have, and for more than can be drawn.
+    Raises UserError for an unknown x, for a metric that no run has, with those they have, and for more than can be
+    drawn.
     """
     if x not in X_LABELS:
         raise UserError(f"cannot plot against {x!r}. Choose among: {', '.join(X_LABELS)}.")
@@ -265,7 +266,7 @@ def _known_metrics(runs: Sequence[Run]) -> list[str]:
 
 
 def _predicts_by_mean(runs: Sequence[Run]) -> bool:
-    """Whether the runs are of an ensemble: its mean prediction is made at the end only, so its curve is one member's."""
+    """Whether the runs are of an ensemble, whose curve is one member's: its mean prediction is made at the end only."""
     return any(run.finished and run.results.get("predictor") == "mean" for run in runs)
 
 

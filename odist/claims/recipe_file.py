@@ -77,7 +77,7 @@ def _content(text: str, where: str) -> Any:
 
 
 def _check_systems(recipe: Recipe, where: str) -> None:
-    """UserError where something names a system that the recipe does not have, or a label a place that is never filled."""
+    """Raise UserError for names of systems that the recipe lacks, and for places in labels that are never filled."""
     systems = recipe.systems
     for key, system in systems.items():
         for place in PLACE.findall(system.label):
@@ -98,7 +98,10 @@ def _check_systems(recipe: Recipe, where: str) -> None:
 
 
 def _other_prediction(system: System, systems: Mapping[str, System], *, where: str) -> System:
-    """The system as it is, or with the tuning of the one whose runs it reads. Raises UserError for keys that do not go together."""
+    """The system as it is, or with the tuning of the one whose runs it reads.
+
+    Raises UserError for keys that do not go together.
+    """
     chosen = {key: getattr(system, key) for key in OTHER_PREDICTIONS if getattr(system, key) is not None}
     for key, value in chosen.items():
         _one_of(value, OTHER_PREDICTIONS[key], f"{where}, {key}")
@@ -134,7 +137,7 @@ def _check_decision(recipe: Recipe, where: str) -> None:
 
 
 def _check_requirements(claims: Sequence[Claim], where: str) -> None:
-    """UserError for an id given twice, an unknown required claim, and claims that require each other in a circle."""
+    """Raise UserError for an id given twice, an unknown required claim, and claims that require each other."""
     requires = {claim.id: claim.requires for claim in claims}
     if len(requires) < len(claims):
         raise UserError(f"{where}: each claim needs an id of its own, got {', '.join(claim.id for claim in claims)}.")
@@ -208,7 +211,7 @@ def with_shared(path: Path) -> str:
 
 
 def paper_figure(name: str) -> str:
-    """The text of a CSV of the paper's points, `paper/NAME` beside the recipes. Raises UserError where there is none."""
+    """The text of `paper/NAME` beside the recipes, a CSV of the paper's points. Raises UserError if there is none."""
     for folder in recipe_folders():
         if (folder / "paper" / name).is_file():
             return (folder / "paper" / name).read_text(encoding="utf-8")

@@ -3,9 +3,9 @@
     reports/NAME/runs.jsonl     one `Record` a finished run
                  tuning.jsonl   one `Trial` a run of the tuning
 
-A record is free of paths and dates, and complete: a report can be made again, byte for byte, when the run folders are long
-gone. Lines stand in the order of their names, in canonical JSON (sorted keys, no spaces): the same records are the same
-bytes, and one more record is one more line.
+A record is free of paths and dates, and complete: a report can be made again, byte for byte, when the run folders are
+long gone. Lines stand in the order of their names, in canonical JSON (sorted keys, no spaces): the same records are
+the same bytes, and one more record is one more line.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Record(Line):
 
     config: its configuration, nested, without places; results: its results.json; evaluations: rows without dates
     churn: seed of another retrain of the system -> PAIR_METRICS of the two; predicted_rows: fingerprint of the rows
-    churn_of_models: the same, the mean over the pairs of a model of this run with one of the other; empty for single models
+    churn_of_models: the same, the mean over the pairs of a model of this run with one of the other; empty for single
+        models
     """
 
     FORMAT = "odist-record-1"
@@ -136,8 +137,8 @@ class Read(Generic[Kind]):
     def notes(self) -> list[str]:
         """One sentence on each line that cannot be read."""
         return [
-            f"{self.path}, line {number}: broken (no JSON object), so its run counts as missing. The command that wrote it "
-            "writes it again."
+            f"{self.path}, line {number}: broken (not a JSON object), so its run counts as missing. The command that "
+            "wrote it writes it again."
             for number in self.broken
         ]
 
@@ -163,9 +164,11 @@ def read_lines(path: Path, kind: type[Kind]) -> Read[Kind]:
 def update_lines(
     path: Path, kind: type[Kind], *, write: Sequence[Kind], remove: Callable[[Kind], bool] = lambda _: False
 ) -> None:
-    """Replace the lines that have the names of those in `write`, add the others, and remove those that `remove` is true for.
+    """Replace the lines that have the names of those in `write`, add the others, and remove those that `remove` is
+    true for.
 
-    Several processes may do so at a time: each sees what the others wrote, and a reader sees the old file or the new one.
+    Several processes may do so at a time: each sees what the others wrote, and a reader sees the old file or the new
+    one.
     Lines that cannot be read are set aside in a hidden file beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,8 +186,8 @@ def _line(kind: type[Kind], content: dict[str, Any], *, where: str) -> Kind:
     same = content.pop("format", None) == kind.FORMAT
     if not same or not known - {*kind.NEWER} <= content.keys() <= known:
         raise UserError(
-            f"{where}: not a line of this version ({kind.FORMAT}). Remove the line and start the recipe again, or read it "
-            "with the version that wrote it."
+            f"{where}: not a line of this version ({kind.FORMAT}). Remove the line and start the recipe again, or read "
+            "it with the version that wrote it."
         )
     try:
         line: Kind = Reader().read(kind, content)

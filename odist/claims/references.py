@@ -51,7 +51,8 @@ class Against:
 class FittedReference:
     """The record of a fitted reference.
 
-    options: chosen; trials: all that were tried, each with its log loss; at_edge: options still at an edge of what was tried
+    options: chosen; trials: all that were tried, each with its log loss; at_edge: options still at an edge of what was
+        tried
     metrics: with intervals over rows; data_fingerprint: of the rows; env: ENVIRONMENT
     """
 

@@ -1,6 +1,7 @@
 """Reproduce a recipe: train the runs it lacks, record the finished ones, write the report.
 
-Every run is an `odist train` process of its own (odist.claims.jobs), at the settings that `odist tune` chose for its system.
+Every run is an `odist train` process of its own (odist.claims.jobs), at the settings that `odist tune` chose for its
+system.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def reproduce(
     data_path: prepared data for the variants that need it; without it they are left out
     variants: those to train, empty for all; records and tuning of the others stay as they are
     dry_run: print the commands and do nothing
-    only_report: make the report from the records that exist, train nothing; a recipe that trains the same runs as the one
-        that they were made with lends the report its words and claims
+    only_report: make the report from the records that exist, train nothing; a recipe that trains the same runs as the
+        one that they were made with lends the report its words and claims
     Systems are trained at the settings in `output`/NAME/tuning.json, or else in the one that comes with the project;
     without any, at the preset's, which the report says.
     Raises UserError for an unknown recipe, scale or variant, OdistError naming the runs that failed, Interrupted.
@@ -85,10 +86,8 @@ def reproduce(
         planned.tell_left_out(echo)
     for variant in dict.fromkeys(run.variant for run in plan):
         if recipe.tuning is not None and (tuning is None or tuning.found_at(scale=scale, variant=variant) is None):
-            which, tune_it = variant or recipe.name, f"odist tune {recipe.home} --scale {scale}"
-            echo(
-                f"untuned: {which} at scale {scale} uses the preset's {recipe.tuning.key} for every system; `{tune_it}` tunes it"
-            )
+            which, tune_it = variant or recipe.name, f"`odist tune {recipe.home} --scale {scale}` tunes it"
+            echo(f"untuned: {which} at scale {scale} uses the preset's {recipe.tuning.key} for every system; {tune_it}")
     if dry_run:
         for command in commands:
             echo("odist " + " ".join(command[3:]))
@@ -128,8 +127,8 @@ def _reword(recipe: Recipe, folder: Path, *, echo: Echo) -> None:
         write_atomically(path, recipe.text + JUDGED_LATER)
     else:
         echo(
-            "the recipe has changed since the records were made, in more than its wording and its claims; the report is made by "
-            f"{path}"
+            "the recipe has changed since the records were made, in more than its wording and its claims; the report "
+            f"is made by {path}"
         )
 
 

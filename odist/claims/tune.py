@@ -2,8 +2,8 @@
 
 The rules are the same for all systems: a grid by factors of two, as many trials for each, the best value inside
 the grid. Where the best value of some system lies at an edge, that edge is extended for every system of the
-variant, a limited number of times. Every trial is an `odist train` process (odist.claims.jobs); what was found is written
-for odist.claims.reproduce, which uses it, and for the report, which shows it.
+variant, a limited number of times. Every trial is an `odist train` process (odist.claims.jobs); what was found is
+written for odist.claims.reproduce, which uses it, and for the report, which shows it.
 """
 
 from __future__ import annotations
@@ -64,18 +64,17 @@ def tune(
 ) -> TuneResult:
     """Run the trials of a recipe's `tuning` section and write `output`/NAME/tuning.json.
 
-    Arguments as of `odist.claims.reproduce.reproduce`. One small record of every trial goes to `output`/NAME/tuning.jsonl;
-    a trial's folder below `runs_dir`/NAME/SCALE/tuning/ keeps its numbers, not its weights. Variants and scales
-    that are not tuned this time keep what was found before.
-    Raises UserError for a recipe without the section or the variant, OdistError naming the trials that failed, Interrupted.
+    Arguments as of `odist.claims.reproduce.reproduce`. One small record of every trial goes to
+    `output`/NAME/tuning.jsonl; a trial's folder below `runs_dir`/NAME/SCALE/tuning/ keeps its numbers, not its
+    weights. Variants and scales that are not tuned this time keep what was found before.
+    Raises UserError for a recipe without the section or the variant, OdistError naming the trials that failed,
+    Interrupted.
     """
     planned = plan_runs(name_or_path, scale=scale, data_path=data_path, variants=variants)
     recipe, scale = planned.recipe, planned.scale
     rules = recipe.tuning
     if rules is None:
-        raise UserError(
-            f"recipe {recipe.name} has no `tuning` section, so there is nothing to tune. recipes/criteo_table1.yaml shows one."
-        )
+        raise UserError(f"recipe {recipe.name} has no `tuning` section. recipes/criteo_table1.yaml shows one.")
     if recipe.runs_of:
         owner = recipe.runs_of
         raise UserError(f"recipe {recipe.name} uses the runs and the tuning of {owner}. Type: odist tune {owner}")

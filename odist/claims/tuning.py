@@ -31,7 +31,7 @@ ONE_VARIANT = "all"  # the key of a recipe without variants
 
 @dataclass(frozen=True)
 class Tried:
-    """A value of the tuned setting: the metric of each seed, None where it diverged, and their mean, None if any did."""
+    """A value of the tuned setting and the metric of each seed, None where it diverged. mean: None if one did"""
 
     value: float
     mean: float | None
@@ -210,11 +210,13 @@ def tuning_parts(recipe: Recipe, tuning: TuningFile | None, *, scale: str) -> li
         tuned = [name for name in found.systems if name in needed]
         whose = "every system by itself"
         if len(tuned) == 1 and len(recipe.systems) > 1:
-            whose = f"{recipe.systems[tuned[0]].label if tuned[0] in recipe.systems else tuned[0]}, which all systems ran with"
+            label = recipe.systems[tuned[0]].label if tuned[0] in recipe.systems else tuned[0]
+            whose = f"{label}, which all systems ran with"
         parts.append(
             f"{layer.label + ': ' if layer.label else ''}`{found.key}` of {whose}, by the mean {metric} "
             f"on rows ({rows_of}) and seeds ({seeds}) that are not reported"
-            f"{', the same number of trials for all' if len(tuned) > 1 else ''}. Chosen values are bold, `diverged` where a trial did.\n"
+            f"{', the same number of trials for all' if len(tuned) > 1 else ''}. "
+            "Chosen values are bold, `diverged` where a trial did.\n"
         )
         columns = {"label": "system", "batch": "batch"} | {f"{v:g}": f"{v:g}" for v in found.grid}
         rows = []

@@ -1,6 +1,7 @@
 """YAML and JSON read into dataclasses: configurations, recipes, records. Every mistake is named with its place.
 
-A place is a dotted key, as in `train.batch`, with the name of the item in a list of named ones: `claims.loss.statement`.
+A place is a dotted key, as in `train.batch`, with the name of the item in a list of named ones:
+`claims.loss.statement`.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ def yaml_content(text: str) -> Any:
 class Reader:
     """Reads values as objects of dataclasses or of type hints.
 
-    Beside their types, fields of a dataclass may say in their metadata: `yaml`, the key that they have in the file; `within`,
-    the mapping below the object's own that they stand in. An object in a mapping of names has its name as `name`.
-    What `__post_init__` of a dataclass refuses gets its place.
+    Beside their types, fields of a dataclass may say in their metadata: `yaml`, the key that they have in the file;
+    `within`, the mapping below the object's own that they stand in. An object in a mapping of names has its name as
+    `name`. What `__post_init__` of a dataclass refuses gets its place.
 
     skips_empty: whether a key with nothing behind it counts as absent
     """

@@ -117,7 +117,8 @@ def row_differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def without_shift(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two predictions after each has given up its mean difference in logits: half to either side, so that both move alike.
+    """Two predictions after each has given up its mean difference in logits: half to either side, so that both move
+    alike.
 
     first, second: [rows] of the positive class or [rows, classes]
     What is left is how rows move against each other; a retrain whose predictions are all a little higher has lost that.
@@ -188,8 +189,8 @@ def churn(
 
     mean_abs_difference is the paper's measure (section 3.5): the mean over rows of |p1 - p2|; with
     classes, of the total variation sum_c |p1_c - p2_c| / 2, which for two classes is the same number.
-    churn_without_shift is the same after the two have given up their mean difference in logits, see `without_shift`; None
-    where only the probability of the correct class is known;
+    churn_without_shift is the same after the two have given up their mean difference in logits, see `without_shift`;
+    None where only the probability of the correct class is known;
     root_mean_square is of the same row differences; flips the share of rows whose decision differs, None where
     only the probability of the correct class is known;
     relative_difference the mean of 2 |p1 - p2| / (p1 + p2) over all entries; rank_correlation

@@ -18,7 +18,7 @@ class ImageMetrics(MulticlassMetrics):
         super().update(logits, targets, weights)
 
     def result(self) -> dict[str, Any]:
-        """cross_entropy, top1, top5, calibration_error (15 bins) of the top class, rows; None where there are no rows."""
+        """cross_entropy, top1, top5, calibration_error (15 bins) of the top class, rows. None without rows."""
         return _of_images(super().result())
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 Interval = list[float]
-# Metric: the lowest and the highest value that it can take. What is not listed may take any: the excess over an optimum is
-# negative on rows that happen to suit a model.
+# Metric: the lowest and the highest value that it can take. What is not listed may take any: the excess over an
+# optimum is negative on rows that happen to suit a model.
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("log_loss", "cross_entropy", "bits_per_byte"), (0.0, math.inf)),
     **dict.fromkeys(("ratio", "steps_to_50", "steps_to_75", "steps_to_85"), (0.0, math.inf)),
@@ -43,9 +43,7 @@ def t_quantile(probability: float, degrees_of_freedom: float) -> float:
     from scipy.special import stdtrit
 
     if not 0.0 < probability < 1.0 or degrees_of_freedom <= 0:
-        raise ValueError(
-            f"t_quantile needs 0 < probability < 1 and positive degrees of freedom, got {probability}, {degrees_of_freedom}"
-        )
+        raise ValueError(f"no quantile of Student's t at {probability} with {degrees_of_freedom} degrees of freedom")
     quantile = float(stdtrit(degrees_of_freedom, probability))
     return float(f"{quantile:.10g}")  # further digits differ between versions of scipy (1.13, 1.17); reports must not
 
@@ -117,9 +115,9 @@ class Estimate:
 def jackknife_estimate(statistic: Callable[[list[int]], float], num_runs: int) -> Estimate:
     """A statistic of runs with its delete-one-run jackknife error; of a plain mean this is the usual standard error.
 
-    Pairs that share a run are not independent, so the run is the unit: the statistic is computed again with each run left
-    out, and Student's t with num_runs - 1 degrees of freedom gives the width. Resampling runs with replacement (bootstrap)
-    would pair a run with itself, count differences of zero and so bias the statistic downwards.
+    Pairs that share a run are not independent, so the run is the unit: the statistic is computed again with each run
+    left out, and Student's t with num_runs - 1 degrees of freedom gives the width. Resampling runs with replacement
+    (bootstrap) would pair a run with itself, count differences of zero and so bias the statistic downwards.
 
     statistic: of the chosen run indices
     num_runs: below three no run can be left out and there is no error
@@ -144,7 +142,8 @@ def jackknife(
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted for their number, in the same order (Holm 1979).
 
-    Deciding those at most alpha keeps the chance of any wrong decision in the whole family at alpha, however they depend.
+    Deciding those at most alpha keeps the chance of any wrong decision in the whole family at alpha, however they
+    depend.
     """
     order = sorted(range(len(p_values)), key=lambda place: p_values[place])
     adjusted, highest = [0.0] * len(p_values), 0.0

@@ -1,8 +1,8 @@
 """Files of predictions, CSV or Parquet: written by `odist eval --output`, read by `odist churn`.
 
-One row a prediction. odist writes `row` (its number in the evaluation), `data_fingerprint` (which rows these are), `label`
-where it is known, and `prediction` (binary), `prediction_0` to `prediction_K-1` (K classes) or `probability_of_label`
-(language models: of the correct piece).
+One row a prediction. odist writes `row` (its number in the evaluation), `data_fingerprint` (which rows these are),
+`label` where it is known, and `prediction` (binary), `prediction_0` to `prediction_K-1` (K classes) or
+`probability_of_label` (language models: of the correct piece).
 """
 
 from __future__ import annotations

@@ -163,6 +163,7 @@ def doubts(retrains: list[Retrain]) -> list[str]:
         shown = [f"{key} ({', '.join(dict.fromkeys(map(str, values)))})" for key, values in list(differing.items())[:5]]
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         notes.append(
-            f"The runs differ in more than their seed, so they are not retrains of one system: {'; '.join(shown)}{more}."
+            "The runs differ in more than their seed, so they are not retrains of one system: "
+            f"{'; '.join(shown)}{more}."
         )
     return notes

@@ -26,7 +26,8 @@ def match_rows(
 ) -> tuple[list[Retrain], list[str]]:
     """The retrains with their rows in one order, and notes on what a reader should know of how it was found.
 
-    key: the column that names the rows; None: `row`, which `odist eval --output` writes, where all have it, else the order
+    key: the column that names the rows; None: `row`, which `odist eval --output` writes, where all have it, else the
+        order
     by_order: match by order whatever columns say
     Raises UserError when they are not the same rows, or when columns say that their order is another.
     """

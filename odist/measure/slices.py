@@ -1,4 +1,4 @@
-"""Slices of the rows that churn is repeated within: tenths of the prediction and of the order, labels, columns of a file."""
+"""Slices of the rows that churn is repeated within: tenths of the prediction or of the order, labels, other columns."""
 
 from __future__ import annotations
 
