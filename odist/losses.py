@@ -5,6 +5,8 @@ teachers' mean logits t: `logit_regression` is |z - t|^2 / 2, summed over the C 
 really need to be deep?", equation 1); `squared_logits` is |z - t|^2 / C, the mean squared error of other software, 2 / C of that:
 its gradient is twice that of cross-entropies at a high temperature T, times T^2 (Hinton et al. 2015, equation 4). A weight
 that suits one is far off for the other where classes are many. A binary prediction is one logit: C = 1.
+At a `temperature` T other than 1 probabilities are those of logits / T, teacher's and student's, and the loss counts T^2 times
+(Hinton et al. 2015, section 2).
 
 This is the only place that averages teachers and compares them with a student. Losses are *sums* over
 examples, not means: the caller divides by the one global count, so ragged batches and any number of
@@ -14,7 +16,7 @@ workers give the same number (as torchtitan and algoperf do).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,11 +37,16 @@ class LossOptions:
     distill_weight: float = 1.0
     distill_loss: str = "cross_entropy"
     average: str = "probabilities"
+    temperature: float = 1.0
 
     @classmethod
     def of(cls, algorithm: AlgorithmConfig) -> LossOptions:
         """Those of a run's algorithm."""
         return cls(**{field.name: getattr(algorithm, field.name) for field in fields(cls)})
+
+    def now(self, soft: Soft) -> LossOptions:
+        """With the weight that the teacher has at this step."""
+        return self if soft.weight == 1 else replace(self, distill_weight=self.distill_weight * soft.weight)
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,12 @@ class Soft:
 
     values: each [batch] (binary) or [batch, ..., classes]; broadcastable to the student's logits
     kind: "logits" or "probabilities"
+    weight: share of the distillation weight that counts now, below 1 while it rises
     """
 
     values: tuple[Tensor, ...]
     kind: str = "logits"
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -79,13 +88,15 @@ def binary(logits: Tensor, targets: Tensor, *, weights: Tensor, options: LossOpt
     label = (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * weights).sum()
     if soft is None:
         return Sums(label, None, label)
+    options = options.now(soft)
     if options.distill_loss in LOGIT_LOSSES:
         each = (logits - _mean_logits(soft, binary=True)) ** 2 * logit_scale(options, classes=1)
     else:
-        target = _mean_probabilities(soft, options.average, binary=True).to(logits.dtype).expand_as(logits)
-        each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        target = _mean_probabilities(soft, options, binary=True).to(logits.dtype).expand_as(logits)
+        each = F.binary_cross_entropy_with_logits(logits / options.temperature, target, reduction="none")
         if options.distill_loss == "kl":
             each = each + torch.special.xlogy(target, target) + torch.special.xlog1py(1 - target, -target)
+        each = each * options.temperature**2
     return _combine(label, (each * weights).sum(), options)
 
 
@@ -103,10 +114,17 @@ def multiclass(
     if soft is None:
         total, label, _ = _SoftmaxLosses.apply(*flat, None, LossOptions())
         return Sums(label, None, total)
+    options = options.now(soft)
     if options.distill_loss in LOGIT_LOSSES:
         total, label, _ = _SoftmaxLosses.apply(*flat, None, options)
         squares = ((logits - _mean_logits(soft, binary=False)) ** 2).mean(dim=-1)
         distillation = (squares * weights).sum() * logit_scale(options, classes=logits.shape[-1])
+        return Sums(label, distillation, total + options.distill_weight * distillation)
+    if options.temperature != 1:
+        total, label, _ = _SoftmaxLosses.apply(*flat, None, options)
+        target = _mean_probabilities(_rows(soft, slice(None)), options, binary=False).to(logits.dtype)
+        values = F.log_softmax(flat[0] / options.temperature, dim=-1)
+        distillation = (_cross_entropy(values, target, options.distill_loss) * flat[2]).sum() * options.temperature**2
         return Sums(label, distillation, total + options.distill_weight * distillation)
     total, label, distillation = _SoftmaxLosses.apply(*flat, soft, options)
     return Sums(label, distillation, total)
@@ -146,7 +164,7 @@ class _SoftmaxLosses(torch.autograd.Function):
             hard[rows] = -values.gather(1, index)[:, 0]
             target = None
             if soft is not None:
-                target = _mean_probabilities(_rows(soft, rows), options.average, binary=False).to(logits.dtype)
+                target = _mean_probabilities(_rows(soft, rows), options, binary=False).to(logits.dtype)
                 distilled[rows] = _cross_entropy(values, target, options.distill_loss)
             if gradient is not None:
                 part = torch.exp(values, out=gradient[rows])
@@ -211,14 +229,15 @@ def _mean(values: list[Tensor]) -> Tensor:
     return total / len(values) if len(values) > 1 else total
 
 
-def _mean_probabilities(soft: Soft, average: str, *, binary: bool) -> Tensor:
+def _mean_probabilities(soft: Soft, options: LossOptions, *, binary: bool) -> Tensor:
     def normalise(logits: Tensor) -> Tensor:
-        return torch.sigmoid(logits) if binary else torch.softmax(logits, dim=-1)
+        cooled = logits if options.temperature == 1 else logits / options.temperature
+        return torch.sigmoid(cooled) if binary else torch.softmax(cooled, dim=-1)
 
     if soft.kind == "probabilities":
         return _mean([value.detach() for value in soft.values])
     values = [value.detach() for value in soft.values]
-    if average == "logits":
+    if options.average == "logits":
         return normalise(_mean(values))
     return _mean([normalise(value) for value in values])
 

@@ -8,7 +8,11 @@ from conftest import make_config, weight_hashes
 
 from odist.engine.checkpoint import common_step, load_weights
 from odist.engine.problem import build_model
+from odist.errors import UserError
+from odist.launch.check import validate
+from odist.losses import Soft
 from odist.tasks.criteo import CriteoTask
+from odist.teachers.base import rising
 
 SMALL = ("train.max_examples=1200", "algorithm.burn_in=200", "exchange.interval=100")
 SGD = ("optim=sgd", "optim.lr=0.5")
@@ -41,6 +45,31 @@ def test_codistillation_before_burn_in_is_plain_training(train):
     late = train("algorithm=codistill", *SMALL, "algorithm.burn_in=1200", name="late")
     ensemble = train("algorithm=ensemble", *SMALL, name="ensemble")
     assert weight_hashes(late) == weight_hashes(ensemble)
+
+
+def test_a_ramp_gives_the_first_step_a_share_of_the_weight(train):
+    """A run whose last step alone hears its teacher; a ramp of four steps (of 50 examples) gives that a quarter."""
+    once = ("algorithm=codistill", *SMALL, "train.batch=50", "algorithm.burn_in=1150")
+    rising = train(*once, "algorithm.ramp=200", name="rising")
+    quarter = train(*once, "algorithm.distill_weight=0.25", name="quarter")
+    assert weight_hashes(rising) == weight_hashes(quarter)
+    assert weight_hashes(rising) != weight_hashes(train(*once, name="whole"))
+
+
+def test_the_weight_rises_to_its_full_size_and_stays_there():
+    soft = Soft((torch.zeros(1),))
+    weights = [rising(soft, step=step, burn_in=3, ramp=4).weight for step in range(3, 9)]
+    assert weights == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert rising(soft, step=3, burn_in=3, ramp=0).weight == 1
+    assert rising(None, step=3, burn_in=3, ramp=4) is None
+
+
+def test_a_temperature_changes_what_is_learnt_and_losses_of_logits_refuse_one(train):
+    once = ("algorithm=codistill", *SMALL)
+    warm = train(*once, "algorithm.temperature=4", name="warm")
+    assert weight_hashes(warm) != weight_hashes(train(*once, name="plain"))
+    with pytest.raises(UserError, match=r"Add algorithm\.temperature=1"):
+        validate(make_config(*once, "algorithm.temperature=4", "algorithm.distill_loss=squared_logits"))
 
 
 @pytest.mark.parametrize("workers", [2, 3, 4])

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import compose, make_config, weight_hashes
+from conftest import StopAfter, compose, make_config, weight_hashes
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from odist.config.read import load
 from odist.engine.average import STATISTICS_EXAMPLES, WeightAverage, decay_of
 from odist.engine.evaluation import evaluate
-from odist.errors import UserError
+from odist.errors import Damaged, Interrupted, UserError
 from odist.launch import processes, results, worker
 from odist.launch.check import validate
 from odist.run.folder import Run
@@ -94,7 +94,8 @@ def test_statistics_of_batch_norms_are_those_of_torchs_update():
     task = ImageNetTask(config)
     torch.manual_seed(3)
     model = task.build_model()
-    batches = [task.batch(np.arange(step, step + 512) % 80, "train", step) for step in range(6)]
+    order = task.order(group=0, num_groups=1, examples_per_step=512, seed=1)
+    batches = [task.batch(order.ids(step), "train") for step in range(6)]
     own = WeightAverage(model, forward=task.forward, batch_at=lambda step: batches[step], start=0)
     for step in walk(model, steps=6):
         own.update(step)
@@ -201,3 +202,30 @@ def test_what_cannot_be_meant_is_refused(train):
         validate(make_config("algorithm.include_self=true"))
     with pytest.raises(UserError, match="nothing would be averaged"):
         train(*SMALL, "train.average=swa", "train.average_from=800")
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_damaged_average_is_noticed_and_an_older_checkpoint_taken(train, tmp_path, missing):
+    own = (*SMALL, "train.average=ema", "train.checkpoint_every=100", "train.keep_checkpoints=2", "train.log_every=25")
+    whole = train(*own, name="whole")
+    with pytest.raises(Interrupted):
+        train(*own, name="broken", stop=StopAfter(15))
+    broken = Run(tmp_path / "broken")
+    path = broken.checkpoint_root(0) / f"step-{broken.checkpoint_steps(0)[-1]:010d}" / "average.safetensors"
+    damage(path, missing=missing)
+    continued = train(*own, name="broken")
+    hashes = [run.results["groups"][0]["average_hash"] for run in (whole, continued)]
+    assert hashes[0] == hashes[1]
+    damage(continued.checkpoint_root(0) / "step-0000000032" / "average.safetensors", missing=missing)
+    with pytest.raises(Damaged, match=r"average\.safetensors"):
+        evaluate(continued, split="validation")
+
+
+def damage(path, *, missing):
+    """Remove a file, or flip a bit of its last byte."""
+    if missing:
+        path.unlink()
+        return
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)

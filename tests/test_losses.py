@@ -120,6 +120,41 @@ def test_squared_logits_have_twice_the_gradient_of_a_high_temperature():
     torch.testing.assert_close(logits.grad.double(), 2 * hot.grad, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["cross_entropy", "kl"])
+def test_a_temperature_cools_teacher_and_student_and_counts_its_square(kind):
+    """Against torch, with two teachers, and that the label's loss stays as it is."""
+    first, second, warm = torch.randn(ROWS, CLASSES), torch.randn(ROWS, CLASSES), 3.0
+    options = LossOptions(label_weight=0.5, distill_weight=0.7, distill_loss=kind, temperature=warm)
+    logits, other = LOGITS.clone().requires_grad_(), LOGITS.clone().requires_grad_()
+    sums = multiclass(logits, TARGETS, weights=WEIGHTS, options=options, soft=Soft((first, second)))
+    target = ((first / warm).softmax(dim=1) + (second / warm).softmax(dim=1)) / 2
+    each = F.cross_entropy(other / warm, target, reduction="none")
+    if kind == "kl":
+        each = F.kl_div(F.log_softmax(other / warm, dim=1), target, reduction="none").sum(dim=1)
+    label = (F.cross_entropy(other, TARGETS, reduction="none") * WEIGHTS).sum()
+    distillation = (each * WEIGHTS).sum() * warm**2
+    torch.testing.assert_close((sums.label, sums.distillation), (label, distillation))
+    sums.total.backward()
+    (0.5 * label + 0.7 * distillation).backward()
+    torch.testing.assert_close(logits.grad, other.grad)
+    clicks = binary(CLICK_LOGITS, CLICKS, weights=WEIGHTS, options=options, soft=Soft((first[:, 0],)))
+    pair = torch.stack([torch.zeros(ROWS), CLICK_LOGITS], dim=1), torch.stack([torch.zeros(ROWS), first[:, 0]], dim=1)
+    same = multiclass(pair[0], CLICKS.long(), weights=WEIGHTS, options=options, soft=Soft((pair[1],)))
+    torch.testing.assert_close((clicks.label, clicks.distillation), (same.label, same.distillation))
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "squared_logits"])
+def test_a_teacher_may_have_a_share_of_its_weight(kind):
+    soft = Soft((torch.randn(ROWS, CLASSES),))
+    options = LossOptions(distill_weight=0.8, distill_loss=kind)
+    half = multiclass(LOGITS, TARGETS, weights=WEIGHTS, options=options, soft=Soft(soft.values, weight=0.5))
+    expected = multiclass(
+        LOGITS, TARGETS, weights=WEIGHTS, options=LossOptions(distill_weight=0.4, distill_loss=kind), soft=soft
+    )
+    torch.testing.assert_close(half.total, expected.total)
+    torch.testing.assert_close(half.distillation, expected.distillation)
+
+
 def test_no_gradient_reaches_a_teacher():
     teacher = torch.randn(ROWS, requires_grad=True)
     logits = CLICK_LOGITS.clone().requires_grad_()

@@ -16,7 +16,7 @@ ALGORITHMS = {
     "sync-workers": ["algorithm=sync", "workers=4", "train.batch=25", "model.dropout=0.1", "optim=adamw", "optim.lr=0.01"],
     "ensemble": ["algorithm=ensemble"],
     "label_smoothing": ["algorithm=label_smoothing", "algorithm.distribution=unigram"],
-    "distill": ["algorithm=distill", "exchange.lookahead=3"],
+    "distill": ["algorithm=distill", "exchange.lookahead=3", "algorithm.ramp=500", "algorithm.temperature=2"],
     "codistill": ["algorithm=codistill", "model.dropout=0.1", "data.partition=disjoint"],
     "codistill-3-lag-lookahead": ["algorithm=codistill", "num_groups=3", "exchange.lag=1", "exchange.lookahead=3"],
     "codistill-delayed": ["algorithm=codistill", "algorithm.strategy=delayed", "workers=2", "optim=sgd",

@@ -48,9 +48,20 @@ class ModelOptions(SoftTargetOptions):
 
     average: str = key("probabilities", "what is averaged over several teachers", choices=AVERAGES)
     burn_in: int = key(0, "examples before the teacher is heard", bounds=NOT_NEGATIVE, as_steps=True)
+    ramp: int = key(0, "examples over which its weight then rises", bounds=NOT_NEGATIVE, as_steps=True, younger=True)
+    temperature: float = key(
+        1.0, "divides the logits of teacher and student; its loss counts the square", bounds=POSITIVE, younger=True
+    )
     lookahead: int = key(
         1, "steps whose batches the frozen teacher predicts in one pass", bounds=POSITIVE, node="exchange"
     )
+
+    def check(self, config: Config) -> None:
+        if self.temperature != 1 and self.distill_loss in ("squared_logits", "logit_regression"):
+            raise UserError(
+                f"algorithm.temperature={self.temperature:g} with algorithm.distill_loss={self.distill_loss}: losses of logits "
+                "have no temperature. Add algorithm.temperature=1 or algorithm.distill_loss=cross_entropy."
+            )
 
 
 @dataclass
@@ -60,6 +71,7 @@ class FixedOptions(ModelOptions):
     )
 
     def check(self, config: Config) -> None:
+        super().check(config)
         if not self.teachers:
             raise UserError(
                 "algorithm.teachers=[]: name the finished runs that teach: algorithm.teachers=[runs/A,runs/B]."
@@ -101,6 +113,7 @@ class PeersOptions(ModelOptions):
     )
 
     def check(self, config: Config) -> None:
+        super().check(config)
         if config.num_groups < 2:
             raise UserError(
                 f"num_groups={config.num_groups}: algorithm={config.algorithm.name} needs peers to learn from, "

@@ -7,7 +7,7 @@ models share it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -118,6 +118,12 @@ class NoTeacher:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+def rising(soft: Soft | None, *, step: int, burn_in: int, ramp: int) -> Soft | None:
+    """Soft targets with the share of their weight that counts at `step`, rising over `ramp` steps after the burn-in to 1."""
+    passed = step - burn_in + 1
+    return soft if soft is None or passed >= ramp else replace(soft, weight=passed / ramp)
 
 
 class Panel:

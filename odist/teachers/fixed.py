@@ -14,13 +14,14 @@ from odist.losses import Soft
 from odist.mesh import Mesh
 from odist.tasks.base import Batch, Forward
 from odist.teachers import FixedOptions
-from odist.teachers.base import Batches, Panel, TeacherSetup
+from odist.teachers.base import Batches, Panel, TeacherSetup, rising
 
 
 class Fixed:
     """Frozen teachers from the first step after burn-in.
 
-    models: the teachers; burn_in: steps before they are heard; others: see `Panel`
+    models: the teachers; burn_in: steps before they are heard; ramp: steps over which their weight then rises
+    others: see `Panel`
     """
 
     @classmethod
@@ -29,6 +30,7 @@ class Fixed:
             setup.task.forward,
             models=setup.load_runs(options.teachers),
             burn_in=setup.clock.steps(options.burn_in),
+            ramp=setup.clock.steps(options.ramp),
             batches=setup.batches,
             lookahead=options.lookahead,
             num_steps=setup.clock.num_steps,
@@ -41,6 +43,7 @@ class Fixed:
         *,
         models: Sequence[nn.Module],
         burn_in: int,
+        ramp: int = 0,
         batches: Batches,
         lookahead: int,
         num_steps: int,
@@ -49,6 +52,7 @@ class Fixed:
         self.panel = Panel(forward, batches=batches, lookahead=lookahead, num_steps=num_steps, mesh=mesh)
         self.lookahead = lookahead
         self.burn_in = burn_in
+        self.ramp = ramp
         for number, model in enumerate(models):
             self.panel.place(number, model, step=burn_in)
 
@@ -62,7 +66,8 @@ class Fixed:
         pass
 
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
-        return None if step < self.burn_in else self.panel.predict(step, worker, batch)
+        soft = None if step < self.burn_in else self.panel.predict(step, worker, batch)
+        return rising(soft, step=step, burn_in=self.burn_in, ramp=self.ramp)
 
     def log(self) -> dict[str, Any]:
         return {}

@@ -24,7 +24,7 @@ from odist.losses import Soft
 from odist.mesh import Mesh
 from odist.tasks.base import Batch, Forward
 from odist.teachers import PeersOptions
-from odist.teachers.base import Batches, Panel, TeacherSetup
+from odist.teachers.base import Batches, Panel, TeacherSetup, rising
 
 
 class Peers:
@@ -33,7 +33,8 @@ class Peers:
     student: the group's own model, copied for each peer; group: its index; peers: the groups that teach, which may
     include its own
     schedule: when snapshots are taken; lock-step waits for the agreed ones until `stop` says so
-    burn_in: steps before the teachers are heard; others: see `Panel`
+    burn_in: steps before the teachers are heard; ramp: steps over which their weight then rises
+    others: see `Panel`
     """
 
     @classmethod
@@ -55,6 +56,7 @@ class Peers:
             peers=peers,
             schedule=schedule,
             burn_in=clock.steps(options.burn_in),
+            ramp=clock.steps(options.ramp),
             batches=setup.batches,
             lookahead=options.lookahead,
             num_steps=clock.num_steps,
@@ -72,6 +74,7 @@ class Peers:
         peers: Sequence[int],
         schedule: Schedule,
         burn_in: int,
+        ramp: int = 0,
         batches: Batches,
         lookahead: int,
         num_steps: int,
@@ -93,6 +96,7 @@ class Peers:
         self.peers = list(peers)
         self.interval, self.lag = schedule.interval, schedule.lag
         self.burn_in = burn_in
+        self.ramp = ramp
         self.num_steps = num_steps
         self.snapshots: dict[int, Snapshot] = {}  # in use, by peer
         self._now = 0  # completed steps at the last refresh
@@ -229,7 +233,7 @@ class Peers:
             self.ignored += len(soft.values) - len(finite)
             soft = Soft(finite) if finite else None
         self.heard = self.heard or soft is not None
-        return soft
+        return rising(soft, step=step, burn_in=self.burn_in, ramp=self.ramp)
 
     def summary(self) -> dict[str, Any]:
         """How often the teachers were exchanged and whether any was ever heard; if none was, the exchange's last words."""
