@@ -62,7 +62,8 @@ def record(system: str, seed: int, losses: list[float], *, groups: int = 1, grou
     steps = 100 * len(losses)
     results = {"metrics": {"cross_entropy": losses[-1]}, "steps": steps, "total_examples": 8 * steps * groups,
                "groups": [{"seconds": float(steps)}] * groups}  # fmt: skip
-    return Record(system, seed, evaluations=rows, results=results)
+    config = {"algorithm": {"teachers": [f"base-s{seed}-lr0.1"] if system == "pupil" else []}}
+    return Record(system, seed, evaluations=rows, results=results, config=config)
 
 
 def timed_systems(recipe: Recipe, records: list[Record]) -> dict[str, Retrains]:
@@ -305,7 +306,9 @@ def test_recipes_share_runs_records_and_students_follow_their_teachers(tmp_path:
     reproduce(tmp_path / "second.yaml", **places, echo=lines.append)
     assert {path: (path / "results.json").stat().st_mtime_ns for path in trained} == trained
     student = Run.open(tmp_path / "runs/shared/smoke/student-s2")
-    assert [Path(path).name for path in student.config["algorithm"]["teachers"]] == ["ensemble-s2"]
+    assert [Path(path).name for path in student.config["algorithm"]["teachers"]] == [
+        "ensemble-s1"
+    ]  # of another seed than the student
     first, second = ((tmp_path / f"reports/{name}/{name}.md").read_text() for name in ("first", "second"))
     assert "student" not in first
     assert "student" in second

@@ -142,12 +142,16 @@ def find_tuning(recipe: Recipe, *, output: Path) -> Path | None:
 
 
 def _with_teachers(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path]) -> list[PlannedRun]:
-    """The plan with each student's finished teachers, of the same seed, as an override."""
+    """The plan with each student's finished teachers, of the seed after its own, as an override."""
     where = {(run.variant, run.system, run.seed): path for run, path in zip(plan, paths, strict=True)}
     taught = []
     for run in plan:
         teachers = recipe.systems[run.system].teachers
-        lines = [f"algorithm.teachers=[{where[run.variant, teachers, run.seed]}]"] if teachers else []
+        seeds = sorted(seed for variant, system, seed in where if (variant, system) == (run.variant, teachers))
+        lines = []
+        if teachers:
+            seed = seeds[(seeds.index(run.seed) + 1) % len(seeds)]
+            lines = [f"algorithm.teachers=[{where[run.variant, teachers, seed]}]"]
         taught.append(replace(run, overrides=run.override(lines)) if lines else run)
     return taught
 

@@ -5,6 +5,7 @@ Gathering the parts of a page is left to page, the numbers to summary.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -229,7 +230,18 @@ def _notes(records: Sequence[Record]) -> list[str]:
     untaught = [f"{record.system}-s{record.seed}" for record in records if _untaught(record)]
     if untaught:
         notes.append(f"groups that never had a teacher, though they were to codistil: {', '.join(untaught)}.")
+    twins = sorted({record.system for record in records if _taught_by_own_seed(record)})
+    if twins:
+        notes.append(
+            f"the teachers of {', '.join(twins)} have the student's own seed, so they share its start and the order of its "
+            "examples; newer runs take the teachers of the next seed."
+        )
     return notes
+
+
+def _taught_by_own_seed(record: Record) -> bool:
+    names = (record.config.get("algorithm") or {}).get("teachers") or ()
+    return any(re.search(rf"-s{record.seed}(-|$)", name) for name in names)
 
 
 def _untaught(record: Record) -> bool:

@@ -96,12 +96,10 @@ def times_to_targets(recipe: Recipe, records: Sequence[Record]) -> TimesTo:
         for (variant, system), found in retrains_by_system(records, recipe).items()
         if system == recipe.targets.system
     }
-    by_key = {(record.variant, record.system, record.seed): record for record in records}
     timed: TimesTo = {}
     for record in records:
-        teachers = recipe.systems[record.system].teachers if record.system in recipe.systems else None
-        before = by_key.get((record.variant, teachers, record.seed)) if teachers else None
-        if teachers and before is None:
+        before = teachers_of(recipe, record, records)
+        if before is None and record.system in recipe.systems and recipe.systems[record.system].teachers:
             continue
         targets = targets_of(recipe, baselines.get(record.variant))
         for copy in {own.group: own for own in (*models_of(record), *copies_of(record))}.values():
@@ -137,10 +135,15 @@ def _timed(
 
 def first_phase_steps(recipe: Recipe, record: Record, records: Sequence[Record]) -> int:
     """Steps of the teachers' training before a student's first; 0 for a system without teachers."""
+    return int(_first_phase(teachers_of(recipe, record, records))[0])
+
+
+def teachers_of(recipe: Recipe, record: Record, records: Sequence[Record]) -> Record | None:
+    """The run whose models taught this one, by the name of its folder; None for a system without teachers."""
     teachers = recipe.systems[record.system].teachers if record.system in recipe.systems else None
-    where = (record.variant, teachers, record.seed)
-    before = [one for one in records if teachers and (one.variant, one.system, one.seed) == where]
-    return int(_first_phase(before[0])[0]) if before else 0
+    names = (record.config.get("algorithm") or {}).get("teachers") or ()
+    own = [one for one in records if (one.variant, one.system) == (record.variant, teachers)]
+    return next((one for one in own for name in names if name == one.name or name.startswith(f"{one.name}-")), None)
 
 
 def _check_metric(recipe: Recipe, records: Sequence[Record]) -> None:
