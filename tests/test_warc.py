@@ -35,7 +35,7 @@ def read(data: bytes) -> tuple[list[WarcRecord], list[tuple[int, str]]]:
     def note(place: int, kind: str) -> None:
         notes.append((place, kind))
 
-    return list(read_records(unpack(io.BytesIO(data), start=data[:4], note=note), note=note)), notes
+    return list(read_records(unpack(io.BytesIO(data), note=note), note=note)), notes
 
 
 def texts(records: list[WarcRecord]) -> list[str]:

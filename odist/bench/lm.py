@@ -194,7 +194,7 @@ def _reading(folder: Path, size: Size, *, rounds: int) -> list[Row]:
 
     def payloads() -> int:
         with open(file, "rb") as stream:
-            pieces = unpack(stream, start=b"\x1f\x8b", note=lambda *_: None)
+            pieces = unpack(stream, note=lambda *_: None)
             return sum(record.block != b"" for record in read_records(pieces, note=lambda *_: None))
 
     def lines() -> int:

@@ -116,8 +116,8 @@ def imagenet(
     from odist.cli.prepare_progress import PrepareProgress
     from odist.cli.prepare_show import print_imagenet
     from odist.launch.stop import Stop
+    from odist.prepare.datasets import DATASETS
     from odist.prepare.images.prepare import prepare_imagenet
-    from odist.prepare.text.sources import DATASETS
 
     named = (inputs or []) + ([] if dataset is None else [DATASETS + dataset.removeprefix(DATASETS)])
     _note_passed_over(named)

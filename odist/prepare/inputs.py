@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,15 +52,15 @@ def find_files(inputs: list[str]) -> list[InputFile]:
     if not inputs:
         raise UserError("no input files given. Name files, patterns such as 'day_*.gz', or a folder of Parquet files.")
     paths = [path for text in inputs for path in _expand(text)]
-    seen: set[Path] = set()
-    sources = []
-    for path in paths:
-        resolved = path.resolve()
-        if resolved in seen:
-            raise UserError(f"{path}: named twice; its rows would count twice. Name every file once.")
-        seen.add(resolved)
-        sources.append(_source(resolved, path))
-    return sources
+    refuse_twice((str(path.resolve()) for path in paths), what="rows")
+    return [_input_file(path) for path in paths]
+
+
+def refuse_twice(names: Iterable[str], *, what: str) -> None:
+    """Raise UserError where an input is named twice. what: it holds, for the message"""
+    twice = [name for name, number in Counter(names).items() if number > 1]
+    if twice:
+        raise UserError(f"{twice[0]}: named twice; its {what} would count twice. Name every input once.")
 
 
 def _expand(text: str) -> list[Path]:
@@ -121,19 +123,24 @@ def _deeper(text: str) -> str:
     return (f"{head}/**/*" if head else "**/*") if last == "*" else f"{text.rstrip('/')}/**/*"
 
 
-def _source(path: Path, shown: Path) -> InputFile:
+def look_at(path: Path, *, shown: Path) -> tuple[os.stat_result, bytes]:
+    """Return the status and the first bytes of a file; UserError, with the name `shown`, where it cannot be read."""
     if not path.is_file():
         raise UserError(f"{shown}: not a regular file; write it to a file first.")
     try:
         with open(path, "rb") as file:
-            magic = file.read(8)
-            status = os.fstat(file.fileno())
+            return os.fstat(file.fileno()), file.read(8)
     except PermissionError:
         raise UserError(f"{shown}: no permission to read it.") from None
+
+
+def _input_file(path: Path) -> InputFile:
+    resolved = path.resolve()
+    status, magic = look_at(resolved, shown=path)
     if not magic:
-        raise UserError(f"{shown}: the file is empty.")
+        raise UserError(f"{path}: the file is empty.")
     for start, name in OTHER_PACKED.items():
         if magic.startswith(start):
-            raise UserError(f"{shown}: a {name} file, which is not read. Unpack it, or pack it with gzip.")
+            raise UserError(f"{path}: a {name} file, which is not read. Unpack it, or pack it with gzip.")
     kind = "parquet" if magic.startswith(PARQUET) else "gzip" if magic.startswith(GZIP) else "plain"
-    return InputFile(path, status.st_size, status.st_mtime_ns, kind)
+    return InputFile(resolved, status.st_size, status.st_mtime_ns, kind)

@@ -77,13 +77,15 @@ class _Unpacker(Protocol):
     def decompress(self, data: bytes, max_length: int = ..., /) -> bytes: ...
 
 
-def unpack(file: BinaryIO, *, start: bytes, note: Note, salvage: bool = True) -> Iterator[bytes]:
+def unpack(file: BinaryIO, *, note: Note, salvage: bool = True) -> Iterator[bytes]:
     """The unpacked content of a file in pieces of a few MB at most; faults are noted with their place in the packed file.
 
-    file: at its beginning, seekable
-    start: its first bytes, which tell gzip and zstd from plain
+    file: seekable; its first bytes tell gzip and zstd from plain
     salvage: give what a damaged gzip member holds up to the damage, before that is noted
     """
+    file.seek(0)
+    start = file.read(4)
+    file.seek(0)
     if start.startswith(GZIP):
         return _unpack_gzip(file, note, salvage=salvage)
     if start.startswith(ZSTD):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import BinaryIO, TypeVar
 
 from odist.errors import UserError
 from odist.prepare.inputs import InputFile
-from odist.prepare.unpack import GZIP, unpack
+from odist.prepare.unpack import CHUNK, unpack
 
 T = TypeVar("T")
 SNIFF_BYTES = 1 << 18
@@ -53,7 +54,7 @@ def _unpacked(source: InputFile, file: BinaryIO) -> Iterator[bytes]:
             "bytes. Fetch the file again; `gzip -t` tests it."
         )
 
-    for piece in unpack(file, start=GZIP if source.kind == "gzip" else b"", note=refuse, salvage=False):
+    for piece in unpack(file, note=refuse, salvage=False):
         yield piece
         done += len(piece)
 
@@ -90,7 +91,7 @@ def read_blocks(source: InputFile, *, offset: int, block_bytes: int) -> Iterator
 def _from(source: InputFile, file: BinaryIO, offset: int) -> Iterator[bytes]:
     if source.kind != "gzip":
         file.seek(offset)
-        return _unpacked(source, file)
+        return iter(partial(file.read, CHUNK), b"")
     pieces, left = _unpacked(source, file), offset
     while left > 0:  # gzip has no index: unpack and drop
         piece = next(pieces, None)
@@ -104,40 +105,15 @@ def _from(source: InputFile, file: BinaryIO, offset: int) -> Iterator[bytes]:
 
 def read_ahead(items: Iterator[T], *, depth: int) -> Generator[T, None, None]:
     """The same items, produced by a thread up to `depth` ahead; its errors are raised here."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def put(item: T | None, error: BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put((item, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as thread:
+        waiting = deque(thread.submit(next, items, None) for _ in range(depth))
         try:
-            for item in items:
-                if not put(item, None):
-                    return
-            put(None, None)
-        except BaseException as error:
-            put(None, error)
-
-    thread = threading.Thread(target=produce, name="read-ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
+            while (item := waiting.popleft().result()) is not None:
+                waiting.append(thread.submit(next, items, None))
+                yield item
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def first_lines(start: bytes) -> list[bytes]:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import tarfile
-import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -19,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from odist.errors import UserError
-from odist.prepare.inputs import find_files
-from odist.prepare.text.sources import DATASETS, load_dataset
+from odist.prepare.datasets import DATASETS, dataset_splits, load_dataset
+from odist.prepare.inputs import find_files, refuse_twice
 from odist.prepare.unpack import TarMember, begins_tar, members, unpack
 
 TAR = ".tar"
@@ -98,10 +96,7 @@ def find_image_sources(inputs: list[str]) -> list[ImageSource]:
                         "of Parquet files) by --dataset."
                     )
                 sources.append(ImageSource(str(found.path), kind, found.bytes, found.modified_ns))
-    names = [source.name for source in sources]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{twice[0]}: named twice; its images would count twice. Name every input once.")
+    refuse_twice((source.name for source in sources), what="images")
     return sources
 
 
@@ -175,9 +170,7 @@ def _unpacked(source: ImageSource, target: Path, tell: Callable[[int, int], None
 
     temporary = target.with_suffix(".tmp")
     with open(source.name, "rb") as file, open(temporary, "wb") as output:
-        start = file.read(4)
-        file.seek(0)
-        header, pieces = b"", unpack(file, start=start, note=refuse)
+        header, pieces = b"", unpack(file, note=refuse)
         while len(header) < tarfile.BLOCKSIZE and (piece := next(pieces, None)) is not None:
             header += piece
         if not begins_tar(header):
@@ -247,25 +240,6 @@ def _dataset_sources(text: str) -> list[ImageSource]:
 
 def _with_split(text: str, split: str) -> str:
     return f"{text}{'&' if '?' in text else '?'}split={split}"
-
-
-def dataset_splits(text: str) -> list[str]:
-    """Names of the parts of the data set that "datasets:NAME?name=CONFIG" names; UserError when it cannot be had."""
-    import datasets
-
-    name, _, query = text.removeprefix(DATASETS).partition("?")
-    if (Path(name) / "dataset_dict.json").is_file():
-        return list(json.loads((Path(name) / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
-    if (Path(name) / "dataset_info.json").is_file():
-        return ["train"]
-    try:
-        return list(datasets.get_dataset_split_names(name, dict(urllib.parse.parse_qsl(query)).get("name")))
-    except Exception as error:  # the library's own errors have no common base
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{text}: datasets cannot load it: {first} Name a folder of Parquet files, one of save_to_disk, or a data set "
-            "it knows."
-        ) from None
 
 
 def open_rows(name: str) -> Any:

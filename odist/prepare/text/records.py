@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from odist.errors import UserError
+from odist.prepare.datasets import load_dataset
 from odist.prepare.text.html import RefusedPage, is_text_encoding, page_reader
 from odist.prepare.text.paragraphs import decode_lines, paragraphs, passages
-from odist.prepare.text.sources import TextSource, fetched, load_dataset
+from odist.prepare.text.sources import TextSource, fetched
 from odist.prepare.text.warc import Response, WarcRecord, read_records, read_response
 from odist.prepare.unpack import TarMember, members, unpack
 
@@ -66,12 +67,10 @@ def read_source(source: TextSource, *, reading: RecordOptions, folder: Path, not
         yield from _read_dataset(source, reading, at)
         return
     with fetched(source, folder, poll=lambda: at(0)) as path, open(path, "rb") as file:
-        start = file.read(4)
-        file.seek(0)
-        if not start:
+        if not file.read(1):
             note("byte 0", "empty file")
             return
-        pieces = unpack(file, start=start, note=lambda place, kind: note(f"packed byte {place}", kind))
+        pieces = unpack(file, note=lambda place, kind: note(f"packed byte {place}", kind))
         yield from _read_stream(_told(pieces, file, at), source.name, reading=reading, note=note, nested=False)
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from odist.errors import UserError
-from odist.prepare.inputs import files_named
+from odist.prepare.datasets import DATASETS, is_saved, load_dataset
+from odist.prepare.inputs import files_named, look_at, refuse_twice
 from odist.prepare.unpack import unpack
 
-DATASETS = "datasets:"
 SHARD_ROWS = 100_000  # of a data set; a shard is what is done again after an interruption
 TRIES = 5
 TIMEOUT = 60.0  # seconds without a byte
@@ -76,11 +76,7 @@ def find_text_sources(inputs: list[str], *, base_url: str) -> list[TextSource]:
                     sources += _listed(path, base_url)
                 else:
                     sources.append(_file(path))
-    seen: set[tuple[str, int]] = set()
-    for source in sources:
-        if (source.name, source.start) in seen:
-            raise UserError(f"{source.name}: named twice; its documents would count twice. Name every file once.")
-        seen.add((source.name, source.start))
+    refuse_twice((source.name for source in sources if source.start == 0), what="documents")
     return sources
 
 
@@ -92,7 +88,7 @@ def is_url(text: str) -> bool:
 def _expand(text: str) -> list[Path]:
     path = Path(text).expanduser()
     if path.is_dir():
-        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        if is_saved(path):
             raise UserError(f"{text}: a saved data set; name it as datasets:{text}.")
         raise UserError(f"{text}: a folder. Name its files by a pattern, such as '{path}/*.gz'.")
     return files_named(text)
@@ -100,13 +96,7 @@ def _expand(text: str) -> list[Path]:
 
 def _file(path: Path) -> TextSource:
     resolved = path.resolve()
-    if not resolved.is_file():
-        raise UserError(f"{path}: not a regular file; write it to a file first.")
-    try:
-        with open(resolved, "rb") as file:
-            status = os.fstat(file.fileno())
-    except PermissionError:
-        raise UserError(f"{path}: no permission to read it.") from None
+    status, _ = look_at(resolved, shown=path)
     return TextSource(str(resolved), "file", status.st_size, status.st_mtime_ns)
 
 
@@ -115,10 +105,8 @@ def _listed(path: Path, base: str) -> list[TextSource]:
         raise UserError(f"{path}: {kind} at byte {place}. Fetch the list again.")
 
     with open(path, "rb") as file:
-        start = file.read(4)
-        file.seek(0)
         data = bytearray()
-        for piece in unpack(file, start=start, note=refuse):
+        for piece in unpack(file, note=refuse):
             data += piece
             if len(data) > MAX_LIST:
                 raise UserError(
@@ -170,29 +158,6 @@ def _dataset_sources(text: str) -> list[TextSource]:
         TextSource(text, "datasets", start=start, stop=min(start + SHARD_ROWS, rows), state=state)
         for start in range(0, rows, SHARD_ROWS)
     ]
-
-
-def load_dataset(text: str) -> Any:
-    """The `datasets.Dataset` that "datasets:NAME?name=CONFIG&split=train" names: a saved folder, or a name."""
-    name, _, query = text.removeprefix(DATASETS).partition("?")
-    wanted = dict(urllib.parse.parse_qsl(query))
-    unknown = sorted(set(wanted) - {"name", "split"})
-    if unknown or not name:
-        raise UserError(f"{text}: expected datasets:NAME, or datasets:NAME?name=CONFIG&split=train.")
-    import datasets
-
-    split = wanted.get("split", "train")
-    try:
-        if (Path(name) / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(name)[split]
-        if (Path(name) / "dataset_info.json").is_file():
-            return datasets.load_from_disk(name)
-        return datasets.load_dataset(name, wanted.get("name"), split=split)
-    except Exception as error:  # the library's own errors have no common base
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{text}: datasets cannot load it: {first} Name a folder of save_to_disk, or a set it knows."
-        ) from None
 
 
 @contextmanager
