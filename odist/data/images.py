@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 
 from odist.data.arrays import check_size, load_array
-from odist.data.store import Store, damaged, open_record
-from odist.data.tokens import digest
+from odist.data.store import Store, damaged, fingerprint_of, open_record
 
 FORMAT = "odist-images-1"
 SPLITS = ("train", "validation")
@@ -47,8 +46,8 @@ def store_record(
     return {
         "format": FORMAT,
         "task": "imagenet",
-        "fingerprint": digest(content),
-        "fitted_fingerprint": digest({"classes": classes}),
+        "fingerprint": fingerprint_of(content)[:16],
+        "fitted_fingerprint": fingerprint_of({"classes": classes})[:16],
         "decoded": decoded,
         "num_classes": len(classes),
         "splits": {name: dict(entry) for name, entry in splits.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,6 +79,11 @@ def read_record(path: Path) -> dict[str, Any] | None:
     if not isinstance(meta, dict) or "format" not in meta:
         raise UserError(f"{record}: not the record of a prepared store. Name a folder made by `odist prepare`.")
     return meta
+
+
+def fingerprint_of(content: Any) -> str:
+    """Name JSON-able content: SHA-256 of its one compact text, 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def damaged(path: Path, why: str) -> UserError:

@@ -13,7 +13,6 @@ A store is a folder: arrays, the tokenizer's own file, and `store.json`, the com
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from odist.data.arrays import check_size, load_array
-from odist.data.store import Store, damaged, open_record
+from odist.data.store import Store, damaged, fingerprint_of, open_record
 from odist.files import save_array
 
 FORMAT = "odist-tokens-1"
@@ -35,12 +34,6 @@ UNIGRAM = "unigram.npy"
 def token_dtype(vocabulary: int) -> np.dtype[Any]:
     """The narrowest of uint16 and uint32 that holds ids below `vocabulary`."""
     return np.dtype("<u2") if vocabulary <= 1 << 16 else np.dtype("<u4")
-
-
-def digest(value: Any) -> str:
-    """Fingerprint of JSON-able content, 16 hexadecimal digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class SplitWriter:
@@ -130,8 +123,8 @@ def store_record(
     return {
         "format": FORMAT,
         "task": "lm",
-        "fingerprint": digest(content),
-        "fitted_fingerprint": digest(fitted),
+        "fingerprint": fingerprint_of(content)[:16],
+        "fitted_fingerprint": fingerprint_of(fitted)[:16],
         "dtype": token_dtype(vocabulary).str,
         "vocabulary": vocabulary,
         "special": dict(special),

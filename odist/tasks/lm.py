@@ -29,7 +29,7 @@ from odist.losses import LossOptions, Soft, Sums, multiclass
 from odist.measure.language import LanguageMetrics, language_results
 from odist.rng import derive, mix
 from odist.tasks.base import Batch, Carry
-from odist.tasks.rows import fingerprint_of, tuning_fingerprint
+from odist.tasks.rows import generator_fingerprint, tuning_fingerprint
 from odist.tasks.synthetic_text import LONGEST, SyntheticText
 
 TUNING_SHARE = 16  # data.holdout=tuning: at most a 16th of the training documents is evaluated and not trained on
@@ -162,9 +162,9 @@ class SyntheticSource:
         self.generator = SyntheticText(self.options, seed=config.data.seed)
         self.vocabulary = self.options.vocabulary
         name, data = "synthetic-text-1", config.data
-        self.fingerprint = fingerprint_of(name, data.seed, data.holdout, asdict(config.task))
+        self.fingerprint = generator_fingerprint(name, data.seed, data.holdout, asdict(config.task))
         made_by = {key: value for key, value in asdict(self.options).items() if key not in ("rows", "validation_rows")}
-        self.fitted_fingerprint = fingerprint_of(name, data.seed, made_by)
+        self.fitted_fingerprint = generator_fingerprint(name, data.seed, made_by)
         self._kept: OrderedDict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()  # the groups of a process prepare their batches in threads of their own
 

@@ -85,9 +85,9 @@ class SyntheticRows:
         self.train_rows = min(options.rows, data.max_rows or options.rows)
         made_by: dict[str, Any] = asdict(options)  # type: ignore[call-overload]
         del made_by["rows"]  # more of one stream is the same data, evaluated on the same rows
-        self.fingerprint = fingerprint_of(name, data.seed, data.holdout, *shown, made_by)
+        self.fingerprint = generator_fingerprint(name, data.seed, data.holdout, *shown, made_by)
         del made_by["validation_rows"]  # which rows are evaluated changes no meaning
-        self.fitted_fingerprint = fingerprint_of(name, data.seed, made_by)
+        self.fitted_fingerprint = generator_fingerprint(name, data.seed, made_by)
 
     def num_rows(self, split: str) -> int:
         return self.train_rows if split == "train" else self.validation_rows
@@ -135,8 +135,8 @@ class PreparedRows:
         return rows, split
 
 
-def fingerprint_of(*content: Any) -> str:
-    """Name JSON-able content: SHA-256 of its one canonical text."""
+def generator_fingerprint(*content: Any) -> str:
+    """Name the data of a generator by JSON-able content: SHA-256 of its text."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,14 +8,13 @@ mapping them: memory stays at a few chunks.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -166,8 +165,3 @@ def seal_rows(folder: Path, split: RowRange, *, rare: np.ndarray | None, threads
     finally:
         os.close(descriptor)
     return whole.hexdigest()
-
-
-def fingerprint(content: Any) -> str:
-    """Name of JSON-able content: SHA-256 of its one canonical text."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from odist.data.rows import FORMAT, RowStore
+from odist.data.store import fingerprint_of
 from odist.errors import UserError
 from odist.prepare.criteo.fit import (
     NUM_COLUMNS,
     RowRange,
-    fingerprint,
     fit_numeric,
     fit_rare,
     load_rare,
@@ -205,8 +205,8 @@ class CriteoPreparation(Preparation[CriteoOptions, CriteoReport]):
             input_bytes=sum(source.bytes for source in self.sources),
             store_bytes=self.partial.num_bytes(),
             sources=[{**s.identity(), "rows": n} for s, n in zip(self.sources, state.source_rows, strict=True)],
-            fingerprint=fingerprint({**content, "options": meaning, "fitted": fitted}),
-            fitted_fingerprint=fingerprint(fitted),
+            fingerprint=fingerprint_of({**content, "options": meaning, "fitted": fitted}),
+            fitted_fingerprint=fingerprint_of(fitted),
         )
         record = {
             "format": FORMAT,
