@@ -118,6 +118,20 @@ def json_objects(lines: Iterable[bytes]) -> tuple[list[dict[str, Any]], int]:
     return found, damaged
 
 
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file or folder until it is closed, without waiting; false if another process holds it.
+
+    On file systems without locks this is always true.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Be the only process that is inside for this folder, on file systems that have locks; wait until that is so."""

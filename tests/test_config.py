@@ -65,7 +65,7 @@ def smoke() -> Config:
 def store(tmp_path: Path) -> Path:
     folder = tmp_path / "store"
     folder.mkdir()
-    (folder / "store.json").write_text(json.dumps({"task": "criteo", "fingerprint": "f" * 64}))
+    (folder / "store.json").write_text(json.dumps({"format": "x", "task": "criteo", "fingerprint": "f" * 64}))
     return folder
 
 
@@ -83,7 +83,7 @@ def needed(tmp_path: Path, store: Path, overrides: list[str]) -> list[str]:
         more.append(f"algorithm.teachers=['{finished_run(tmp_path / 'teacher')}']")
     if "data=prepared" in overrides:
         task = next((word.partition("=")[2] for word in overrides if word.startswith("task=")), "criteo")
-        (store / "store.json").write_text(json.dumps({"task": task, "fingerprint": "f" * 64}))
+        (store / "store.json").write_text(json.dumps({"format": "x", "task": task, "fingerprint": "f" * 64}))
         more.append(f"data.path='{store}'")
     return [*overrides, *more]
 
@@ -277,7 +277,7 @@ def test_the_hash_names_what_lies_at_places(tmp_path: Path, store: Path) -> None
     (moved / "store.json").write_text((store / "store.json").read_text())
     other = tmp_path / "other"
     other.mkdir()
-    (other / "store.json").write_text(json.dumps({"task": "criteo", "fingerprint": "0" * 64}))
+    (other / "store.json").write_text(json.dumps({"format": "x", "task": "criteo", "fingerprint": "0" * 64}))
     hashes = []
     for folder in (store, moved, other):
         config = prepare_config(compose("data=prepared", "scale=smoke", f"data.path='{folder}'"))
@@ -342,7 +342,7 @@ def test_unfinished_and_repeated_teachers_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_store_of_another_task_is_refused(store: Path) -> None:
-    (store / "store.json").write_text(json.dumps({"task": "imagenet", "fingerprint": "f"}))
+    (store / "store.json").write_text(json.dumps({"format": "x", "task": "imagenet", "fingerprint": "f"}))
     with pytest.raises(UserError, match="prepared for task=imagenet"):
         validate(load(compose("data=prepared", f"data.path='{store}'")))
 

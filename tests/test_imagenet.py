@@ -581,7 +581,7 @@ def test_a_teacher_that_is_never_heard_is_remarked_upon() -> None:
 
 def test_a_small_network_on_large_images_is_remarked_upon(tmp_path: Path) -> None:
     def said(decoded: int | None, *overrides: str) -> list[str]:
-        (tmp_path / "store.json").write_text(json.dumps({"task": "imagenet", "decoded": decoded}))
+        (tmp_path / "store.json").write_text(json.dumps({"format": "x", "task": "imagenet", "decoded": decoded}))
         return remarks(make_config("task=imagenet", "data=prepared", f"data.path={tmp_path}", *overrides))
 
     [remark] = said(None)

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "strategies": {"mesh", "optim", "registry"},
     "teachers": {"exchange", "losses", "mesh", "optim", "registry"},
     "engine": {"data", "losses", "measure", "mesh", "optim", "registry", "rng", "run"},
-    "launch": {"engine", "exchange", "measure", "mesh", "optim", "registry", "run"},
+    "launch": {"data", "engine", "exchange", "measure", "mesh", "optim", "registry", "run"},
     "prepare": {"data", "run"},
     "claims": {"data", "measure", "run", "tasks"},
     "bench": {

@@ -1,12 +1,10 @@
-"""Which values of a configuration make sense, checked before a run folder is made.
+"""Checks of a configuration before a run folder is made: ranges and choices of keys, and rules between several keys.
 
-Types, choices and ranges of single keys are the schema's (odist.config.schema); whether a part supports what it is asked for in
-combination with another is said by that part when the run starts.
+A part checks the rules of its own options (`Options.check`).
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,9 @@ from odist import registry
 from odist.config.key import Key, key_of
 from odist.config.options import chosen_parts, options_of, unread_options
 from odist.config.read import described
-from odist.config.schema import (
-    Config,
-    LSTMConfig,
-    TransformerConfig,
-)
+from odist.config.schema import Config, LSTMConfig, TransformerConfig
 from odist.config.suggest import choose
+from odist.data.store import read_record
 from odist.engine.devices import require
 from odist.errors import UserError
 from odist.run import sinks
@@ -31,9 +26,9 @@ MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer"), "imagenet"
 
 
 def validate(config: Config) -> None:
-    """Refuse a configuration that cannot be meant; UserError names key, value and what to type instead.
+    """Refuse a configuration that cannot work. Raises UserError with key, value and what to type instead.
 
-    Looks at files only for `data.path` and for the finished runs that it names.
+    Reads files only of `data.path` and of the finished runs that it names.
     """
     for name, value, key in described(config):
         _check_value(name, value, key)
@@ -59,7 +54,7 @@ def _check_value(name: str, value: Any, key: Key) -> None:
 def _check_model(config: Config) -> None:
     task, model = config.task.name, config.model
     if model.name in registry.others("models"):
-        return  # whether it fits the task is for its package to say
+        return  # its package knows which tasks it fits
     if model.name not in MODELS_OF_TASKS.get(task, (model.name,)):
         raise UserError(
             f"model={model.name} cannot learn task={task}. Choose model={' or model='.join(MODELS_OF_TASKS[task])}."
@@ -73,35 +68,47 @@ def _check_model(config: Config) -> None:
     if isinstance(model, LSTMConfig) and not model.hidden:
         raise UserError("model.hidden=[]: an LSTM needs at least one layer: model.hidden=[256].")
     if isinstance(model, TransformerConfig) and (model.width % model.heads or model.width // model.heads % 2):
-        raise UserError(f"model.width={model.width} with model.heads={model.heads}: each head needs the same even width. "
-                        f"Try model.width={2 * model.heads * max(1, round(model.width / (2 * model.heads)))}.")  # fmt: skip
+        width = 2 * model.heads * max(1, round(model.width / (2 * model.heads)))
+        raise UserError(
+            f"model.width={model.width} with model.heads={model.heads}: each head needs the same even width. "
+            f"Try model.width={width}."
+        )
 
 
 def _check_optim(config: Config) -> None:
     optim = config.optim
     for key, share in (("milestones", "milestone_shares"), ("warmup", "warmup_share")):
         if getattr(optim, key) and getattr(optim, share):
-            raise UserError(f"optim.{key}={getattr(optim, key)} with optim.{share}={getattr(optim, share)}: give one of "
-                            "the two, the first in examples, the second in shares of the run.")  # fmt: skip
+            raise UserError(
+                f"optim.{key}={getattr(optim, key)} with optim.{share}={getattr(optim, share)}: give one of the two, the "
+                "first in examples, the second in shares of the run."
+            )
     milestones = optim.milestones or optim.milestone_shares
     if optim.schedule == "steps" and not milestones:
-        raise UserError("optim.schedule=steps needs milestones: in examples, as in optim.milestones=[100000,200000], or in "
-                        "shares of the run, as in optim.milestone_shares=[0.3,0.6].")  # fmt: skip
+        raise UserError(
+            "optim.schedule=steps needs milestones: in examples, as in optim.milestones=[100000,200000], or in "
+            "shares of the run, as in optim.milestone_shares=[0.3,0.6]."
+        )
     if optim.schedule != "steps" and milestones:
         key = "milestones" if optim.milestones else "milestone_shares"
-        raise UserError(f"optim.schedule={optim.schedule} with optim.{key}={milestones}: only optim.schedule=steps has "
-                        f"milestones. Add optim.{key}=[].")  # fmt: skip
+        raise UserError(
+            f"optim.schedule={optim.schedule} with optim.{key}={milestones}: only optim.schedule=steps has "
+            f"milestones. Add optim.{key}=[]."
+        )
     if milestones != sorted(set(milestones)):
         raise UserError(f"optim.milestones={milestones}: expected rising numbers.")
     if optim.weight_decays and len(optim.weight_decays) != len(milestones):
-        raise UserError(f"optim.weight_decays={optim.weight_decays}: expected one for each of the {len(milestones)} "
-                        "milestones of optim.schedule=steps.")  # fmt: skip
+        raise UserError(
+            f"optim.weight_decays={optim.weight_decays}: expected one for each of the {len(milestones)} "
+            "milestones of optim.schedule=steps."
+        )
     if optim.nesterov and optim.momentum == 0:
         raise UserError("optim.nesterov=true needs momentum: add optim.momentum=0.9.")
     for key in ("momentum", "nesterov"):
         if getattr(optim, key) and optim.name not in ("sgd", "lars"):
-            raise UserError(f"optim.{key}={getattr(optim, key)}: only optim=sgd and optim=lars have it, not "
-                            f"optim={optim.name}.")  # fmt: skip
+            raise UserError(
+                f"optim.{key}={getattr(optim, key)}: only optim=sgd and optim=lars have it, not optim={optim.name}."
+            )
 
 
 def _check_launch(config: Config) -> None:
@@ -118,10 +125,12 @@ def _check_launch(config: Config) -> None:
         )
     each, rest = divmod(config.workers, launch.processes)
     if rest or each & (each - 1):
-        fits = [p for p in range(1, config.workers + 1)
-                if config.workers % p == 0 and (config.workers // p) & (config.workers // p - 1) == 0]  # fmt: skip
-        raise UserError(f"launch.processes={launch.processes} cannot carry workers={config.workers}: each process takes "
-                        f"1, 2, 4, 8 ... of them. Choose launch.processes={' or launch.processes='.join(map(str, fits))}.")  # fmt: skip
+        carried = {number: config.workers / number for number in range(1, config.workers + 1)}
+        fits = [number for number, share in carried.items() if share.is_integer() and int(share).bit_count() == 1]
+        raise UserError(
+            f"launch.processes={launch.processes} cannot carry workers={config.workers}: each process takes "
+            f"1, 2, 4, 8 ... of them. Choose launch.processes={' or launch.processes='.join(map(str, fits))}."
+        )
 
 
 def _check_train(config: Config) -> None:
@@ -151,7 +160,7 @@ def _check_algorithm(config: Config) -> None:
     if algorithm.label_weight == 0 and getattr(teacher, "burn_in", 0) > 0:
         raise UserError(
             f"algorithm.label_weight=0 with algorithm.burn_in={teacher.burn_in} leaves nothing to learn before the "
-            "teacher is heard: add algorithm.burn_in=0."
+            "burn-in is over: add algorithm.burn_in=0."
         )
 
 
@@ -174,35 +183,36 @@ def named_runs(config: Config) -> list[tuple[str, str]]:
 def _check_data(config: Config) -> None:
     data = config.data
     if data.parts is not None and (data.partition != "disjoint" or data.parts < config.num_groups):
-        raise UserError(f"data.parts={data.parts} with data.partition={data.partition} and num_groups={config.num_groups}: "
-                        "parts belong to data.partition=disjoint, at least one for every group.")  # fmt: skip
+        raise UserError(
+            f"data.parts={data.parts} with data.partition={data.partition} and num_groups={config.num_groups}: "
+            "parts belong to data.partition=disjoint, at least one for every group."
+        )
     if data.name != "prepared":
         if data.path is not None:
             raise UserError(f"data.path={data.path}: only data=prepared reads a folder; add data=prepared.")
         return
     if data.path is None:
-        raise UserError("data=prepared needs data.path=FOLDER, a folder made by "
-                        f"`odist prepare {PREPARED_BY.get(config.task.name, config.task.name)} --input FILE --output FOLDER`.")  # fmt: skip
+        command = f"odist prepare {PREPARED_BY.get(config.task.name, config.task.name)}"
+        raise UserError(
+            f"data=prepared needs data.path=FOLDER, a folder made by `{command} --input FILE --output FOLDER`."
+        )
     store = read_store(data.path)
     if store.get("task") != config.task.name:
         raise UserError(
             f"data.path={data.path} was prepared for task={store.get('task')}, not for task={config.task.name}."
         )
     if store.get("report", {}).get("click_rate", 0.0) is None:
-        raise UserError(f"data.path={data.path}: its rows have no labels, so there is nothing to learn from them. Prepare rows "
-                        f"with labels to train on; what a run predicts for these: odist eval RUN --data {data.path} "
-                        "--output FILE.csv (they need --like STORE of the run).")  # fmt: skip
+        raise UserError(
+            f"data.path={data.path}: its rows have no labels, so there is nothing to learn from them. Prepare rows "
+            f"with labels to train on; what a run predicts for these: odist eval RUN --data {data.path} "
+            "--output FILE.csv (they need --like STORE of the run)."
+        )
 
 
 def read_store(path: str) -> dict[str, Any]:
-    """The `store.json` of a prepared folder; UserError if `path` is none."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"data.path={path}: no such folder. `odist prepare` makes one.")
-    try:
-        return dict(json.loads((folder / "store.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"data.path={path}: not a prepared folder (it has no store.json). "
-                        "`odist prepare` makes one.") from None  # fmt: skip
-    except ValueError:
-        raise UserError(f"data.path={path}: its store.json cannot be read. Prepare the folder again.") from None
+    """The `store.json` of a prepared folder. Raises UserError if `path` is not one."""
+    record = read_record(Path(path))
+    if record is None:
+        what = "not a prepared folder (it has no store.json)" if Path(path).is_dir() else "no such folder"
+        raise UserError(f"data.path={path}: {what}. `odist prepare` makes one.")
+    return record

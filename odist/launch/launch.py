@@ -1,8 +1,4 @@
-"""From a finished configuration to a run folder to processes.
-
-Makes or reopens the folder, refuses what another configuration, another process or another folder's content
-forbids, and trains in this process (`launch=inline`) or in others (processes.py). Knows no task and no weights.
-"""
+"""Trains the run of a finished configuration: in this process (`launch=inline`) or in others (`launch=local`)."""
 
 from __future__ import annotations
 
@@ -42,7 +38,7 @@ def prepare_config(content: dict[str, Any]) -> Config:
 
 
 def _absolute(place: str) -> str:
-    """A place that is no URL as an absolute path."""
+    """The absolute path of a place, unless it is a URL."""
     return place if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
@@ -60,8 +56,10 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
     with claimed(run):
         mend_state(run, say=note)
         if run.status.get("state") == "diverged":
-            raise Diverged(f"{run.path}: diverged at step {run.status.get('step')}; the same command gives the same bits. "
-                           "Change optim.lr or optim.clip_norm, or remove the folder.")  # fmt: skip
+            raise Diverged(
+                f"{run.path}: diverged at step {run.status.get('step')}; the same command gives the same bits. "
+                "Change optim.lr or optim.clip_norm, or remove the folder."
+            )
         if created:
             print(f"{run.path}: starting.")
         else:
@@ -130,12 +128,12 @@ def _record_continuation(run: Run, config: Config) -> None:
 
 
 def _record_end(run: Run, error: BaseException) -> None:
-    """Leave no `running` behind where the worker could not say how it ended."""
+    """Replace the state `running` of a run whose worker could not say how it ended."""
     states = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}
     state = states.get(type(error), "failed")
     if isinstance(error, LostWorkers) and error.lost_groups:
         state = "incomplete"  # with results of the groups that were not lost
-    # What ended the run is to be told, not that its end cannot be written.
+    # The user should see what ended the run, not that its end cannot be written.
     with contextlib.suppress(Damaged, CannotWrite):
         if run.status.get("state") in ("created", "running"):
             run.set_status(state=state, error=f"{type(error).__name__}: {error}"[:2000])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import platform
 import re
@@ -15,6 +14,7 @@ from typing import Any
 from odist.config.read import load
 from odist.config.schema import Config, config_hash, differences, to_dict
 from odist.errors import Damaged, UserError
+from odist.files import try_lock
 from odist.launch.check import named_runs, read_store
 from odist.run import provenance
 from odist.run.folder import Run
@@ -133,14 +133,8 @@ def claimed(run: Run) -> Iterator[None]:
     """Hold the run for this process. Raises UserError if another one trains it."""
     folder = os.open(run.path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            busy = False
-        except BlockingIOError:
-            busy = True
-        except OSError:
-            busy = False  # no locks on this file system: the process id has to do
-        pid = trained_by(run)
+        busy = not try_lock(folder)
+        pid = trained_by(run)  # the only protection on file systems without locks
         if (busy or pid is not None) and pid != os.getpid():
             by = f"process {pid}" if pid is not None else "another process"
             raise UserError(f"{run.path} is being trained by {by}. Wait for it, or stop it first.")

@@ -1,7 +1,6 @@
-"""Starts the processes of a run's groups on this machine, attends to them and starts crashed groups again.
+"""Starts the processes of a run's groups on this machine, attends to them and restarts crashed groups.
 
-Groups know nothing of one another but the exchange; each is a few processes that find each other
-through a file. What they compute is left to worker.py, what is seen of them to watch.py.
+Groups are independent of one another except for the exchange; each is a few processes that find each other through a file.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
         raise
     finally:
         _end(groups)
-        with contextlib.suppress(CannotWrite):  # whatever ended the groups is to be told
+        with contextlib.suppress(CannotWrite):  # the user should see what ended the groups
             watch.look()
             watch.close()
         for path in (run.path / "logs").glob(".group-*.rendezvous"):  # a killed command's too: its processes are gone
@@ -160,7 +159,7 @@ def _goes_on_alone(config: Config) -> bool:
 
 
 def _lose(config: Config, group: Group, error: OdistError) -> None:
-    """Under freshest timing a lost group costs its peers a staler teacher and nothing else; otherwise it ends the run."""
+    """Give up a group. Under freshest timing its peers go on with an older teacher; otherwise the run ends."""
     if not _goes_on_alone(config) or isinstance(error, Interrupted | UserError | CannotWrite):
         raise error
     group.over, group.lost = True, error
@@ -182,9 +181,10 @@ def _feel(run: Run, config: Config, group: Group, *, watch: Watch) -> None:
 
 
 def _ending(run: Run, group: Group, *, before: Sequence[int | None]) -> OdistError | None:
-    """How a group wanted to end, None for a crash; `before` are the codes when the first bad one was seen.
+    """The error with which a group ended on purpose, None for a crash.
 
-    Of several processes the one with a meant ending counts: the others crash when it leaves.
+    before: exit codes of its processes when the first bad one was seen
+    If several processes ended, the one that ended on purpose counts: the others crash when it leaves.
     """
     for replica, process in enumerate(group.processes):
         if process.returncode in ENDINGS:
@@ -192,8 +192,10 @@ def _ending(run: Run, group: Group, *, before: Sequence[int | None]) -> OdistErr
             said = [number for number, line in enumerate(words) if line.partition(": ")[0] in NAMES]
             if not said:
                 ending = ENDINGS[process.returncode]
-                return ending("\n".join(words[-5:]) or f"group {group.index} gave up without a word: "
-                              f"{_log(run, group.index, replica)} is empty.")  # fmt: skip
+                return ending(
+                    "\n".join(words[-5:])
+                    or f"group {group.index} gave up without a message: {_log(run, group.index, replica)} is empty."
+                )
             name, _, first = words[said[-1]].partition(": ")
             return NAMES[name]("\n".join([first, *words[said[-1] + 1 :]]))
     if all(code in (None, 0, Interrupted.exit_code) for code in before):
@@ -228,7 +230,7 @@ def _last_words(run: Run, group: int, replica: int) -> list[str]:
 
 
 def _end(groups: list[Group], *, patience: float = SECONDS_TO_SAVE) -> None:
-    """Ask every process that lives to save and end; kill those that do not in time."""
+    """Ask every living process to save and end; kill those that do not within `patience` seconds."""
     for group in groups:
         for process in group.processes:
             if process.poll() is None:

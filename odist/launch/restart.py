@@ -28,9 +28,10 @@ SECONDS_TO_LOOK = 60.0  # into the store; groups will find out by themselves wha
 
 
 def mend(run: Run, config: Config, *, say: Callable[[str], None]) -> None:
-    """Make sure that all groups of a stopped run can go on; `say` is told if they go back for it.
+    """Make sure that all groups of a stopped run can go on; a run that needs nothing is left as it is.
 
-    UserError, with the cure, if they cannot: no step was saved by all of them. Nothing is done to a run that needs nothing.
+    say: called with a sentence if groups go back to an older step
+    Raises UserError, with the cure, if they cannot go on because there is no step that all of them have saved.
     """
     peers, store = peers_options(config), options_of(config, "exchange")
     groups = range(config.num_groups)

@@ -1,6 +1,6 @@
 """What trained groups leave: predictions and numbers of each, and results.json over all of them.
 
-A group's JSON file is the mark that it is done; results.json that the run is. Training is worker.py's.
+A group's JSON file is the mark that it is done; results.json that the run is.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _last_weights(trainer: Trainer, config: Config, root: Path) -> dict[str, Any
 
 
 def _group_results(run: Run, group: int) -> dict[str, Any]:
-    """What a trained group has left; Damaged if it is not sound."""
+    """What a trained group has left. Raises Damaged if it is not sound."""
     root = run.prediction_root("validation")
     kinds: Kinds = {"seconds": (int, float), "weight_hash": str, "length": dict}
     own = read_json(run.group_results(group), cure=CONTINUE, kinds=kinds, required=tuple(kinds))
@@ -85,7 +85,7 @@ def _group_results(run: Run, group: int) -> dict[str, Any]:
 
 
 def is_done(run: Run, group: int, *, say: Say) -> bool:
-    """Whether nothing is left to do for a group; what it has left in a damaged state it makes again."""
+    """Whether a group is trained and has left sound results; damaged ones are made again."""
     mark = run.group_results(group)
     try:
         if mark.exists():
@@ -97,9 +97,9 @@ def is_done(run: Run, group: int, *, say: Say) -> bool:
 
 
 def combine(run: Run, *, missing: Sequence[int] = ()) -> None:
-    """Write results.json from what the groups left; the last thing is the state `finished`.
+    """Write results.json from what the groups left, then set the state `finished`.
 
-    missing: groups that were lost; the results are then those of the others, which say so, and the run is not finished
+    missing: groups that were lost; the results are then those of the others and say so, and the run is not finished
     """
     config = load(run.path / "config.yaml")
     task = build_task(config)
@@ -153,9 +153,9 @@ def _results(task: Task, predictions: Predictions) -> dict[str, Any]:
 
 
 def beside_a_constant(task: Task, results: dict[str, Any], targets: np.ndarray) -> dict[str, Any]:
-    """The loss of predicting the same for every row, and a remark if the run is no better.
+    """The loss of a constant prediction, and a remark if the run is not better.
 
-    The same: the training rows' rate of the positive class, or of several classes each as probable as the others.
+    The constant is the rate of the positive class in the training rows; with several classes it is uniform.
     """
     name = task.main_metric
     if name not in CROSS_ENTROPIES or results.get(name) is None:

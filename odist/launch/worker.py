@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import signal
@@ -21,6 +20,7 @@ from odist.engine import checkpoint
 from odist.engine.problem import build_task, make_clock, set_up_torch
 from odist.engine.trainer import Trainer
 from odist.errors import GAVE_UP, Interrupted, OdistError, UserError
+from odist.files import try_lock
 from odist.launch.results import combine, finish_group, is_done
 from odist.launch.session import Session
 from odist.mesh import Axis, Mesh
@@ -67,8 +67,8 @@ def _train_in_turns(run: Run, config: Config, task: Task, *, clock: Clock, stop:
 def held(run: Run, groups: Iterable[int], *, stop: Callable[[], bool]) -> Iterator[None]:
     """Be the only process that writes these groups' files, and repair what a killed one left.
 
-    When the process that started them dies, workers save and leave by themselves; whoever continues the run
-    at once waits for that, up to SECONDS_TO_LEAVE. Raises UserError if they stay, Interrupted if `stop` says so.
+    When the process that started them dies, workers save and leave by themselves; a command that continues the run at
+    once waits for that, up to SECONDS_TO_LEAVE. Raises UserError if they stay, Interrupted if `stop` becomes true.
     """
     (run.path / "logs").mkdir(exist_ok=True)
     deadline = time.monotonic() + SECONDS_TO_LEAVE
@@ -76,7 +76,7 @@ def held(run: Run, groups: Iterable[int], *, stop: Callable[[], bool]) -> Iterat
         for group in groups:
             lock = os.open(run.path / "logs" / f".group-{group}.lock", os.O_RDWR | os.O_CREAT, 0o644)
             locks.callback(os.close, lock)
-            while not _locked(lock):
+            while not try_lock(lock):
                 if time.monotonic() > deadline:
                     raise UserError(f"{run.path}: another process still trains group {group}. Stop it first.")
                 if stop():
@@ -86,18 +86,8 @@ def held(run: Run, groups: Iterable[int], *, stop: Callable[[], bool]) -> Iterat
         yield
 
 
-def _locked(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # no locks on this file system
-    return True
-
-
 def _common_start(run: Run, config: Config) -> int:
-    """The step from which groups that take turns go on; UserError if each was saved at a step of its own."""
+    """The step from which groups that take turns go on. Raises UserError if they were saved at different steps."""
     steps = [run.checkpoint_steps(group) for group in range(config.num_groups)]
     common = checkpoint.newest_sound(run, range(config.num_groups), say=note)
     if common is None and all(steps):
@@ -144,7 +134,7 @@ def _take_turns(run: Run, config: Config, trainers: Sequence[Trainer], *, start:
 
 
 def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable[[], bool]) -> None:
-    """Train or continue one group as process `replica` of `launch.processes`; see launch.py for who starts it.
+    """Train or continue one group as process `replica` of `launch.processes`; `processes.train` starts it.
 
     rendezvous: file through which the processes of this group find each other
     Raises as `main`; a finished group returns at once.
@@ -199,7 +189,7 @@ def open_run(run: Run, task: Task, clock: Clock) -> None:
     """Tell readers of the run folder which data the run reads and how long it is."""
     env = run.env
     known = {"data_fingerprint": env.get("data_fingerprint") or task.fingerprint}  # of prepared data known before
-    known["fitted_fingerprint"] = task.fitted_fingerprint  # for who uses the run when its data are gone
+    known["fitted_fingerprint"] = task.fitted_fingerprint  # for users of the run when its data are gone
     if not known.items() <= env.items():
         run.write_json("env.json", {**env, **known})
     run.write_json("horizon.json", {"num_steps": clock.num_steps, "examples_per_step": clock.examples_per_step})
