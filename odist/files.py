@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Lend a temporary path beside `path`: what is written there replaces `path` if the block ends well, and is gone if not.
+    """Lend a temporary path: what is written there replaces `path` if the block ends well, and is removed if not.
 
     A reader sees the old file or the new one, never a part; after a power cut, too.
     """
@@ -62,7 +62,7 @@ def finite(content: Any) -> Any:
 
 
 class Tail:
-    """Reads the lines that are added to a file, each once and whole: a line without its end is read when the end is there.
+    """Reads the lines that are added to a file, each once; a line without its end is read when the end is there.
 
     path: may not exist yet
     place: byte at which to begin; afterwards the byte up to which the file has been read

@@ -1,4 +1,4 @@
-"""What all suites time: the engine as a run puts it together, logging included, and a loop written by hand beside it."""
+"""What all suites time: the engine as a run puts it together, logging included, and a hand-written loop beside it."""
 
 from __future__ import annotations
 

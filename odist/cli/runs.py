@@ -140,7 +140,7 @@ def sort_entries(entries: Sequence[Entry], *, by: str) -> list[Entry]:
 def chosen_columns(text: str | None, entries: Sequence[Entry]) -> list[str]:
     """Columns of the table: those of `text` after the run, or those that say what the folder names do not.
 
-    Raises UserError for a column that is neither one of COLUMNS nor a key of a configuration nor a metric of these runs.
+    Raises UserError for a column that is none of COLUMNS, of the keys and of the metrics of these runs.
     """
     if text is None:
         named = all(_is_named(entry.row) for entry in entries)

@@ -147,7 +147,8 @@ def _page(content: Mapping[str, Any]) -> Iterator[str]:
     model, optim, algorithm = config["model"], config["optim"], config["algorithm"]
     data = config["data"].get("path") or config["data"]["name"]
     per_step = content["examples_per_step"]
-    state = f"{content['state']} after step {content['step'] or 0} of {content['num_steps'] or '?'}, {age(content['updated'])} ago"
+    steps = f"step {content['step'] or 0} of {content['num_steps'] or '?'}"
+    state = f"{content['state']} after {steps}, {age(content['updated'])} ago"
     trained = f"; trained for {content['seconds']:,.1f} s, all groups together" if content["seconds"] else ""
     yield content["path"]
     yield from _field("state", f"{state}{trained}")
@@ -197,7 +198,8 @@ def _group_line(content: Mapping[str, Any], group: Mapping[str, Any]) -> str:
     if ages is not None:
         since = group["teacher_heard_from_step"]
         parts.append(
-            f"learns from its teacher since step {since}, which is {ages['median']:g} steps old (median; at most {ages['largest']})"
+            f"learnt from its teacher from step {since} on, {ages['median']:g} steps old in the median, "
+            f"{ages['largest']} at most"
         )
     if group["examples_per_second"]:
         parts.append(f"{group['examples_per_second']:,.0f} examples/s")
@@ -252,7 +254,8 @@ def _differences_page(compared: Mapping[str, Any]) -> Iterator[str]:
     if compared["config_without_effect"]:
         yield "Without effect on what is learnt (A -> B)"
         yield from _pairs(compared["config_without_effect"])
-    yield f"Validation data: {'the same rows' if same_data else 'other rows, so results and predictions cannot be compared'}"
+    rows = "the same rows" if same_data else "different rows, so results and predictions cannot be compared"
+    yield f"Validation data: {rows}"
     for title in ("software", "hardware"):
         if compared[title]:
             yield f"{title.capitalize()} (A -> B)"

@@ -1,4 +1,4 @@
-"""What the jobs of a multirun share: a hidden folder with a record of each job, marks of living ones, a file that stops all.
+"""What the jobs of a multirun share: a hidden folder with their records, marks of living ones, a file that stops all.
 
 Jobs may run in other processes (joblib) or on other machines (submitit), so they and the command meet only here.
 """
@@ -82,7 +82,7 @@ class Sweep:
             yield path, host != platform.node() or process_start(int(pid)) is not None
 
     def wait(self) -> None:
-        """After an interrupt, wait until the jobs in other processes have saved; those of dead processes do not count."""
+        """After an interrupt, wait until the jobs in other living processes have saved."""
         deadline = time.monotonic() + SECONDS_TO_SAVE
         while time.monotonic() < deadline:
             if not any(alive for _, alive in self._marks()):

@@ -1,4 +1,4 @@
-"""Array files of a prepared store, mapped and checked: what is wrong with one is an error that names it and the cure."""
+"""Array files of a prepared store, mapped and checked; errors name the file and the cure."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class RowWriter:
 
     path: the .npy file
     columns: int32 values of a row
-    rows: 0 begins a new file; otherwise an unclosed file is continued after this number of rows, and the rest is cut off
+    rows: 0 begins a new file; otherwise an unclosed file is continued after this number of rows and cut off there
     """
 
     def __init__(self, path: Path, *, columns: int, rows: int = 0) -> None:

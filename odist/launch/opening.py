@@ -45,8 +45,8 @@ def run_name(config: Config, digest: str) -> str:
 def run_path(config: Config, digest: str, *, in_multirun: bool) -> Path:
     """The folder of the run of a configuration, which may not exist yet.
 
-    Without a run.dir of its own that is a folder with the name of `run_name`. A folder with the same seed and hash counts
-    too: the data may have been moved since, and older versions gave other names.
+    Without a run.dir of its own that is a folder with the name of `run_name`. A folder with the same seed and hash
+    counts too: the data may have been moved since, and older versions gave other names.
     """
     if config.run.dir is not None and not in_multirun:
         return Path(config.run.dir)

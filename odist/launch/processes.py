@@ -1,6 +1,7 @@
 """Starts the processes of a run's groups on this machine, attends to them and restarts crashed groups.
 
-Groups are independent of one another except for the exchange; each is a few processes that find each other through a file.
+Groups are independent of one another except for the exchange; each is a few processes that find each other through a
+file.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ class Group:
 def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
     """Train all groups of a run to their end, `launch.processes` processes each.
 
-    Raises Interrupted (all saved), Diverged, LostWorkers (saved; a group that was killed or silent for good), UserError, and
-    OdistError for a group that crashed more than `launch.restarts` times. Under freshest timing a group that was lost is
-    reported only when the others have come to their end, by an error with `lost_groups`.
+    Raises Interrupted (all saved), Diverged, LostWorkers (saved; a group was killed or stayed silent), UserError, and
+    OdistError for a group that crashed more than `launch.restarts` times. Under freshest timing a lost group is reported
+    only when the others have finished, by an error with `lost_groups`.
     """
     (run.path / "logs").mkdir(exist_ok=True)
     watch = Watch(run, config)

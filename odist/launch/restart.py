@@ -1,8 +1,9 @@
 """Where a lock-step run of several processes goes on when its exchange has lost what its groups still need.
 
-Every group continues from its own newest checkpoint and publishes again what the checkpoint holds of it, which covers the
-few intervals that groups are apart while they train. Killed between two groups' checkpoints they are further apart, and
-then only the store has the snapshots in between; without them all go back to the newest step that all have saved.
+Every group continues from its own newest checkpoint and publishes again the snapshots that the checkpoint holds, which
+covers the few intervals that groups are apart while they train. If the run was killed between two groups' checkpoints,
+they are further apart, and only the store has the snapshots in between; without these all groups go back to the newest
+step that all have saved.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ STOPPING = "stopping after this step (Ctrl-C again: at once, unsaved)"
 
 
 class Stop:
-    """Becomes true when the run should save and end: a signal came, or `file` exists (one for all jobs of a multirun)."""
+    """Becomes true when the run should save and end: after a signal, or when `file` exists (one for a multirun)."""
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = file

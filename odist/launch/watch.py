@@ -79,11 +79,11 @@ class Watch:
 class Pulse:
     """Tells from outside whether the processes of a group are at work.
 
-    Signs of life are beats (a file that the group touches at every step, and while it waits for its peers) and, where the
-    system says so, processor time: evaluations and predictions have no steps.
+    Signs of life are beats (the group touches a file at every step, and while it waits for its peers) and, where the system
+    reports it, processor time, because evaluations and predictions have no steps.
 
-    beat: the file; patience: seconds without any sign after which the group is gone. One that takes processor time but makes
-    no step is given ten times as long, or ten times its longest step.
+    beat: the file; patience: seconds without any sign after which the group counts as lost. A group that takes processor
+    time but makes no step is given ten times as long, or ten times its longest step.
     """
 
     def __init__(self, beat: Path, *, patience: float) -> None:

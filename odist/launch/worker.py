@@ -102,7 +102,7 @@ def _common_start(run: Run, config: Config) -> int:
 
 
 class Heartbeat:
-    """Shows that a group is at work whenever it asks whether to stop: at every step, and while it waits for its peers."""
+    """Shows that a group is at work when it asks whether to stop: at every step, and while it waits for its peers."""
 
     def __init__(self, path: Path, stop: Callable[[], bool]) -> None:
         self._path = path
@@ -196,7 +196,9 @@ def open_run(run: Run, task: Task, clock: Clock) -> None:
 
 
 def entry(arguments: list[str]) -> int:
-    """Run one process of one group (`python -m odist.launch.worker RUN GROUP REPLICA RENDEZVOUS PARENT`); its exit code.
+    """Run one process of one group (`python -m odist.launch.worker RUN GROUP REPLICA RENDEZVOUS PARENT`).
+
+    Returns its exit code.
 
     SIGTERM and SIGINT save and end; so does the death of PARENT, the id of the process that started this one.
     """

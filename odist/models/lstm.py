@@ -133,7 +133,7 @@ class LayerNormLSTMFunction(torch.autograd.Function):
 
 
 def _slopes(gates: Tensor, cells: Tensor, squashed: Tensor) -> tuple[Tensor, Tensor]:
-    """What the gradients of the cell (three gates) and of the hidden state (output gate, normed cell) are multiplied by.
+    """The factors of the gradients of the cell (three gates) and of the hidden state (output gate, normed cell).
 
     Returns [steps, batch, 4H] and [steps, batch, H], for all steps at once.
     """

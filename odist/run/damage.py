@@ -42,7 +42,7 @@ def read_text(path: Path, *, cure: str) -> str:
 def read_json(path: Path, *, cure: str, kinds: Kinds | None = None, required: tuple[str, ...] = ()) -> dict[str, Any]:
     """The JSON object of a file.
 
-    kinds: what the values of some keys are where the keys are there (null is allowed); required: keys that must be there
+    kinds: types of the values of some keys, which may be null or missing; required: keys that must be there
     cure: sentence that ends the message of Damaged
     """
     text = read_text(path, cure=cure)
@@ -89,7 +89,7 @@ def read_array(path: Path, *, cure: str, rows: int | None = None) -> np.ndarray:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder to a hidden name beside it, where nothing reads or deletes it. Returns the new path."""
+    """Rename a damaged file or folder to a hidden name beside it, where nothing reads or deletes it; the new path."""
     number = 1
     while os.path.lexists(aside := path.with_name(f"{SET_ASIDE}{path.name}{f'-{number}' if number > 1 else ''}")):
         number += 1

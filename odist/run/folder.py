@@ -190,7 +190,7 @@ class Run:
         return read_json(path, cure=CONTINUE, kinds=KINDS[name], required=required)
 
     def check_records(self) -> None:
-        """Read the small files that say what the run is and its state. Raises Damaged for the first that is not sound."""
+        """Read the small files that say what the run is and its state. Raises Damaged for the first unsound one."""
         for name in MARKS:
             if not os.path.lexists(self.path / name):
                 raise Damaged(f"{self.path / name}: missing. {CONTINUE}")

@@ -1,7 +1,7 @@
 """What a task is: data, model, loss and metrics of one problem, and nothing about how it is trained.
 
-A new task implements `Task` and adds its name to `odist.tasks.TASKS`. One whose examples are numbered rows inherits most
-of it from `odist.tasks.rows.RowTask`.
+A new task implements `Task` and adds its name to `odist.tasks.TASKS`. A task whose examples are numbered rows inherits
+most of it from `odist.tasks.rows.RowTask`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What tasks of numbered rows share: the rows that each group reads, those of an evaluation, and `data.holdout=tuning`."""
+"""What tasks of numbered rows share: which rows a group reads, which are evaluated, and `data.holdout=tuning`."""
 
 from __future__ import annotations
 
