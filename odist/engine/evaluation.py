@@ -50,8 +50,8 @@ def evaluate(
         task = build_task(replace(config, data=replace(config.data, name="prepared", path=str(data), max_rows=None)))
         if task.fitted_fingerprint != fitted_fingerprint(run, config):
             raise UserError(
-                f"--data {data}: made with other fitted parts than the run's data, so its ids and numbers mean "
-                f"something else. Prepare it with --like {config.data.path or 'STORE'}."
+                f"--data {data}: was prepared with different vocabularies, classes or normalisation than the run's data. "
+                f"Prepare it again with --like {config.data.path or 'STORE'}."
             )
     models, step = load_models(run, config, task)
     if task.num_rows(split) == 0:
@@ -61,8 +61,10 @@ def evaluate(
     )
     labelled = bool((prediction.targets >= 0).all())
     if not labelled and output is None:
-        raise UserError(f"--data {data}: these rows have no labels, so there is nothing to measure. Add --output FILE.csv "
-                        "to write the predictions.")  # fmt: skip
+        raise UserError(
+            f"--data {data}: these rows have no labels, so there is nothing to measure. Add --output FILE.csv to write "
+            "the predictions."
+        )
     results: dict[str, Any] = {"rows": len(prediction.targets)}
     if labelled:
         results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes, split=split)
