@@ -158,7 +158,7 @@ def _draws(ids: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _random_box(height: int, width: int, draws: np.ndarray) -> Box:
-    # As torchvision's RandomResizedCrop: the first of TRIES that fits, else the largest centred one of a ratio in range.
+    # Like torchvision's RandomResizedCrop: the first try that fits, else the largest centred box with a ratio in range.
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for area, ratio in draws[3 : 3 + 2 * TRIES].reshape(TRIES, 2).tolist():
         wanted = height * width * (SCALE[0] + (SCALE[1] - SCALE[0]) * area)

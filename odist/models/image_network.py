@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class ImageNetwork(nn.Module):
-    """A classifier of images whose last layer is `fc`; a network below it gives `logits` and calls `settle` once it is built.
+    """A classifier of images whose last layer is `fc`. A subclass has `logits` and calls `settle` when it is built.
 
     channels_last: keep weights and images in that memory format, which is faster on most hardware
     bf16: convolutions and matrix products in bfloat16 (torch.autocast); weights and logits stay float32

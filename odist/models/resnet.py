@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut (figure 5 right); the 3x3 has the stride, as in Goyal et al. 2017."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (figure 5 right), stride in the 3x3 as in Goyal et al. 2017."""
 
     expansion = 4
 

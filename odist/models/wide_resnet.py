@@ -1,6 +1,6 @@
-"""Wide residual networks for images of 32 pixels: batch norm and ReLU before each convolution, few layers, many channels.
+"""Wide residual networks for images of 32 pixels: few layers, many channels, batch norm and ReLU before convolutions.
 
-Source: Zagoruyko and Komodakis 2016, "Wide residual networks". Crops and colours are left to the task.
+Source: Zagoruyko and Komodakis 2016, "Wide residual networks".
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """state (created, running, finished, incomplete, interrupted, diverged, failed), step, num_steps, pid, times."""
+        """state (created, running, finished, incomplete, interrupted, diverged, failed), step, num_steps, pid, time."""
         return self._json("status.json")
 
     @property

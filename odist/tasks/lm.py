@@ -78,7 +78,7 @@ class LMTask:
         return num_parts(self.config.data.partition, self.config.data.parts, num_groups=num_groups)
 
     def num_rows(self, split: str) -> int:
-        """Sequences of a split; of the smallest part where each group reads its own, so that one pass reads none twice."""
+        """Sequences of a split; of the smallest part if each group reads its own, so that a pass reads none twice."""
         parts = self._parts(self.config.num_groups) if split == "train" else 1
         tokens = min(self.source.documents(split, part=part, parts=parts).num_tokens for part in range(parts))
         return max(0, tokens - 1) // self.unroll
