@@ -102,3 +102,9 @@ def test_a_mistake_is_named_with_its_place(old: str, new: str, message: str) -> 
 def test_what_is_no_yaml_is_said_in_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"^not YAML: [^\n]+$"):
         yaml_content(text)
+
+
+def test_a_key_that_stands_there_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="the key 'b' stands there twice, from line 3 on"):
+        yaml_content("a:\n  c: 0\n  b: 1\n  d: 2\n  b: 3\n")
+    assert yaml_content("a: {b: 1}\nc: {b: 2}\n") == {"a": {"b": 1}, "c": {"b": 2}}

@@ -21,11 +21,21 @@ LONGEST = 60  # characters of a value that a message repeats
 
 
 def yaml_content(text: str) -> Any:
-    """The content of a YAML text; ValueError with one line on what is wrong with it."""
+    """The content of a YAML text; ValueError with one line on what is wrong with it, be it a key that stands there twice."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and keys.count(key.value) > 1:
+                    raise ValueError(
+                        f"the key {key.value!r} stands there twice, from line {key.start_mark.line + 1} on"
+                    )
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"not YAML: {str(error).splitlines()[0][:80]}") from error
 
