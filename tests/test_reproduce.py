@@ -106,6 +106,13 @@ def test_the_report_alone_takes_over_another_wording_but_no_other_recipe(
     assert "| single network | 3 |" in page.read_text()
     assert (tmp_path / "reports" / "tiny" / "tiny.csv").read_bytes() == table
     assert not any("changed" in line for line in lines)
+    other_scale = RECIPE.replace("label: DNN", "label: single network").replace(
+        "seeds: [1]}", "seeds: [1], overrides: [train.batch=7]}"
+    )
+    (tmp_path / "tiny.yaml").write_text(other_scale)
+    reproduce(tmp_path / "tiny.yaml", **where)
+    assert (tmp_path / "reports" / "tiny" / "recipe.yaml").read_text() == other_scale
+    assert not any("changed" in line for line in lines)
     (tmp_path / "tiny.yaml").write_text(RECIPE.replace("label: DNN", "label: other").replace("[1, 2, 3]", "[1, 2]"))
     reproduce(tmp_path / "tiny.yaml", **where)
     assert "| single network | 3 |" in page.read_text()

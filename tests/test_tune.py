@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from odist.claims.recipe_file import parse_recipe
+from odist.claims.recipe_file import load_recipe, parse_recipe
 from odist.claims.record import RUNS_FILE, TRIALS_FILE, Record, Trial, read_lines
 from odist.claims.reproduce import reproduce
 from odist.claims.tune import TuneResult, tune
@@ -156,6 +156,25 @@ def test_a_dry_run_prints_the_first_grid_and_does_nothing(tmp_path: Path) -> Non
     assert len(result.commands) == 6
     assert sum("data.holdout=tuning" in line and "seed=101" in line for line in lines) == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+def test_a_scale_may_have_a_grid_of_its_own(tmp_path: Path) -> None:
+    own = "{smoke: {tuning_grid: [0.1, 0.2, 0.4, 0.8]}, small: {}}"
+    (tmp_path / "tiny.yaml").write_text(RECIPE.replace("{smoke: {}}", own))
+    for scale, grid in {"smoke": ["0.1", "0.2", "0.4", "0.8"], "small": ["0.5", "1", "2"]}.items():
+        result = tune(tmp_path / "tiny.yaml", scale=scale, dry_run=True, echo=lambda line: None)
+        rates = [word for command in result.commands for word in command if word.startswith("optim.lr=")]
+        assert sorted(set(rates)) == [f"optim.lr={value}" for value in grid]
+    with pytest.raises(UserError, match="each twice the one before"):
+        parse_recipe(RECIPE.replace("{smoke: {}}", "{smoke: {tuning_grid: [0.1, 0.3, 0.4]}}"), name="tiny")
+
+
+@pytest.mark.parametrize("recipe", ["lm", "criteo_table1", "imagenet_fig3", "imagenet_equal_budget"])
+def test_grids_at_scale_paper_hold_the_rates_of_their_sources(recipe: str) -> None:
+    published = {"lm": [0.1, 0.2, 0.4], "criteo_table1": [0.001]}
+    grid = load_recipe(recipe).layer("paper").tuning_grid
+    assert grid is not None
+    assert set(published.get(recipe, [0.1])) <= set(grid)
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "reports").glob(f"*/{FILE}")), ids=lambda path: path.parent.name)

@@ -54,6 +54,12 @@ class System:
         )
 
 
+def _check_grid(grid: Sequence[float]) -> None:
+    doubling = all(low > 0 and abs(high / low - 2) <= 1e-9 for low, high in pairwise(grid))
+    if len(grid) < 3 or not doubling:
+        raise UserError(f"the grid must be three or more numbers, each twice the one before, got {[*grid]}.")
+
+
 @dataclass(frozen=True)
 class Tuning:
     """How one setting of every system is chosen, on rows and seeds that are not reported.
@@ -71,9 +77,7 @@ class Tuning:
     extensions: int = 3
 
     def __post_init__(self) -> None:
-        doubling = all(low > 0 and abs(high / low - 2) <= 1e-9 for low, high in pairwise(self.grid))
-        if len(self.grid) < 3 or not doubling:
-            raise UserError(f"the grid must be three or more numbers, each twice the one before, got {[*self.grid]}.")
+        _check_grid(self.grid)
         _check_seeds(self.seeds)
 
 
@@ -94,10 +98,13 @@ class Layer:
     scales: tuple[str, ...] | None = None
     references: dict[str, Reference] = field(default_factory=dict)
     tuning_seeds: tuple[int, ...] | None = None  # of the trials on this variant; None: as for all
+    tuning_grid: tuple[float, ...] | None = None  # of the trials at this scale; None: as for all
 
     def __post_init__(self) -> None:
         _check_seeds(self.seeds or ())
         _check_seeds(self.tuning_seeds or ())
+        if self.tuning_grid is not None:
+            _check_grid(self.tuning_grid)
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,11 @@ class Recipe:
         from odist.measure.churn import PAIR_METRICS
 
         return any(name in PAIR_METRICS for name in (*self.metrics, *(claim.metric for claim in self.claims)))
+
+    def at(self, scale: str) -> Recipe:
+        """The recipe without what belongs to other scales: two with equal ones do the same at this one."""
+        variants = {name: replace(self.variants[name], scales=None) for name in self.variants_at(scale)}
+        return replace(self, scales={scale: self.layer(scale)}, variants=variants)
 
     @property
     def without_judgement(self) -> Recipe:

@@ -93,7 +93,7 @@ def reproduce(
             echo("odist " + " ".join(command[3:]))
         return ReproduceResult(folder, commands=commands, left_out=planned.left_out)
     if only_report:
-        _reword(recipe, folder, echo=echo)
+        _reword(recipe, folder, scale=scale, echo=echo)
     else:
         read_lines(home / RUNS_FILE, Record)  # a file that cannot be added to is refused before hours of training
         for phase in _phases(recipe, plan):
@@ -110,8 +110,8 @@ def reproduce(
     return ReproduceResult(folder, files=files, commands=commands, left_out=planned.left_out)
 
 
-def _reword(recipe: Recipe, folder: Path, *, echo: Echo) -> None:
-    """Write the recipe into a report's folder if it trains and tunes as the one there, else say that it stays.
+def _reword(recipe: Recipe, folder: Path, *, scale: str, echo: Echo) -> None:
+    """Write the recipe into a report's folder if it trains and tunes at `scale` as the one there, else say that it stays.
 
     One that judges otherwise says so from then on, in the folder's recipe and on the page.
     """
@@ -119,9 +119,10 @@ def _reword(recipe: Recipe, folder: Path, *, echo: Echo) -> None:
     if not path.is_file() or path.read_text(encoding="utf-8") == recipe.text:
         return
     recorded = parse_recipe(path.read_text(encoding="utf-8"), name=recipe.name)
-    if recorded.without_wording == recipe.without_wording and not recorded.judged_later:
+    here, there = recipe.at(scale), recorded.at(scale)
+    if there.without_wording == here.without_wording and not recorded.judged_later:
         write_atomically(path, recipe.text)
-    elif recorded.without_judgement == recipe.without_judgement:
+    elif there.without_judgement == here.without_judgement:
         if path.read_text(encoding="utf-8") != recipe.text + JUDGED_LATER:
             echo("the recipe's claims or targets have changed since the records were made, which the page says")
         write_atomically(path, recipe.text + JUDGED_LATER)

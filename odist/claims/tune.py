@@ -78,6 +78,7 @@ def tune(
     if recipe.runs_of:
         owner = recipe.runs_of
         raise UserError(f"recipe {recipe.name} uses the runs and the tuning of {owner}. Type: odist tune {owner}")
+    rules = replace(rules, grid=recipe.layer(scale).tuning_grid or rules.grid)
     planned.tell_left_out(echo)
     systems = list(
         {(run.variant, run.system): run for run in planned.runs if not recipe.systems[run.system].tuned_with}.values()
