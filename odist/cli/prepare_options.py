@@ -1,4 +1,4 @@
-"""Options of `odist prepare`, made from the options dataclass of a data set: help, choices, bounds and defaults are said there."""
+"""Options of `odist prepare`, made from the dataclass of a data set, which says help, choices, bounds and defaults."""
 
 from __future__ import annotations
 

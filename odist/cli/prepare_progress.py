@@ -1,4 +1,4 @@
-"""What `odist prepare` shows while it works: a bar on a terminal, a line every few seconds elsewhere; on standard error."""
+"""What `odist prepare` shows while it works: on standard error: a bar, or lines where that is no terminal."""
 
 from __future__ import annotations
 

@@ -164,8 +164,8 @@ def _print_next(task: str, rows: Mapping[str, int], *, output: Path, like: Path 
     command, evaluate = f"odist prepare {NAMES[task]}", f"odist eval RUN --data {shlex.quote(str(output))}"
     if not labelled and like is None:
         print(
-            "no labels: no model can be trained on these rows, nor can they be evaluated against what was clicked. To have "
-            "them predicted by a model that you trained, prepare them like its data:\n"
+            "no labels: no model can be trained on these rows, nor can they be evaluated against what was clicked. To "
+            "have them predicted by a model that you trained, prepare them like its data:\n"
             f"  {command} --input FILE --like STORE --output NEW\n"
             "  odist eval RUN --data NEW --output predictions.parquet"
         )
@@ -175,15 +175,16 @@ def _print_next(task: str, rows: Mapping[str, int], *, output: Path, like: Path 
         print(f"use it: {evaluate}\n  RUN is a run on {like}. --validation-fraction SHARE makes training rows too.")
     elif not rows.get("validation"):
         print(
-            "no validation rows, by which `odist train` evaluates every run: to train on these rows prepare them with a "
-            "--validation-fraction above 0"
+            "no validation rows, by which `odist train` evaluates every run: to train on these rows prepare them with "
+            "a --validation-fraction above 0"
         )
     else:
         train = f"odist train task={task} data=prepared {_data_path(output)}"
         print(f"use it: {train}")
         if like is not None:
             print(
-                f"  with a model that was trained on {like} as teacher: {train} algorithm=distill 'algorithm.teachers=[RUN]'"
+                f"  with a model that was trained on {like} as teacher: {train} algorithm=distill "
+                "'algorithm.teachers=[RUN]'"
             )
 
 

@@ -14,12 +14,12 @@ INFO, PARTS = "dataset_info.json", "dataset_dict.json"  # in a folder of save_to
 
 
 def is_saved(path: Path) -> bool:
-    """Whether a folder was written by `save_to_disk`."""
+    """Tell whether a folder was written by `save_to_disk`."""
     return (path / INFO).is_file() or (path / PARTS).is_file()
 
 
 def load_dataset(text: str) -> Any:
-    """The `datasets.Dataset` that an input names: a folder of save_to_disk, or a name that the library knows."""
+    """Load the `datasets.Dataset` that an input names: a folder of save_to_disk, or a name that the library knows."""
     name, wanted = _parsed(text)
     import datasets
 
@@ -35,7 +35,7 @@ def load_dataset(text: str) -> Any:
 
 
 def dataset_splits(text: str) -> list[str]:
-    """Names of the splits of the data set that an input names; UserError when it cannot be had."""
+    """Return the names of the splits of the data set that an input names; UserError when it cannot be loaded."""
     name, wanted = _parsed(text)
     if (Path(name) / PARTS).is_file():
         return list(json.loads((Path(name) / PARTS).read_text(encoding="utf-8"))["splits"])
@@ -60,6 +60,6 @@ def _parsed(text: str) -> tuple[str, dict[str, str]]:
 def _cannot_load(text: str, error: Exception) -> UserError:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
-        f"{text}: datasets cannot load it: {first} Name a folder of save_to_disk or of Parquet files, or a data set that "
-        "the library knows."
+        f"{text}: datasets cannot load it: {first} Name a folder of save_to_disk or of Parquet files, or a data set "
+        "that the library knows."
     )

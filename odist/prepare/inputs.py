@@ -38,12 +38,12 @@ class InputFile:
 
 
 def natural(path: str) -> list[Any]:
-    """Sort key that puts day_2 before day_10: order of files is order of time."""
+    """Return a sort key that puts day_2 before day_10: order of files is order of time."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
 
 
 def find_files(inputs: list[str]) -> list[InputFile]:
-    """The files that `inputs` name, in the order given.
+    """Find the files that `inputs` name, in the order given.
 
     inputs: files, glob patterns, folders of Parquet files; what a pattern or folder finds is put in
         natural order of names
@@ -57,7 +57,7 @@ def find_files(inputs: list[str]) -> list[InputFile]:
 
 
 def refuse_twice(names: Iterable[str], *, what: str) -> None:
-    """Raise UserError where an input is named twice. what: it holds, for the message"""
+    """Raise UserError where an input is named twice. what: rows, images, ... for the message."""
     twice = [name for name, number in Counter(names).items() if number > 1]
     if twice:
         raise UserError(f"{twice[0]}: named twice; its {what} would count twice. Name every input once.")
@@ -76,7 +76,7 @@ def _expand(text: str) -> list[Path]:
 
 
 def files_named(text: str) -> list[Path]:
-    """The file of that name, or those that a pattern matches, in natural order; UserError if there is none."""
+    """Find the file of that name, or those that a pattern matches, in natural order; UserError if there is none."""
     path = Path(text).expanduser()
     if path.exists():
         return [path]
@@ -95,7 +95,7 @@ def files_named(text: str) -> list[Path]:
 
 
 def passed_over(text: str) -> str:
-    """What a pattern matches and `files_named` does not read: folders with files that it does not name; "" if none.
+    """Say which folders a pattern matches whose files `files_named` does not read; "" if there are none.
 
     The same for all data sets. Says how to read them too.
     """

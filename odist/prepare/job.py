@@ -19,7 +19,7 @@ from odist.prepare.partial import Partial, finished_record
 
 
 class ShowProgress(Protocol):
-    """Told how far a step is: `done` of `total` (bytes or pieces; 0: unknown), and rows, tokens, ... by name so far."""
+    """Shows how far a step is: `done` of `total` (bytes or pieces; 0: unknown), and counts so far by name."""
 
     def __call__(self, step: str, done: int, total: int, counts: Mapping[str, int], /) -> None: ...
 
@@ -70,7 +70,7 @@ class Preparation(ABC, Generic[OptionsT, ReportT]):
         progress: ShowProgress | None = None,
         stop: Stop | None = None,
     ) -> None:
-        """Find what `inputs` name. like: a store, whose fitted parts are used; UserError for what cannot be meant."""
+        """Find what `inputs` name. like: a store whose fitted parts are used. UserError for a wrong input or option."""
         self.options = options
         self.progress: ShowProgress = progress or _silent
         self.stop: Stop = stop or _never
@@ -85,25 +85,25 @@ class Preparation(ABC, Generic[OptionsT, ReportT]):
 
     @abstractmethod
     def request(self) -> dict[str, Any]:
-        """What is asked for, JSON-able: a store or unfinished work of another request is refused."""
+        """Return what is asked for, JSON-able: a store or unfinished work of another request is refused."""
 
     @abstractmethod
     def steps(self) -> Mapping[str, Callable[[], None]]:
-        """The steps by name, in order; each finds by itself what of it is done already."""
+        """Return the steps by name, in order; each finds out itself what of it is done already."""
 
     @abstractmethod
     def finish(self) -> tuple[dict[str, Any], ReportT]:
-        """Write what is left to write beside store.json; returns the content of store.json and the report."""
+        """Write the last files but store.json; return the content of store.json and the report."""
 
     @abstractmethod
     def kept(self, step: str) -> str:
-        """What an interruption in `step` keeps, as "after 500 rows,", for the message."""
+        """Say what an interruption in `step` keeps, for the message: "after 500 rows," ... "kept in FOLDER"."""
 
     def start(self, journal: dict[str, Any] | None) -> None:
-        """Take up an earlier call's journal, the last that it saved; None: nothing is done yet."""
+        """Continue from the journal that an earlier call saved; None: nothing is done yet."""
 
     def journal(self) -> dict[str, Any]:
-        """What `start` needs, JSON-able."""
+        """Return what `start` needs, JSON-able."""
         return {}
 
     @property
@@ -131,7 +131,7 @@ class Preparation(ABC, Generic[OptionsT, ReportT]):
             raise Interrupted("stopped")
 
     def run(self, output: Path) -> ReportT:
-        """Make the store `output`, or continue, or find it made; UserError leaves nothing behind (see `resumable`)."""
+        """Make, continue or find finished the store `output`; a UserError leaves nothing behind (see `resumable`)."""
         output, request = output.expanduser().absolute(), self.request()
         record = finished_record(output, request)
         if record is None:

@@ -25,7 +25,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -> list[str]:
-    """Keys whose values differ, with both values, for a message."""
+    """Return the keys whose values differ, with both values, for a message."""
     found = []
     for key in sorted({*old, *new}):
         before, now = old.get(key), new.get(key)
@@ -38,7 +38,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], *, prefix: str = "") -
 
 
 def finished_record(output: Path, request: dict[str, Any]) -> dict[str, Any] | None:
-    """store.json of `output` if it was made by the same request, None if there is nothing yet.
+    """Read store.json of `output` if it was made by the same request; None if there is nothing yet.
 
     Raises UserError when the path is taken by a store of another request or by other files.
     """
@@ -138,7 +138,7 @@ class Partial:
         self.journal, self.complete = content["journal"], meta is not None
 
     def num_bytes(self) -> int:
-        """Bytes of the files that make up the store."""
+        """Count the bytes of the files that make up the store."""
         files = (path for path in self.path.iterdir() if path.is_file() and not path.name.startswith(("journal", ".")))
         return sum(path.stat().st_size for path in files)
 

@@ -1,4 +1,4 @@
-"""Runs jobs in processes or in this one, with progress from inside a job and a way to stop.
+"""Jobs in several processes or in this one, with progress from inside a job and a way to stop.
 
 Not concurrent.futures: its workers get no queue and no event without global variables, it cannot end one that hangs,
 and it does not tell how a worker died.
@@ -75,8 +75,8 @@ def _run_processes(job: Any, items: Sequence[Any], count: int, *, progress: Tell
                 dead = [worker for worker in workers if not worker.is_alive()]
                 if dead:
                     raise OdistError(
-                        f"a worker process ended with code {dead[0].exitcode} (-9: often out of memory); the same command "
-                        "continues, --processes 1 takes less memory."
+                        f"a worker process ended with code {dead[0].exitcode} (-9: often out of memory); the same "
+                        "command continues, --processes 1 takes less memory."
                     ) from None
                 continue
             if kind == "done":

@@ -31,11 +31,11 @@ ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 class TarMember(tarfile.TarInfo):
-    """A member of an archive; a damaged header is an error instead of the end, and a name is no gigabyte long."""
+    """A member of an archive; a damaged header is an error instead of the end, and the length of names is limited."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """As tarfile has it; ReadError for what it would take for the end, or read into memory whatever its size."""
+        """Read a header as tarfile does; ReadError for damage, which tarfile takes for the end, and for long names."""
         try:
             member = super().frombuf(buf, encoding, errors)
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
@@ -46,7 +46,7 @@ class TarMember(tarfile.TarInfo):
 
 
 def begins_tar(start: bytes) -> bool:
-    """Whether bytes begin with the header of a tar archive; more than that is not looked at."""
+    """Tell whether bytes begin with the header of a tar archive."""
     try:
         tarfile.TarInfo.frombuf(start[: tarfile.BLOCKSIZE], tarfile.ENCODING, "surrogateescape")
     except tarfile.TarError:
@@ -55,7 +55,7 @@ def begins_tar(start: bytes) -> bool:
 
 
 def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of an archive opened with `tarinfo=TarMember`, none of which is kept; TarError for all that is damaged."""
+    """Yield the members of an archive opened with `tarinfo=TarMember`, and keep none; TarError for any damage."""
     while True:
         try:
             member = archive.next()
@@ -78,7 +78,7 @@ class _Unpacker(Protocol):
 
 
 def unpack(file: BinaryIO, *, note: Note, salvage: bool = True) -> Iterator[bytes]:
-    """The unpacked content of a file in pieces of a few MB at most; faults are noted with their place in the packed file.
+    """Yield the unpacked content of a file in pieces of a few MB at most; faults are noted with their place.
 
     file: seekable; its first bytes tell gzip and zstd from plain
     salvage: give what a damaged gzip member holds up to the damage, before that is noted

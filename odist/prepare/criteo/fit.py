@@ -46,7 +46,7 @@ class RowRange:
 
 
 def in_order(items: Iterator[T], work: Callable[[T], U], *, threads: int) -> Generator[tuple[T, U], None, None]:
-    """Apply `work` in threads; (item, result) in the order of the items, a few at a time."""
+    """Apply `work` in threads; yield (item, result) in the order of the items, a few at a time."""
     waiting: deque[tuple[T, Future[U]]] = deque()
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="prepare") as pool:
         try:
@@ -93,7 +93,7 @@ def _sweep(
 def fit_numeric(
     folder: Path, train: RowRange, *, threads: int, poll: Callable[[], None]
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the present log-transformed values of each integer column.
+    """Fit mean and standard deviation of the present log-transformed values of each integer column.
 
     Population deviation; a column that is constant or always missing gets 1, and mean 0 if always missing.
     Chunks are joined by the formula of Chan, Golub and LeVeque 1983.
@@ -115,7 +115,7 @@ def fit_numeric(
 
 
 def fit_rare(folder: Path, train: RowRange, *, buckets: int, min_count: int, poll: Callable[[], None]) -> np.ndarray:
-    """Which buckets the training part holds fewer than `min_count` (at most 255) times, bool [buckets]."""
+    """Find the buckets that the training part holds fewer than `min_count` (at most 255) times, bool [buckets]."""
     from odist.prepare.criteo import kernels
 
     counters = np.zeros(buckets, dtype=np.uint8)
@@ -126,7 +126,7 @@ def fit_rare(folder: Path, train: RowRange, *, buckets: int, min_count: int, pol
 
 
 def save_rare(folder: Path, rare: np.ndarray) -> dict[str, str]:
-    """Write the mask, bits packed, beside the rows; the entry of `fitted` that names it."""
+    """Write the mask, bits packed, beside the rows; return the entry of `fitted` that names it."""
     packed = np.packbits(rare)
     save_array(folder / RARE_FILE, packed)
     return {"file": RARE_FILE, "sha256": hashlib.sha256(packed.tobytes()).hexdigest()}

@@ -41,7 +41,7 @@ class RowLayout:
 
 
 def find_row_layout(source: InputFile, *, format_name: str) -> RowLayout:
-    """Look at the first rows of `source`; UserError when they are no Criteo rows.
+    """Look at the first rows of `source`; UserError when they are not Criteo rows.
 
     format_name: auto | tsv | csv | parquet
     """
@@ -81,14 +81,14 @@ def find_row_layout(source: InputFile, *, format_name: str) -> RowLayout:
     if not labelled and not unlabelled:
         raise UserError(
             f"{source.path}: not Criteo rows: line 1 has {lines[0].count(separator) + 1} columns between "
-            f"{'tabs' if separator == SEPARATORS['tsv'] else 'commas'}, expected 40 (label, 13 integers, 26 categories) "
-            "or 39 (without label). An archive (.tar.gz) has to be unpacked first."
+            f"{'tabs' if separator == SEPARATORS['tsv'] else 'commas'}, expected 40 (label, 13 integers, 26 "
+            "categories) or 39 (without label). An archive (.tar.gz) has to be unpacked first."
         )
     return RowLayout(separator[0], labelled=labelled >= unlabelled, start=skipped)
 
 
 def read_rows(source: InputFile, layout: RowLayout, *, offset: int, block_bytes: int) -> Iterator[TextBlock]:
-    """Blocks of text rows, from `offset` (see TextBlock.offset); 0 is the first row."""
+    """Yield blocks of text rows, from `offset` (see TextBlock.offset); 0 is the first row."""
     if source.kind == "parquet":
         return _parquet_blocks(source, first=offset, batch=max(1, block_bytes // PARQUET_ROW_BYTES))
     return read_blocks(source, offset=max(offset, layout.start), block_bytes=block_bytes)

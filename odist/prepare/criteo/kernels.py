@@ -1,7 +1,7 @@
 """Compiled inner loops of the Criteo preparation: text -> packed rows, moments, counts of ids.
 
-Importing this module imports numba, so it is imported when a preparation starts. The loops hold no state and run without
-the GIL.
+Importing this module imports numba, so it is imported when a preparation starts. The loops hold no state and run
+without the GIL.
 
 A packed row is int32 [40]: label (0, 1; -1 without one), 13 bit patterns of float32 (sign(x) log1p(|x|),
 NaN where missing), 26 bucket ids.
@@ -52,7 +52,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
 
 @_compiled
 def splitmix64(key: np.uint64) -> np.uint64:
-    """First output of splitmix64 seeded with `key`."""
+    """Return the first output of splitmix64 seeded with `key`."""
     z = key + _GOLDEN
     z = (z ^ (z >> _S30)) * _MIX_1
     z = (z ^ (z >> _S27)) * _MIX_2
@@ -61,14 +61,14 @@ def splitmix64(key: np.uint64) -> np.uint64:
 
 @_compiled
 def bucket(column: int, value: int, buckets: int) -> np.int32:
-    """Bucket of categorical `value` (MISSING_VALUE and RARE_VALUE included) in `column` (0 to 25)."""
+    """Return the bucket of categorical `value` (MISSING_VALUE and RARE_VALUE included) in `column` (0 to 25)."""
     z = splitmix64((np.uint64(column) << _S33) | np.uint64(value))
     return np.int32(((z >> _S32) * np.uint64(buckets)) >> _S32)
 
 
 @_compiled
 def log_transform(value: int) -> np.float32:
-    """sign(x) * log1p(|x|); Criteo's integers go down to -3."""
+    """Return sign(x) * log1p(|x|); Criteo's integers go down to -3."""
     if value < 0:
         return np.float32(-math.log1p(float(-value)))
     return np.float32(math.log1p(float(value)))
@@ -76,7 +76,7 @@ def log_transform(value: int) -> np.float32:
 
 @_compiled
 def log_table() -> np.ndarray:
-    """log_transform of 0, 1, ..., TABLE_SIZE - 1."""
+    """Return log_transform of 0, 1, ..., TABLE_SIZE - 1."""
     table = np.empty(TABLE_SIZE, dtype=np.float32)
     for value in range(TABLE_SIZE):
         table[value] = log_transform(value)
@@ -85,7 +85,7 @@ def log_table() -> np.ndarray:
 
 @_compiled
 def special_ids(value: int, buckets: int) -> np.ndarray:
-    """Bucket of MISSING_VALUE or RARE_VALUE in each categorical column, int32 [26]."""
+    """Return the bucket of MISSING_VALUE or RARE_VALUE in each categorical column, int32 [26]."""
     ids = np.empty(NUM_CATEGORICAL, dtype=np.int32)
     for column in range(NUM_CATEGORICAL):
         ids[column] = bucket(column, value, buckets)
@@ -94,7 +94,7 @@ def special_ids(value: int, buckets: int) -> np.ndarray:
 
 @_compiled
 def drawn(first: int, count: int, seed: int, threshold: int) -> np.ndarray:
-    """Which of rows first, ..., first + count - 1 a random split takes, bool [count].
+    """Draw which of rows first, ..., first + count - 1 a random split takes, bool [count].
 
     Row r is taken when the upper 53 bits of splitmix64(splitmix64(seed) + r) are below `threshold`.
     """
@@ -107,7 +107,7 @@ def drawn(first: int, count: int, seed: int, threshold: int) -> np.ndarray:
 
 @_compiled
 def extreme_draws(count: int, seed: int) -> tuple[int, int]:
-    """The least and the largest of the numbers that `drawn` compares, of rows 0 to count - 1; count at least 1."""
+    """Return the least and the largest number that `drawn` compares, of rows 0 to count - 1; count at least 1."""
     key = splitmix64(np.uint64(seed))
     least = most = splitmix64(key) >> np.uint64(11)
     for index in range(1, count):
@@ -140,7 +140,7 @@ def _parse_label(text, position, separator):  # type: ignore[no-untyped-def]
 @_compiled
 def _parse_row(text, position, separator, labelled, buckets, missing_ids, table, row, numeric, missing):  # type: ignore[no-untyped-def]
     # One row -> (reason or 0, column from 0, position after it or where it went wrong).
-    # `text` ends with a newline, and a newline is no digit, so no loop can run past the end.
+    # `text` ends with a newline, which is not a digit, so no loop can run past the end.
     row[0] = -1
     if labelled:
         label, position = _parse_label(text, position, separator)
@@ -251,7 +251,7 @@ def parse_rows(text, separator, labelled, buckets, missing_ids, table, out, out_
 
 @_compiled
 def moments(rows_float):  # type: ignore[no-untyped-def]
-    """Count, mean and sum of squared deviations of the present numeric values.
+    """Return count, mean and sum of squared deviations of the present numeric values.
 
     rows_float: float32 [n, 40], packed rows seen as float32
     returns: float64 [3, 13]

@@ -1,4 +1,4 @@
-"""Blocks of whole lines of a text file, plain or gzip, and a thread that reads them ahead."""
+"""Blocks of whole lines of a text file, plain or gzip, read ahead by a thread."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def _unpacked(source: InputFile, file: BinaryIO) -> Iterator[bytes]:
     def refuse(_: int, kind: str) -> None:
         what = "breaks off" if kind.startswith("truncated") else f"is damaged ({kind})"
         raise UserError(
-            f"{source.path}: the gzip data {what} near byte {file.tell():,} of {source.bytes:,}, after {done:,} unpacked "
-            "bytes. Fetch the file again; `gzip -t` tests it."
+            f"{source.path}: the gzip data {what} near byte {file.tell():,} of {source.bytes:,}, after {done:,} "
+            "unpacked bytes. Fetch the file again; `gzip -t` tests it."
         )
 
     for piece in unpack(file, note=refuse, salvage=False):
@@ -60,7 +60,7 @@ def _unpacked(source: InputFile, file: BinaryIO) -> Iterator[bytes]:
 
 
 def read_blocks(source: InputFile, *, offset: int, block_bytes: int) -> Iterator[TextBlock]:
-    """Blocks of whole lines of a text file, from unpacked byte `offset`, which begins a line.
+    """Yield blocks of whole lines of a text file, from unpacked byte `offset`, which begins a line.
 
     block_bytes: unpacked bytes of a block, about; no line may be longer
     A missing last newline is added. Raises UserError for damaged gzip data.
@@ -76,8 +76,8 @@ def read_blocks(source: InputFile, *, offset: int, block_bytes: int) -> Iterator
                 cut = held.rfind(b"\n", begin, begin + block_bytes) + 1
                 if not cut:
                     raise UserError(
-                        f"{source.path}: a line longer than {block_bytes:,} bytes at byte {position:,}; not a text file of "
-                        "rows."
+                        f"{source.path}: a line longer than {block_bytes:,} bytes at byte {position:,}; not a text "
+                        "file of rows."
                     )
                 position += cut - begin
                 yield TextBlock(held[begin:cut], position, file.tell())
@@ -104,7 +104,7 @@ def _from(source: InputFile, file: BinaryIO, offset: int) -> Iterator[bytes]:
 
 
 def read_ahead(items: Iterator[T], *, depth: int) -> Generator[T, None, None]:
-    """The same items, produced by a thread up to `depth` ahead; its errors are raised here."""
+    """Yield the same items, produced by a thread up to `depth` ahead; its errors are raised here."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as thread:
         waiting = deque(thread.submit(next, items, None) for _ in range(depth))
         try:

@@ -23,8 +23,9 @@ MEANING = ("buckets", "min_count")  # options that give ids their meaning: with 
 class CriteoOptions:
     """What may be asked of a preparation; None is the default of `CriteoChoices`, or what --like says.
 
-    threads: parsing threads, None: one per core, at most 4; block_bytes: of text parsed at once; journal_seconds: between
-    two points to continue from. These three never change the result.
+    threads: parsing threads, None: one per core, at most 4
+    block_bytes: of text parsed at once
+    journal_seconds: between two points to continue from. These three never change the result.
     """
 
     buckets: int | None = key(None, "Embedding rows in all, by hashing.", bounds=Bounds(1, 2**31 - 1))

@@ -105,7 +105,8 @@ class CriteoPreparation(Preparation[CriteoOptions, CriteoReport]):
             if layout.labelled != self.labelled:
                 with_label, without = (source, self.sources[0]) if layout.labelled else (self.sources[0], source)
                 raise UserError(
-                    f"{with_label.path} has labels, {without.path} has none. Prepare them apart, the second with --like."
+                    f"{with_label.path} has labels, {without.path} has none. Prepare them apart, the second with "
+                    "--like."
                 )
         while self.state.fitted is None:
             RowReader(

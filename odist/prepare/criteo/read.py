@@ -47,7 +47,7 @@ class CriteoState:
 
     @classmethod
     def of(cls, journal: dict[str, Any]) -> CriteoState:
-        """The state that a journal holds; what versions before this one kept beside it is left out."""
+        """Read the state from a journal; keys that only earlier versions knew are ignored."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in journal.items() if name in known})
 
@@ -68,7 +68,7 @@ class Parsed:
 
 
 def describe(reason: str, detail: int, *, labelled: bool) -> str:
-    """Why a row is bad, in words. reason: of REASONS; detail: as kernels.parse_rows gives it."""
+    """Say why a row is bad. reason: of REASONS; detail: as kernels.parse_rows gives it."""
     if reason == "columns":
         return f"{detail} columns instead of {len(FEATURES) + labelled}"
     if reason == "label":
@@ -81,7 +81,7 @@ def describe(reason: str, detail: int, *, labelled: bool) -> str:
 
 
 class RowReader:
-    """Brings `state` from where it is to the end of the last file, and the rows into the array files.
+    """Reads from where `state` is to the end of the last file, and appends the rows to the array files.
 
     folder: where the array files lie
     progress: told of every block; stop: polled after it; save: keeps the state
@@ -173,8 +173,8 @@ class RowReader:
         if state.bad and self.choices.bad_rows == "refuse":
             bad, read = sum(state.bad.values()), state.rows + len(parsed.rows)
             raise UserError(
-                f"{state.bad_locations[0]}. {bad:,} of the first {bad + read:,} rows {'is' if bad == 1 else 'are'} bad. "
-                "Repair the file, or leave bad rows out with --bad-rows skip."
+                f"{state.bad_locations[0]}. {bad:,} of the first {bad + read:,} rows {'is' if bad == 1 else 'are'} "
+                "bad. Repair the file, or leave bad rows out with --bad-rows skip."
             )
         if self.choices.split == "random":
             mask = self._drawn(len(parsed.rows))
@@ -200,5 +200,5 @@ class RowReader:
 
 
 def num_threads(options: CriteoOptions) -> int:
-    """Parsing threads: as asked for, or one per core, at most 4."""
+    """Return the number of parsing threads: as asked for, or one per core, at most 4."""
     return options.threads or min(4, num_cores())

@@ -17,7 +17,7 @@ QUALITY = 95  # of images that are encoded again; JPEG's usual "best" setting
 
 
 class BadImage(Exception):
-    """A file that is not stored; `reason` is one of a few words, the text says more."""
+    """A file that is not stored; `reason` is one of a few, the text says more."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -45,7 +45,7 @@ def convert(data: bytes, *, short_side: int | None, decode: int | None) -> Conve
     decode: side of the pixels to give instead of a JPEG; the centre square after a resize of the short side
 
     A sound JPEG, RGB or grey, that needs no resize is kept byte for byte. As in torchvision's ImageFolder, an
-    orientation in the EXIF data is not applied and transparency is left out. A TIFF's orientation is no EXIF data;
+    orientation in the EXIF data is not applied and transparency is left out. A TIFF's orientation is not EXIF data;
     Pillow applies it there and here.
     """
     from PIL import Image, UnidentifiedImageError

@@ -25,7 +25,7 @@ TAR = ".tar"
 MAX_RATIO, SMALL_ARCHIVE = 100, 1 << 30  # of unpacked to packed bytes, beyond so many bytes
 SPACE_STEP = 1 << 28  # bytes between two looks at the free space, and what has to be left
 MAX_NESTED = 8  # archives in archives
-WHOLE = -1  # offset of a file that is no part of an archive
+WHOLE = -1  # offset of a file that lies in no archive
 PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 IMAGE_FEATURE, LABEL_FEATURE = "Image", "ClassLabel"
 
@@ -74,7 +74,7 @@ class ImageSource:
 
 
 def find_image_sources(inputs: list[str]) -> list[ImageSource]:
-    """The sources that `inputs` name, in the order given.
+    """Find the sources that `inputs` name, in the order given.
 
     inputs: folders, tar files, plain or gzip, patterns of them, or "datasets:NAME" with "?name=CONFIG" where needed
     Raises UserError for what is missing, empty, named twice or of another kind.
@@ -92,8 +92,8 @@ def find_image_sources(inputs: list[str]) -> list[ImageSource]:
                 kind = {"plain": "tar", "gzip": "gzip"}.get(found.kind)
                 if kind is None or (kind == "tar" and not _is_tar(found.path)):
                     raise UserError(
-                        f"{text}: not a tar archive. Name a folder of class folders, tar files, or a data set (a folder "
-                        "of Parquet files) by --dataset."
+                        f"{text}: not a tar archive. Name a folder of class folders, tar files, or a data set (a "
+                        "folder of Parquet files) by --dataset."
                     )
                 sources.append(ImageSource(str(found.path), kind, found.bytes, found.modified_ns))
     refuse_twice((source.name for source in sources), what="images")
@@ -106,7 +106,7 @@ def _is_tar(path: Path) -> bool:
 
 
 def list_files(source: ImageSource, *, position: int, work: Path, tell: Callable[[int, int], None]) -> list[ImageFile]:
-    """All files of a source, those of archives inside it included, in the order in which they lie there.
+    """List all files of a source, those of archives inside it included, in the order in which they lie there.
 
     position: number of the source; work: folder that a gzip archive is unpacked into, once
     tell: called while it is, with the packed bytes done and in all; may raise to stop
@@ -182,8 +182,8 @@ def _unpacked(source: ImageSource, target: Path, tell: Callable[[int, int], None
             size += len(piece)
             if size > max(SMALL_ARCHIVE, MAX_RATIO * source.bytes):
                 raise UserError(
-                    f"{source.name}: unpacks to more than {MAX_RATIO} times its {source.bytes:,} bytes, which an archive of "
-                    "images does not. If it is right, unpack it yourself and name the folder."
+                    f"{source.name}: unpacks to more than {MAX_RATIO} times its {source.bytes:,} bytes, which an "
+                    "archive of images does not. If it is right, unpack it yourself and name the folder."
                 )
             if (
                 size // SPACE_STEP != (size - len(piece)) // SPACE_STEP
@@ -243,9 +243,9 @@ def _with_split(text: str, split: str) -> str:
 
 
 def open_rows(name: str) -> Any:
-    """The data set of that name with its images as {"bytes", "path"} in the column "image", and its label column.
+    """Open the data set of that name with its images as {"bytes", "path"} in the column "image", and its label column.
 
-    Returns (data set, image column, label column); UserError where there is none of one of them.
+    Returns (data set, image column, label column); UserError where one of them is missing.
     """
     import datasets
 
@@ -268,7 +268,7 @@ def _is_image(feature: Any) -> bool:
 
 
 def row_bytes(cell: Any) -> bytes:
-    """Bytes of an image as a data set holds it: themselves, or {"bytes", "path"}; OSError when they are not there."""
+    """Return the bytes of an image as a data set holds it, or as {"bytes", "path"}; OSError when they are missing."""
     if isinstance(cell, dict):
         if cell["bytes"] is None and cell.get("path"):
             return Path(cell["path"]).read_bytes()

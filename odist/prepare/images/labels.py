@@ -18,7 +18,7 @@ class Labels:
     ordered: list[str] = field(default_factory=list)
 
     def of(self, paths: Iterable[str]) -> dict[str, str]:
-        """Path -> class, without those that the list does not name; UserError where the list has another length."""
+        """Return path -> class for the paths that the list names; UserError where the list has another length."""
         if self.by_name:
             keys = {path: (Path(path).name, Path(path).stem) for path in paths}  # Kaggle's list leaves out the endings
             found = {path: next((key for key in pair if key in self.by_name), None) for path, pair in keys.items()}
@@ -37,7 +37,7 @@ def read_labels(path: Path, synsets: Path | None) -> Labels:
 
     Words after the class, and a first line of headings, say nothing: LOC_val_solution.csv of Kaggle has both.
     synsets: class of each number of the devkit, one a line; None: meta.mat beside the list
-    Raises UserError for what is neither.
+    Raises UserError for any other list.
     """
     rows = [line.replace(",", " ").split() for line in _lines(path)]
     if all(len(row) == 1 for row in rows):

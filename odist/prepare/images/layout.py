@@ -90,5 +90,5 @@ def _without_outer_folders(files: list[PlacedFile]) -> list[PlacedFile]:
 
 
 def readable(path: str) -> str:
-    """Return a name as text: names in an archive or on a disk may be any bytes; those that are not UTF-8 become numbers."""
+    """Return a name as text: names in archives and on disks may be any bytes; what is not UTF-8 becomes numbers."""
     return path.encode("utf-8", "backslashreplace").decode()

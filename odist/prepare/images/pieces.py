@@ -98,7 +98,8 @@ def convert_piece(piece: ImagePiece, tell: Tell) -> None:
             except BadImage as error:
                 if choices.bad == "refuse":
                     raise UserError(
-                        f"{item.place}: {error.reason}: {error}. --bad skip leaves such files out, and counts and lists them."
+                        f"{item.place}: {error.reason}: {error}. --bad skip leaves such files out, and counts and "
+                        "lists them."
                     ) from None
                 counts.dropped.append(DroppedFile(item.place, error.reason, str(error)))
                 continue

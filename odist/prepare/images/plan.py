@@ -120,8 +120,8 @@ def _in_class_folders(files: list[PlacedFile], found: list[tuple[PlacedFile, str
             found.append((file, file.split, file.path[0]))
         elif file.split not in sorted_splits and file.looks_like_an_image:
             raise UserError(
-                f"{file.place}: an image in no class folder. Sort images into a folder for each class, or name a list of "
-                "the classes of validation images by --labels."
+                f"{file.place}: an image in no class folder. Sort images into a folder for each class, or name a list "
+                "of the classes of validation images by --labels."
             )
         else:
             dropped.append(DroppedFile(file.place, OUTSIDE))
@@ -153,9 +153,9 @@ def _check_classes(train: list[str], validation: set[str]) -> None:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"the validation part has class {missing[0]!r}{more}, which the training part has not; it has {len(train)}, such "
-            f"as {train[0]!r}. Name inputs of the same classes; a validation folder whose images are not sorted into "
-            "classes needs --labels."
+            f"the validation part has class {missing[0]!r}{more}, which the training part has not; it has "
+            f"{len(train)}, such as {train[0]!r}. Name inputs of the same classes; a validation folder whose images "
+            "are not sorted into classes needs --labels."
         )
 
 

@@ -280,8 +280,8 @@ class ImagePreparation(Preparation[ImageOptions, ImageReport]):
             if needed and not splits[split]["images"]:
                 why = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common()) or "none"
                 raise UserError(
-                    f"no image is left for the {split} part; dropped: {why}. Give more images: it takes two different ones "
-                    "at least to divide them, or --validation-fraction 0 for training images alone."
+                    f"no image is left for the {split} part; dropped: {why}. Give more images: it takes two different "
+                    "ones at least to divide them, or --validation-fraction 0 for training images alone."
                 )
 
 

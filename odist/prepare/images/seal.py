@@ -14,7 +14,7 @@ CHUNK_IMAGES = 512  # copied at once
 
 
 def seal_images(folder: Path, split: str, table: np.ndarray, *, raw: Path, side: int | None) -> str:
-    """Order the rows of a split and write its labels, with offsets of JPEG files or with pixels; returns the rows' digest.
+    """Order the rows of a split and write its labels and offsets, or pixels; return the digest of the rows.
 
     table: int64 [n, 5], a row for each image in the order in which they lie in `raw`, see pieces.py
     side: of the squares of pixels in `raw`; None where it holds JPEG

@@ -67,12 +67,12 @@ class ParagraphCounts:
 
 
 def is_binary(text: str) -> bool:
-    """Whether the text has too many control and replacement characters to be text."""
+    """Tell whether a text has too many control and replacement characters to be text."""
     return len(_BAD.findall(text)) > BAD_CHARACTERS * max(1, len(text))
 
 
 def normalise(line: str) -> str:
-    """Unicode NFC, every run of white space one space, characters without a form left out."""
+    """Bring a line to Unicode NFC, every run of white space one space, without control and format characters."""
     if _CONTROL.search(line) is not None:
         line = _CONTROL.sub("", line)
     if not line.isascii():
@@ -87,7 +87,7 @@ def clean(
     detect: Callable[[str], str] | None,
     counts: ParagraphCounts,
 ) -> Document | DroppedRecord:
-    """One record's paragraphs to a document, or why not.
+    """Turn the paragraphs of one record into a document, or say why not.
 
     lines: paragraphs as they stand in the input, one each
     detect: text -> language code; None with language "any"
@@ -133,7 +133,7 @@ def _sample(paragraphs: list[str]) -> str:
 
 
 def language_detector() -> Callable[[str], str]:
-    """resiliparse's detector as text -> code ("unknown" where it finds none); UserError when not installed."""
+    """Return resiliparse's detector: text -> code, or "unknown"; UserError when it is not installed."""
     try:
         from resiliparse.parse.lang import detect_fast
     except ImportError:
@@ -145,7 +145,7 @@ def language_detector() -> Callable[[str], str]:
 
 
 def language_codes() -> list[str]:
-    """Codes that the detector knows; UserError when not installed."""
+    """Return the codes that the detector knows; UserError when it is not installed."""
     language_detector()
     from resiliparse.parse.lang import supported_langs
 
@@ -153,7 +153,7 @@ def language_codes() -> list[str]:
 
 
 def is_boilerplate(paragraph: str) -> bool:
-    """Whether the line rules of C4 leave this paragraph out."""
+    """Tell whether the line rules of C4 leave this paragraph out."""
     if paragraph.count(" ") < MIN_WORDS - 1 or _TERMINAL.search(paragraph[-8:]) is None:
         return True
     lower = paragraph.lower()
@@ -161,17 +161,17 @@ def is_boilerplate(paragraph: str) -> bool:
 
 
 def has_long_paragraph(paragraphs: Iterable[str], words: int) -> bool:
-    """Whether one paragraph has `words` words or more."""
+    """Tell whether one of the paragraphs has `words` words or more."""
     return words <= 0 or any(text.count(" ") >= words - 1 for text in paragraphs)
 
 
 def document_key(paragraphs: list[str]) -> int:
-    """64 bits that the cleaned text decides, whatever file it came from."""
+    """Return 64 bits that the cleaned text alone decides, whatever file it came from."""
     return int.from_bytes(hashlib.blake2b("\n".join(paragraphs).encode(), digest_size=8).digest(), "little")
 
 
 def sentences(paragraph: str) -> list[str]:
-    """Cut a normalised paragraph behind terminal punctuation that no lower-case letter or abbreviation speaks against.
+    """Cut a normalised paragraph behind terminal punctuation, but not at abbreviations or before lower-case letters.
 
     Joined by one space the sentences are the paragraph again.
     """

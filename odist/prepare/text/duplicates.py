@@ -18,19 +18,19 @@ BUCKET = 1 << 23
 
 
 def hash_text(text: str) -> int:
-    """64 bits of a paragraph or document."""
+    """Return 64 bits that stand for a paragraph or document."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def save_hashes(folder: Path, *, piece: int, hashes: np.ndarray) -> None:
-    """Keep a piece's hashes, uint64 [n] in order of the text, sorted for `mark_duplicates`."""
+    """Save the hashes of a piece, uint64 [n] in order of the text, sorted for `mark_duplicates`."""
     order = np.argsort(hashes, kind="stable")
     save_array(folder / f"{piece:06d}.hashes.npy", hashes[order])
     save_array(folder / f"{piece:06d}.order.npy", order.astype(np.uint32))
 
 
 def load_keep(folder: Path, *, piece: int) -> np.ndarray:
-    """bool [n] in order of the text: False where the same was there before."""
+    """Load which of a piece's hashes to keep, bool [n] in order of the text: False where the same came before."""
     return np.load(folder / f"{piece:06d}.keep.npy", allow_pickle=False)
 
 

@@ -1,4 +1,4 @@
-"""Web pages to text by resiliparse, with limits that no page can use to stop a preparation or fill the memory.
+"""Web pages to text by resiliparse, with limits, so that a page can neither stop a preparation nor fill the memory.
 
 Parsing and extraction are superlinear in how deeply elements are nested, so pages that cost too much are refused
 before they are parsed (by their size and tags) and before text is extracted (by the tree). The limits are on numbers
@@ -33,7 +33,7 @@ class RefusedPage(Exception):
 
 
 def is_text_encoding(charset: str) -> bool:
-    """Whether text on the web may be in this encoding, as far as Python knows it."""
+    """Tell whether text on the web may be in this encoding, as far as Python knows it."""
     try:
         codec = codecs.lookup(charset)
     except (LookupError, ValueError):
@@ -42,7 +42,7 @@ def is_text_encoding(charset: str) -> bool:
 
 
 def page_reader(*, main_content: bool) -> Callable[[Response], str]:
-    """What turns a page into text, a paragraph a line; it raises RefusedPage. UserError when not installed.
+    """Return what turns a page into text, a paragraph a line, and raises RefusedPage. UserError when not installed.
 
     main_content: leave out what looks like menus, headers and footers
     """

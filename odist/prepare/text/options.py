@@ -72,8 +72,8 @@ class TextOptions:
                 )
             if other.meta["tokenizer"]["kind"] == "wordpiece":
                 raise UserError(
-                    f"{other.path}: its tokenizer is a WordPiece vocabulary, which is no longer read. For --like name a "
-                    "store with a sentencepiece model, or prepare that one again."
+                    f"{other.path}: its tokenizer is a WordPiece vocabulary, which is no longer read. For --like name "
+                    "a store with a sentencepiece model, or prepare that one again."
                 )
         elif self.tokenizer is not None and fitted:
             raise UserError("--tokenizer names a finished tokenizer; leave out --vocabulary and --tokenizer-sentences.")

@@ -1,4 +1,4 @@
-"""Plain text to passages: paragraphs out of lines, broken by hand or not, and passages of about so many words.
+"""Plain text to passages: paragraphs out of lines, broken by hand or not, and passages of about equal length.
 
 A book is cut into passages, each of which is a document from then on: for filters, split, partition and
 streams.
@@ -15,7 +15,7 @@ from itertools import chain
 MAX_LINE = 1 << 20  # characters; a longer line is cut
 MAX_PASSAGE = 1 << 22  # characters, whatever its words
 MAX_FILE = 1 << 26  # characters of a passage where a file is to be one
-MAX_BLANK = 1000  # blank lines in a row; more are taken for so many
+MAX_BLANK = 1000  # blank lines in a row; more count as so many
 SAMPLE = 4000  # lines that decide how a text is laid out
 SAMPLE_CHARACTERS = 1 << 24  # at most
 WRAPPED_WIDTH = 120  # a text whose lines stay below it is broken by hand
@@ -40,7 +40,7 @@ class ParagraphLayout:
 
 
 def decode_lines(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Lines of UTF-8 text (UTF-16 by its mark) without line ends; wrong bytes become U+FFFD."""
+    """Yield lines of UTF-8 text (UTF-16 by its mark) without line ends; wrong bytes become U+FFFD."""
     decoder: codecs.IncrementalDecoder | None = None
     rest = ""
     for piece in pieces:
@@ -62,7 +62,7 @@ def decode_lines(pieces: Iterable[bytes]) -> Iterator[str]:
 
 
 def find_paragraph_layout(lines: list[str]) -> ParagraphLayout:
-    """How a text is laid out, from its first lines.
+    """Tell how a text is laid out, from its first lines.
 
     A rule of our own, right for all 54 of 100_english_novels and for verse and wiki text as far as looked at.
     """
@@ -78,7 +78,7 @@ def find_paragraph_layout(lines: list[str]) -> ParagraphLayout:
 
 
 def paragraphs(lines: Iterable[str]) -> Iterator[str]:
-    """Paragraphs of a text; its first SAMPLE lines decide the layout."""
+    """Yield the paragraphs of a text; its first SAMPLE lines decide the layout."""
     stream = iter(lines)
     start: list[str] = []
     size = 0
@@ -119,7 +119,7 @@ def _handed_over(lines: list[str]) -> Iterator[str]:
 
 
 def passages(texts: Iterable[str], *, words: int) -> Iterator[list[str]]:
-    """Consecutive paragraphs, each passage of `words` words or a little more (the last of a text: fewer); 0: all in one.
+    """Yield consecutive paragraphs, each passage of `words` words or a few more (the last: fewer); 0: all in one.
 
     A paragraph longer than twice that is cut at a space. A passage also ends at MAX_PASSAGE characters (MAX_FILE with
     `words` 0), so that text without spaces does not fill the memory.

@@ -113,7 +113,7 @@ class TextPiece:
 
 
 def clean_piece(piece: TextPiece, tell: Tell) -> None:
-    """First pass: read, clean, split, hash. tell: called often, with something to tell now and then."""
+    """Make the first pass: read, clean, split, hash. tell: called often, mostly with zeros."""
     choices, filters, counts = piece.choices, piece.filters(), ReadCounts()
     detect = None if choices.language == "any" else language_detector()
     reading = RecordOptions(choices.field, choices.passage_words, main_content=filters["web"].boilerplate)
@@ -168,7 +168,7 @@ def _open_text(path: Path, mode: str) -> IO[str]:
 
 
 def kept_documents(piece: TextPiece, *, counts: EncodeCounts) -> Iterator[KeptDocument]:
-    """The documents of a piece without duplicates, in order; counts grows by those that are left out."""
+    """Yield the documents of a piece without duplicates, in order; counts grows by those that are left out."""
     filters, keep, unit = piece.filters(), load_keep(piece.folder, piece=piece.number), 0
     border = load_border(piece.folder)
     with _open_text(piece.path("text.gz"), "rt") as file:
@@ -195,12 +195,12 @@ def kept_documents(piece: TextPiece, *, counts: EncodeCounts) -> Iterator[KeptDo
 
 
 def save_border(folder: Path, border: float | None) -> None:
-    """Keep what divides the documents of all pieces from now on; None: the share that was asked for."""
+    """Save the border that divides the documents of all pieces from now on; None: the share that was asked for."""
     write_atomically(folder / BORDER, json.dumps(border))
 
 
 def load_border(folder: Path) -> float | None:
-    """What `save_border` kept, None before."""
+    """Load what `save_border` saved, None before."""
     path = folder / BORDER
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -221,7 +221,7 @@ class _Packer:
         self.lengths: list[np.ndarray] = []
 
     def add(self, paragraphs: list[list[str]]) -> int:
-        """Take a document; returns the tokens written by now."""
+        """Take a document; return the number of tokens written for it and those before."""
         special, before = self.tokenizer.special, len(self.sentences)
         for paragraph in paragraphs:
             self.sentences += paragraph
@@ -231,7 +231,7 @@ class _Packer:
         return self.flush() if len(self.sentences) >= BATCH else 0
 
     def flush(self) -> int:
-        """Encode and write what is held; returns its tokens."""
+        """Encode and write what is held; return the number of its tokens."""
         if not self.sentences:
             return 0
         ids, lengths = self.tokenizer.encode(self.sentences, threads=self.threads)
@@ -252,7 +252,7 @@ class _Packer:
         return len(packed)
 
     def finish(self) -> int:
-        """Write the rest and bring it to the disk; returns its tokens."""
+        """Write the rest and bring it to the disk; return the number of its tokens."""
         tokens = self.flush()
         self.file.flush()
         os.fsync(self.file.fileno())
@@ -261,7 +261,7 @@ class _Packer:
 
 
 def encode_piece(piece: TextPiece, tell: Tell, *, tokenizer: SentencePiece, threads: int) -> None:
-    """Second pass: leave out duplicates, encode, pack. tell: called every batch."""
+    """Make the second pass: leave out duplicates, encode, pack. tell: called after every batch."""
     counts = EncodeCounts()
     with ExitStack() as stack:
         packers = {}

@@ -2,7 +2,7 @@
 
 Read and clean every source, mark exact duplicates over all of them, train the tokenizer on a sample of the training
 part, encode every source (passes.py). The first and the last step run in processes, one source at a time each. The
-result does not depend on the number of processes, nor on interruptions. Every choice the paper leaves open is an option.
+result depends neither on the number of processes nor on interruptions. Every choice the paper leaves open is an option.
 """
 
 from __future__ import annotations
@@ -218,8 +218,8 @@ class TextPreparation(Preparation[TextOptions, TextReport]):
         empty = [split for split in SPLITS if not any(entry.documents[split] for entry in encoded)]
         if empty and self.choices.validation_fraction:
             raise UserError(
-                f"nothing is left of the {empty[0]} part: all of it is repeated elsewhere. Give another --split-seed or "
-                "--validation-fraction, or --duplicates keep."
+                f"nothing is left of the {empty[0]} part: all of it is repeated elsewhere. Give another --split-seed "
+                "or --validation-fraction, or --duplicates keep."
             )
         splits = {split: self._join(split, tokenizer.vocabulary, encoded) for split in SPLITS}
         if self.other is not None:
@@ -270,7 +270,7 @@ def _border(draws: dict[str, list[float]]) -> float | None:
     least, most = draws["train"] or draws["validation"]
     if least == most:
         raise UserError(
-            "one document is left of the input (not counting repeated ones), which cannot be divided into a training and "
-            "a validation part. Give more text, or --validation-fraction 0."
+            "one document is left of the input (not counting repeated ones), which cannot be divided into a training "
+            "and a validation part. Give more text, or --validation-fraction 0."
         )
     return math.nextafter(least, 1) if draws["train"] else most

@@ -57,10 +57,10 @@ class RecordOptions:
 
 
 def read_source(source: TextSource, *, reading: RecordOptions, folder: Path, note: NoteAt, at: At) -> Iterator[Raw]:
-    """Every record of a source, in order; memory is one record (of plain text: one passage).
+    """Yield every record of a source, in order; memory is one record (of plain text: one passage).
 
     folder: for downloads
-    note: told every fault of the input
+    note: called with every fault of the input
     at: called after every piece of the input, also where no record is found in it
     """
     if source.kind == "datasets":

@@ -65,7 +65,7 @@ def _source(source: TextSource, read: ReadCounts, encoded: EncodeCounts) -> dict
 
 
 def sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
-    """Counts added up by key."""
+    """Add counts up by key."""
     total: Counter[str] = Counter()
     for entry in counts:
         total.update(entry)

@@ -31,7 +31,7 @@ USER_AGENT = "odist (prepare text)"
 
 
 class FetchError(UserError):
-    """A remote file could not be had; what was done so far is kept."""
+    """A remote file cannot be fetched; what is done so far is kept."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TextSource:
 
 
 def find_text_sources(inputs: list[str], *, base_url: str) -> list[TextSource]:
-    """The sources that `inputs` name, in the order given; what a pattern finds in natural order.
+    """Find the sources that `inputs` name, in the order given; what a pattern finds in natural order.
 
     inputs: files, patterns, lists (*.paths, *.paths.gz: one path a line), http(s) URLs, "datasets:NAME"
         with "?name=CONFIG&split=train" where needed
@@ -81,7 +81,7 @@ def find_text_sources(inputs: list[str], *, base_url: str) -> list[TextSource]:
 
 
 def is_url(text: str) -> bool:
-    """Whether it is an http or https address."""
+    """Tell whether a text is an http or https address."""
     return text.startswith(("http://", "https://"))
 
 
@@ -110,8 +110,8 @@ def _listed(path: Path, base: str) -> list[TextSource]:
             data += piece
             if len(data) > MAX_LIST:
                 raise UserError(
-                    f"{path}: more than {MAX_LIST >> 20} MB unpacked, too large for a list of paths. Name a list with one "
-                    "path a line, a million at most."
+                    f"{path}: more than {MAX_LIST >> 20} MB unpacked, too large for a list of paths. Name a list with "
+                    "one path a line, a million at most."
                 )
     lines = data.decode("utf-8", "replace").split(maxsplit=MAX_PATHS)
     if not lines:
@@ -162,7 +162,7 @@ def _dataset_sources(text: str) -> list[TextSource]:
 
 @contextmanager
 def fetched(source: TextSource, folder: Path, *, poll: Callable[[], None]) -> Iterator[Path]:
-    """The source as a local file: itself, or a download under `folder` that is removed afterwards.
+    """Lend the source as a local file: itself, or a download under `folder` that is removed afterwards.
 
     poll: called now and then while it is fetched; may raise to stop
     Raises FetchError after TRIES attempts.

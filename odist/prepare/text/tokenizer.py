@@ -71,11 +71,11 @@ class SentencePiece:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What gives ids their meaning, for store.json."""
+        """Return what gives ids their meaning, for store.json."""
         return {"kind": "sentencepiece", "file": self.file, "sha256": hashlib.sha256(self.data).hexdigest()}
 
     def encode(self, sentences: Sequence[str], *, threads: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all sentences, int32 [n], and how many each has, int64 [len(sentences)]; no end tokens."""
+        """Return the ids of all sentences, int32 [n], and how many each has, int64 [len(sentences)]; no end tokens."""
         return _flat(self._model.encode(sentences, num_threads=threads))
 
 
@@ -86,7 +86,7 @@ def _flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_ends(ids: np.ndarray, lengths: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Ids with one end token behind each sentence.
+    """Put one end token behind each sentence.
 
     ids: integers [n]; lengths: int64 [k], ids of each sentence; ends: integers [k]
     returns: int32 [n + k]
@@ -101,7 +101,7 @@ def with_ends(ids: np.ndarray, lengths: np.ndarray, ends: np.ndarray) -> np.ndar
 
 
 def train_sentencepiece(sentences: Iterable[str], *, vocabulary: int) -> bytes:
-    """A unigram model of `vocabulary` pieces, the four special ones included; the same bits for the same sentences.
+    """Train a unigram model of `vocabulary` pieces, special ones included; the same bits for the same sentences.
 
     Text is taken as it is (normalised already); sentences over MAX_SENTENCE_BYTES are left out.
     Raises UserError when the text is too small for so many pieces.

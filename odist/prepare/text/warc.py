@@ -47,7 +47,7 @@ class WarcRecord:
     offset: int
 
     def field(self, name: str) -> str:
-        """Value of a header field, "" without it; angle brackets as of wget are taken off."""
+        """Return the value of a header field, "" without it; angle brackets, as wget writes them, are removed."""
         found = re.search(rb"^" + re.escape(name.encode()) + rb":[ \t]*(.*?)\s*$", self.header, re.I | re.M)
         return "" if found is None else found.group(1).decode("utf-8", "replace").strip("<>")
 
@@ -101,7 +101,7 @@ class _Buffer:
             self.at = 0
 
     def search(self, pattern: re.Pattern[bytes], start: int, *, limit: int) -> re.Match[bytes] | None:
-        """The first match from `start` on, reading up to `limit` bytes behind it."""
+        """Find the first match from `start` on, reading up to `limit` bytes behind it."""
         checked = start
         while True:
             found = pattern.search(self.data, checked)
@@ -113,7 +113,7 @@ class _Buffer:
 
 
 def read_records(pieces: Iterator[bytes], *, note: Note, max_block: int = MAX_BLOCK) -> Iterator[WarcRecord]:
-    """The records of an unpacked WARC, WET or WAT stream; memory is one record.
+    """Yield the records of an unpacked WARC, WET or WAT stream; memory is one record.
 
     pieces: as `unpack` gives them
     note: told the unpacked offset of "bytes outside records", "wrong Content-Length", "truncated record"
@@ -215,7 +215,7 @@ def _before_line_ends(data: bytearray, stop: int) -> int:
 
 @dataclass
 class Response:
-    """An HTTP response of a WARC record: status 0 where there is no HTTP header; type and charset in lower case."""
+    """An HTTP response of a WARC record: status 0 without an HTTP header; type and charset in lower case."""
 
     status: int
     content_type: str
