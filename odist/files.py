@@ -134,7 +134,10 @@ def try_lock(descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Be the only process that is inside for this folder, on file systems that have locks; wait until that is so."""
+    """Be the only process that is inside for this folder, on file systems that have locks; wait until that is so.
+
+    Not to be nested for one folder: the inner one would wait for ever.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(OSError):

@@ -453,7 +453,7 @@ def test_reproduce_lists_its_commands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["reproduce", "tune"])
 def test_variants_are_chosen_by_name(verb: str, tmp_path: Path) -> None:
-    arguments = [verb, "criteo_table1", "--dry-run", "--data-path", tmp_path]
+    arguments = [verb, "criteo_table1", "--scale", "smoke", "--dry-run", "--data-path", tmp_path]
     done = odist(*arguments, "--variant", "real", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     trained = [line for line in done.stdout.splitlines() if line.startswith("odist train")]
