@@ -326,7 +326,7 @@ def test_a_store_that_takes_nothing_ends_lock_step_with_the_state_saved(
     full = teacher(f"exchange.url={url}", "exchange.timeout=0.3", "exchange.lag=1")
     os.rename(url, tmp_path / "away")
     url.write_text("not a folder any more")
-    full.publish(4, full.student)
+    full.publish(4, lambda: full.student)
     with pytest.raises(LostWorkers, match=rf"group 0 cannot be written for its peers.*{url}") as caught:
         full.refresh(full.num_steps)
     assert caught.value.exit_code == 4

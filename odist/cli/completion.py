@@ -13,6 +13,14 @@ from odist import registry
 from odist.cli.train_arguments import GROUPS
 from odist.config.read import known_keys, schema_keys
 
+# Choices of a group that other packages add without a YAML file: their parts of these kinds.
+KINDS_OF_GROUPS = {
+    "task": ("tasks",),
+    "model": ("models",),
+    "algorithm": ("strategies", "teachers"),
+    "exchange": ("exchange",),
+}
+
 
 def complete_overrides(incomplete: str) -> list[str]:
     """Candidates for the word under the cursor.
@@ -64,8 +72,8 @@ def choices(key: str, *, folders: Sequence[Path]) -> list[str]:
     """What may follow `key=`, where that is a list."""
     name = key.lstrip("+~")
     if name in GROUPS:
-        of_packages = registry.others({"task": "tasks", "model": "models"}[name]) if name in ("task", "model") else {}
-        return sorted({path.stem for folder in folders for path in (folder / name).glob("*.yaml")} | set(of_packages))
+        of_packages = {other for kind in KINDS_OF_GROUPS.get(name, ()) for other in registry.others(kind)}
+        return sorted({path.stem for folder in folders for path in (folder / name).glob("*.yaml")} | of_packages)
     for found in schema_keys():
         if found.name != name:
             continue

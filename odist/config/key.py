@@ -57,7 +57,8 @@ class Key:
     node: of a part's option: the node that it stands below, where that is not the one of its kind
     younger: than finished runs, which have to keep their hash: hashed only where it differs from its default
     only_with: what to type so that something reads it; given with anything else it is refused
-    place: "path", or "url" that may be one, or "run": a finished run's folder; what was trained there is hashed, not its path
+    place: "path" of a folder, "url" that may be one, or "run": a finished run's folder, for which what was trained there is
+        hashed; they are made absolute, and "typed" is a path that stays as it was typed
     """
 
     meaning: str = ""

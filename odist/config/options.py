@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from odist import registry
 from odist.config.key import MISSING, Key, key_of
+from odist.config.suggest import choose
 from odist.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,10 +49,16 @@ class Option:
 
 
 def options_type(kind: str, name: str) -> type | None:
-    """The dataclass of a part's options, None if it takes none; UserError if another package gives something else."""
+    """The dataclass of a part's options, None if it takes none.
+
+    UserError if there is no such part, or another package gives something else.
+    """
     own = registry.own(kind)
     if name in own:
         return own[name].options
+    known = registry.names(kind)
+    if name not in known:
+        raise UserError(f"{CHOSEN_BY[kind]}={name}: {choose(name, known)}")
     found = getattr(registry.find(kind, name), "Options", None)
     if found is not None and not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise UserError(f"{kind}: Options of {name!r} is not a dataclass.")
@@ -75,12 +83,14 @@ def own_options() -> Iterator[Option]:
 
 
 def other_options() -> Iterator[Option]:
-    """The options that parts of other packages add; what they share with odist's own is left out."""
-    own = {(option.dotted, id(key_of(option.field))) for option in own_options()}
+    """The options that parts of other packages add to the keys that every configuration has."""
+    from odist.config.schema import Config
+
+    hints = typing.get_type_hints(Config)
     for kind in CHOSEN_BY:
         for name in registry.others(kind):
             for option in options_of_part(kind, name):
-                if (option.dotted, id(key_of(option.field))) not in own:
+                if all(option.name != field.name for field in dataclasses.fields(hints[option.node])):
                     yield option
 
 
@@ -110,6 +120,63 @@ def with_options(base: type[Node], options: list[Option]) -> type[Node]:
     made: Any = dataclasses.make_dataclass(base.__name__, added, bases=(base,))
     made.__module__, made.__qualname__, made.__doc__ = base.__module__, base.__qualname__, base.__doc__
     return typing.cast(type[Node], made)
+
+
+def extended(base: type[Node], options: list[Option]) -> type[Node]:
+    """The schema of a whole configuration: `base` with these options in their nodes."""
+    if not options:
+        return base
+    hints = typing.get_type_hints(base)
+    nodes = {node: with_options(hints[node], list(own)) for node, own in _by_node(options)}
+    fields = [(node, made, dataclasses.field(default_factory=made)) for node, made in nodes.items()]
+    return typing.cast(type[Node], dataclasses.make_dataclass(base.__name__, fields, bases=(base,)))
+
+
+def _by_node(options: list[Option]) -> Iterator[tuple[str, Iterator[Option]]]:
+    return itertools.groupby(sorted(options, key=lambda option: option.node), key=lambda option: option.node)
+
+
+def open_options() -> list[Option]:
+    """The options of other packages' parts as Hydra composes them, before anybody knows which parts are chosen.
+
+    They are of any type and have no value until one is given; `without_unread` and the chosen part's own declaration say
+    the rest.
+    """
+    field: Any = dataclasses.field(default=MISSING)
+    found = {option.dotted: dataclasses.replace(option, hint=Any, field=field) for option in other_options()}
+    return list(found.values())
+
+
+def added_options(content: Mapping[str, Any]) -> list[Option]:
+    """The options that a nested configuration has because of the parts of other packages that it chooses."""
+    chosen = {kind: chosen_part(content, kind) for kind in CHOSEN_BY}
+    return [
+        option
+        for kind, name in chosen.items()
+        if name is not None and name not in registry.own(kind)
+        for option in options_of_part(kind, name)
+    ]
+
+
+def without_unread(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` without options of other packages' parts that have no value.
+
+    UserError for one that was given a value and whose part is not chosen.
+    """
+    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
+    read = {option.dotted for option in added_options(content)}
+    for option in other_options():
+        below = found.get(option.node)
+        if not isinstance(below, dict) or option.name not in below:
+            continue
+        if below[option.name] == MISSING:
+            del below[option.name]
+        elif option.dotted not in read:
+            kind, name = option.owner
+            raise UserError(
+                f"{option.dotted}={below[option.name]}: only {CHOSEN_BY[kind]}={name} reads it, which this run does not have."
+            )
+    return found
 
 
 def chosen_part(content: Mapping[str, Any], kind: str) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any
 from odist import registry
 from odist.config.folder import config_folders
 from odist.config.key import MISSING, Key, key_of
+from odist.config.options import added_options, extended, open_options, other_options, without_unread
 from odist.config.schema import VARIANTS, Config, ModelConfig, TaskConfig, flatten, to_dict, variant, variants
 from odist.config.suggest import choose, unknown_key
 from odist.config.typed import Reader, yaml_content
@@ -30,7 +31,7 @@ def register() -> None:
 
     add_other_packages()
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    store.store(name="schema", node=extended(Config, open_options()))
     for group, node in (("task", TaskConfig), ("model", ModelConfig)):
         for name, schema in variants(node).items():
             store.store(group=group, name=f"{name}_schema", node=schema)
@@ -43,11 +44,17 @@ def register() -> None:
 
 
 def _other_choices() -> Iterator[tuple[str, str, dict[str, Any], str]]:
-    """Group, name, keys and package of the choices that tasks and models of other packages have without YAML files.
+    """Group, name, keys and package of the choices that parts of other packages have without YAML files.
 
     A task's class may name the choices it comes with, as in `DEFAULTS = {"model": "tiny", "optim": "sgd"}`. Its presets
-    are the same for every scale but `smoke`, which is short. Files of these names win.
+    are the same for every scale but `smoke`, which is short. A strategy and a teacher are an algorithm of their name. Files
+    of these names win.
     """
+    for name in registry.others("exchange"):
+        yield "exchange", name, {"name": name}, "exchange"
+    for kind, key in (("teachers", "teacher"), ("strategies", "strategy")):
+        for name in registry.others(kind):
+            yield "algorithm", name, {"algorithm": {"name": name, key: name}}, "_global_"
     for name in registry.others("models"):
         yield "model", name, {"defaults": [f"{name}_schema"], "name": name}, "model"
     for name in registry.others("tasks"):
@@ -104,9 +111,10 @@ def load(source: Path | str | Mapping[str, Any], *, complete: bool = True) -> Co
     if not isinstance(content, Mapping):
         raise UserError(f"{source}: not a configuration: expected keys and values, as in a run's config.yaml.")
     try:
-        config: Config = _ConfigReader().read(Config, content)
+        content = without_unread(content)
+        config: Config = _ConfigReader().read(extended(Config, added_options(content)), content)
     except UserError as error:
-        raise error if source is content else UserError(f"{source}: {error}") from None
+        raise error if isinstance(source, Mapping) else UserError(f"{source}: {error}") from None
     if not complete:
         return config
     missing = [key for key, value in flatten(to_dict(config)) if value == MISSING]
@@ -151,7 +159,13 @@ class SchemaKey:
 
 
 def schema_keys(kind: Any = Config, *, prefix: str = "") -> Iterator[SchemaKey]:
-    """Every key of the schema; those of every task below `task`, of every model below `model`, some twice."""
+    """Every key of the schema; those of every task below `task`, of every model below `model`, some twice.
+
+    With them are the options of parts of other packages, chosen or not.
+    """
+    if kind is Config:
+        for option in other_options():
+            yield SchemaKey(option.dotted, option.hint, key_of(option.field))
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]

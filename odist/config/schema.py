@@ -262,7 +262,9 @@ class TrainConfig:
 
 @dataclass
 class RunConfig:
-    dir: str | None = key(None, "run folder; null: runs/ and an own name; with -m the folder of all runs", place="path")
+    dir: str | None = key(
+        None, "run folder; null: runs/ and an own name; with -m the folder of all runs", place="typed"
+    )
     progress: bool = key(True, "show bars on a terminal, lines elsewhere")
     sinks: list[str] = key([], "trackers that follow the run: tensorboard, wandb, mlflow")
 

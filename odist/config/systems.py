@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from odist.config.key import MISSING
-from odist.config.options import CHOSEN_BY, unread_options
+from odist.config.options import CHOSEN_BY, added_options, extended, unread_options
 from odist.config.schema import FREE_KEYS, Config, ModelConfig, TaskConfig, flatten, to_dict, variant
+from odist.errors import UserError
 
 # Beside FREE_KEYS, in these retrains may differ: what makes them retrains, what computes (it decides no more than bits),
 # and what is evaluated on the way.
@@ -78,8 +79,12 @@ def _within(key: str, prefix: str) -> bool:
 
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema's defaults for the task and the model of `config`, without keys that have none."""
+    """The schema's defaults for the task, the model and the parts of `config`, without keys that have none."""
     kinds = {"task": TaskConfig, "model": ModelConfig}
     named = {node: variant(kind, str((config.get(node) or {}).get("name"))) for node, kind in kinds.items()}
-    schema = dataclasses.replace(Config(), **{node: kind() for node, kind in named.items() if kind is not None})
+    try:
+        schema_type = extended(Config, added_options(config))
+    except UserError:  # of a package that is not installed any more
+        schema_type = Config
+    schema = dataclasses.replace(schema_type(), **{node: kind() for node, kind in named.items() if kind is not None})
     return {key: value for key, value in flatten(to_dict(schema)) if value != MISSING}

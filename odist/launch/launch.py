@@ -29,7 +29,7 @@ def prepare_config(content: dict[str, Any]) -> Config:
     if config.run.dir is not None:
         config.run.dir = str(local_folder(config.run.dir, key="run.dir"))
     for name, value, key in described(config):
-        if key.place and value is not None:
+        if key.place in ("path", "url", "run") and value is not None:
             node, _, last = name.rpartition(".")
             place = [_absolute(one) for one in value] if isinstance(value, list) else _absolute(value)
             setattr(getattr(config, node), last, place)
