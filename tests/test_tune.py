@@ -12,7 +12,7 @@ from odist.claims.recipe_file import load_recipe, parse_recipe
 from odist.claims.record import RUNS_FILE, TRIALS_FILE, Record, Trial, read_lines
 from odist.claims.reproduce import reproduce
 from odist.claims.tune import TuneResult, tune
-from odist.claims.tuning import FILE, TuningFile, choose, read_tuning
+from odist.claims.tuning import FILE, Tried, TuningFile, choose, read_tuning, towards_baseline
 from odist.config.schema import flatten
 from odist.errors import UserError
 from odist.run.folder import Run
@@ -208,6 +208,45 @@ def test_a_diverged_trial_is_never_chosen_and_edges_are_seen() -> None:
     assert choose({0.1: 0.5, 0.2: 0.7, 0.4: 0.6}, metric="calibration_error") == (0.1, "low")
     assert choose({0.1: 0.4, 0.2: 0.4, 0.05: 0.5}, metric="log_loss") == (0.1, None)
     assert choose({0.1: None, 0.2: None}, metric="log_loss") == (None, None)
+
+
+def grid_of(by_value: dict[float, list[float] | None]) -> list[Tried]:
+    return [
+        Tried(
+            value=value,
+            mean=None if losses is None else sum(losses) / len(losses),
+            by_seed={str(seed): None if losses is None else losses[seed] for seed in range(len(losses or [0]))},
+        )
+        for value, losses in by_value.items()
+    ]
+
+
+def test_a_choice_moves_towards_the_baselines_as_far_as_one_standard_error_allows() -> None:
+    noise = [0.000, 0.004, -0.003, 0.002, -0.001]  # of seeds, in common
+    own = [
+        0.0004,
+        -0.0006,
+        0.0005,
+        0.0009,
+        -0.0002,
+    ]  # of one value: its mean is 0.0002 above the best, its error 0.00027
+    by_value: dict[float, list[float] | None] = {
+        0.01: [0.506 + n for n in noise],
+        0.02: [0.5 + n + o for n, o in zip(noise, own, strict=True)],
+        0.04: [0.5 + n for n in noise],
+        0.08: None,
+    }
+    choose_it = {"best": 0.04, "metric": "log_loss"}
+    assert towards_baseline(grid_of(by_value), baseline=0.02, **choose_it) == 0.02
+    assert towards_baseline(grid_of(by_value), baseline=0.01, **choose_it) == 0.02
+    assert towards_baseline(grid_of(by_value), baseline=0.08, **choose_it) == 0.04
+    assert towards_baseline(grid_of(by_value), baseline=0.04, **choose_it) == 0.04
+    worse = by_value | {0.02: [0.501 + n + o for n, o in zip(noise, own, strict=True)]}
+    assert towards_baseline(grid_of(worse), baseline=0.02, **choose_it) == 0.04
+    accuracy = {value: None if losses is None else [1 - loss for loss in losses] for value, losses in by_value.items()}
+    assert towards_baseline(grid_of(accuracy), best=0.04, baseline=0.01, metric="top1") == 0.02
+    single = {value: losses and losses[:1] for value, losses in by_value.items()}
+    assert towards_baseline(grid_of(single), baseline=0.02, **choose_it) == 0.04
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from odist.claims.tuning import (
     choose,
     read_tuning,
     settings,
+    towards_baseline,
 )
 from odist.errors import UserError
 from odist.files import alone
@@ -96,6 +97,7 @@ def tune(
         own = [run for run in systems if run.variant == variant]
         of_variant = replace(rules, seeds=recipe.variants[variant].tuning_seeds or rules.seeds)
         found, trials = _tune_variant(own, of_variant, place=place, jobs=jobs or os.cpu_count() or 1, echo=echo)
+        found = _towards(found, baseline=recipe.reference)
         _write(recipe, found, trials, scale=scale, variant=variant, folder=folder, place=place)
         result.commands.extend([train_command(trial, place / trial.name) for trial in trials])
         for system, entry in found.systems.items():
@@ -153,6 +155,19 @@ def _tune_variant(
         echo(f"best value at the {' and '.join(new)} edge for some system: grid extended to {values} for all")
     found = TunedVariant(rules.key, rules.metric, [*rules.seeds], [*rules.overrides], grid, entries)
     return found, trials
+
+
+def _towards(found: TunedVariant, *, baseline: str) -> TunedVariant:
+    """What was found with each system's choice moved towards the baseline's, as far as its trials do not speak against it."""
+    base = found.systems.get(baseline)
+    if base is None or base.chosen is None:
+        return found
+    systems = dict(found.systems)
+    for name, entry in found.systems.items():
+        if name != baseline and entry.chosen is not None:
+            chosen = towards_baseline(entry.values, best=entry.chosen, baseline=base.chosen, metric=found.metric)
+            systems[name] = replace(entry, chosen=chosen)
+    return replace(found, systems=systems, baseline=baseline)
 
 
 def _entry(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from odist.claims.quantities import better, name_of
+from odist.claims.quantities import better, higher_is_better, name_of
 from odist.claims.recipe import Recipe, Tuning
 from odist.claims.record import Record
 from odist.claims.table import estimate, markdown_table
@@ -26,6 +27,8 @@ from odist.run.damage import read_json
 
 FORMAT = "odist-tuning-1"
 FILE = "tuning.json"
+FEWEST_SEEDS = 5  # below it the page says so
+FEWEST_SEEDS_WITH_ERROR = 3
 ONE_VARIANT = "all"  # the key of a recipe without variants
 
 
@@ -55,7 +58,11 @@ class TunedSystem:
 
 @dataclass(frozen=True)
 class TunedVariant:
-    """What was tuned on one variant at one scale, by which rules. grid: rising; systems: by name"""
+    """What was tuned on one variant at one scale, by which rules.
+
+    grid: rising; systems: by name
+    baseline: the system towards whose value the others' were moved (`towards_baseline`), None for the best of each
+    """
 
     key: str
     metric: str
@@ -63,6 +70,7 @@ class TunedVariant:
     overrides: list[str]
     grid: list[float]
     systems: dict[str, TunedSystem]
+    baseline: str | None = None
 
 
 @dataclass
@@ -142,6 +150,28 @@ def choose(values: Mapping[float, float | None], *, metric: str) -> tuple[float 
     return best, edge
 
 
+def towards_baseline(values: Sequence[Tried], *, best: float, baseline: float, metric: str) -> float:
+    """Of the settings that are as good as the best within one standard error, the one nearest to the baseline's.
+
+    The one-standard-error rule (Breiman et al. 1984, section 3.4.3) with the baseline in place of the simplest model:
+    systems are compared at the baseline's setting unless the trials say otherwise. The error is that of the mean
+    difference from the best over the seeds; below three seeds there is none, and the best is taken.
+
+    values: of one system
+    """
+    sign = -1.0 if higher_is_better(metric) else 1.0
+    of_best = next(tried.by_seed for tried in values if tried.value == best)
+    as_good = [best]
+    for tried in values:
+        pairs = [(loss, of_best[seed]) for seed, loss in tried.by_seed.items()]
+        worse = [sign * (loss - other) for loss, other in pairs if loss is not None and other is not None]
+        if tried.mean is None or len(worse) < max(len(pairs), FEWEST_SEEDS_WITH_ERROR):
+            continue
+        if statistics.fmean(worse) <= statistics.stdev(worse) / math.sqrt(len(worse)):
+            as_good.append(tried.value)
+    return min(as_good, key=lambda value: (abs(math.log(value / baseline)), value != best))
+
+
 def tuning_notes(
     recipe: Recipe, tuning: TuningFile | None, *, scale: str, variant: str, records: Sequence[Record]
 ) -> list[str]:
@@ -154,7 +184,10 @@ def tuning_notes(
         return [
             f"**Untuned: every system used the preset's `{recipe.tuning.key}`.** `{command}` tunes it for each system."
         ]
-    notes, chosen = [], chosen_values(recipe, tuning, scale=scale)
+    notes, chosen = list[str](), chosen_values(recipe, tuning, scale=scale)
+    if len(found.seeds) < FEWEST_SEEDS:
+        seeds = "1 seed" if len(found.seeds) == 1 else f"{len(found.seeds)} seeds"
+        notes.append(f"tuned by {seeds}, fewer than {FEWEST_SEEDS}: neighbours may differ by less than seeds do.")
     lent: dict[str, list[str]] = {}
     for name, system in recipe.systems.items():
         own = [record for record in records if record.system == name]
@@ -212,11 +245,15 @@ def tuning_parts(recipe: Recipe, tuning: TuningFile | None, *, scale: str) -> li
         if len(tuned) == 1 and len(recipe.systems) > 1:
             label = recipe.systems[tuned[0]].label if tuned[0] in recipe.systems else tuned[0]
             whose = f"{label}, which all systems ran with"
+        rule = ""
+        if found.baseline in recipe.systems:
+            label = recipe.systems[found.baseline].label
+            rule = f" Of the values as good as the best within one standard error of the difference, that nearest to {label}'s."
         parts.append(
             f"{layer.label + ': ' if layer.label else ''}`{found.key}` of {whose}, by the mean {metric} "
             f"on rows ({rows_of}) and seeds ({seeds}) that are not reported"
             f"{', the same number of trials for all' if len(tuned) > 1 else ''}. "
-            "Chosen values are bold, `diverged` where a trial did.\n"
+            f"Chosen values are bold, `diverged` where a trial did.{rule}\n"
         )
         columns = {"label": "system", "batch": "batch"} | {f"{v:g}": f"{v:g}" for v in found.grid}
         rows = []
