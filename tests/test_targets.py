@@ -16,7 +16,7 @@ from odist.claims.collect import records_of
 from odist.claims.figure import paper_points
 from odist.claims.page import build_report
 from odist.claims.recipe import Recipe
-from odist.claims.recipe_file import load_recipe, paper_figure, parse_recipe
+from odist.claims.recipe_file import load_recipe, paper_file, parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.reproduce import reproduce
 from odist.claims.retrains import Copy, Retrains, retrains_by_system
@@ -429,7 +429,7 @@ def test_a_recipe_of_images_reports_accuracies_churn_and_the_papers_points(
     folder = tmp_path / "images"
     update_lines(folder / RUNS_FILE, Record, write=records_of("images", plan, runs=runs))
     (folder / "recipe.yaml").write_text(IMAGES)
-    (folder / "paper.csv").write_text(paper_figure(recipe.paper_figure or ""))
+    (folder / "paper.csv").write_text(paper_file(recipe.paper_figure or ""))
     build_report(folder, name="images")
     table = (folder / "images.csv").read_text().splitlines()
     row = dict(zip(table[0].split(","), table[1].split(","), strict=True))

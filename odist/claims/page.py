@@ -19,21 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from odist.claims.figure import draw_report, paper_points
-from odist.claims.labels import with_sizes
+from odist.claims.judged import home_of, read_judged
 from odist.claims.quantities import loss_or_accuracy
 from odist.claims.recipe import Recipe
-from odist.claims.recipe_file import parse_recipe
-from odist.claims.record import RUNS_FILE, Record, read_lines
+from odist.claims.record import RUNS_FILE, Record
 from odist.claims.references import FittedReference, read_reference
-from odist.claims.retrains import Retrains, retrains_by_system
+from odist.claims.retrains import Retrains
 from odist.claims.section import variant_parts
 from odist.claims.summary import SystemSummary, summarise
 from odist.claims.table import csv_table
-from odist.claims.targets import times_to_targets
 from odist.claims.tuning import FILE as TUNING_FILE
 from odist.claims.tuning import TuningFile, read_tuning, tuning_parts
-from odist.claims.verdicts import Verdict, judge_all
-from odist.errors import UserError
+from odist.claims.verdicts import Verdict
 from odist.files import write_atomically
 from odist.measure.churn import PAIR_METRICS
 
@@ -53,21 +50,10 @@ def build_report(folder: Path, *, name: str, echo: Callable[[str], None] = print
     echo: told of every line of the records that cannot be read
     UserError when the folder holds no recipe or no record.
     """
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"{folder}: no report of a recipe (it has no recipe.yaml). `odist reproduce {name}` makes it.")
-    recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), name=name)
+    judged = read_judged(folder, name=name, echo=echo)
+    recipe, records, retrains, verdicts = judged.recipe, judged.records, judged.retrains, judged.verdicts
     home = home_of(recipe, folder)
-    read = read_lines(home / RUNS_FILE, Record)
-    for note in read.notes:
-        echo(note)
-    records = [record for record in read.lines if not recipe.runs_of or record.system in recipe.systems]
-    if not records:
-        raise UserError(f"{read.path}: no records of finished runs. `odist reproduce {name}` trains them.")
-    recipe = with_sizes(recipe, records)
-    timed = times_to_targets(recipe, records)
-    retrains = retrains_by_system(records, recipe, timed=timed)
     summaries = summarise(retrains, recipe)
-    verdicts = {variant: judge_all(recipe, retrains, variant=variant) for variant in recipe.variants}
     tuning = read_tuning(home / TUNING_FILE)
     references = {
         (variant, name): read_reference(folder, variant=variant, name=name)
@@ -81,6 +67,7 @@ def build_report(folder: Path, *, name: str, echo: Callable[[str], None] = print
     texts = {
         f"{name}.md": _page(
             recipe,
+            command=judged.command,
             summaries=summaries,
             retrains=retrains,
             verdicts=verdicts,
@@ -93,27 +80,15 @@ def build_report(folder: Path, *, name: str, echo: Callable[[str], None] = print
     for file, text in texts.items():
         write_atomically(folder / file, text)
         written.append(folder / file)
-    manifest = _manifest(recipe, records=records, files=sorted(written), verdicts=verdicts)
+    manifest = _manifest(recipe, command=judged.command, records=records, files=sorted(written), verdicts=verdicts)
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return [*written, folder / "manifest.json"]
-
-
-def home_of(recipe: Recipe, folder: Path) -> Path:
-    """The folder of the records: the report's own, or that of the recipe whose runs it reads, beside it."""
-    return folder.with_name(folder.name.replace(recipe.name, recipe.home, 1))
-
-
-def command_of(recipe: Recipe, records: Sequence[Record]) -> str:
-    """What to type to make the report again."""
-    scale = records[0].scale
-    needed = {layer.needs for key, layer in recipe.variants.items() if any(r.variant == key for r in records)}
-    options = "".join(f" --{need.replace('_', '-')} DIR" for need in sorted(need for need in needed if need))
-    return f"odist reproduce {recipe.name} --scale {scale}{options}"
 
 
 def _page(
     recipe: Recipe,
     *,
+    command: str,
     summaries: Sequence[SystemSummary],
     retrains: Mapping[tuple[str, str], Retrains],
     verdicts: Mapping[str, Sequence[Verdict]],
@@ -130,7 +105,9 @@ def _page(
     shown = f"{first[0].upper()}{first[1:]} against churn, and learning curves"
     if recipe.targets:
         shown = "Learning curves here, and the paper's"
-    parts.append(f"Made from the records in `{runs}` by\n\n    {command_of(recipe, records)}\n")
+    parts.append(f"Made from the records in `{runs}` by\n\n    {command}\n")
+    if recipe.runs_of:
+        parts.append("Other pages read the same runs, so that their verdicts are no independent evidence.\n")
     parts.append(f"![{shown}]({recipe.name}.svg)\n")
     if recipe.judged_later:
         parts.append("Note: claims or targets of this page were changed after its runs were made.\n")
@@ -216,6 +193,7 @@ def _csv_row(recipe: Recipe, summary: SystemSummary) -> dict[str, Any]:
 def _manifest(
     recipe: Recipe,
     *,
+    command: str,
     records: Sequence[Record],
     files: Sequence[Path],
     verdicts: Mapping[str, Sequence[Verdict]],
@@ -223,7 +201,7 @@ def _manifest(
     sources = sorted({str(record.env.get("source_hash")) for record in records})
     kept = ("config_hash", "data_fingerprint", "source_hash", "commit", "hardware", "versions")
     return {
-        "command": command_of(recipe, records),
+        "command": command,
         "recipe": {"name": recipe.name, "sha256": hashlib.sha256(recipe.text.encode()).hexdigest()},
         "scale": records[0].scale,
         "sources": sources,

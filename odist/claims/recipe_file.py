@@ -210,9 +210,9 @@ def with_shared(path: Path) -> str:
     return yaml.safe_dump(merged, sort_keys=False, allow_unicode=True, width=120)
 
 
-def paper_figure(name: str) -> str:
+def paper_file(name: str) -> str:
     """The text of `paper/NAME` beside the recipes, a CSV of the paper's points. Raises UserError if there is none."""
     for folder in recipe_folders():
         if (folder / "paper" / name).is_file():
             return (folder / "paper" / name).read_text(encoding="utf-8")
-    raise UserError(f"paper_figure: no file paper/{name} beside the recipes.")
+    raise UserError(f"no file paper/{name} beside the recipes.")

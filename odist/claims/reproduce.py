@@ -13,10 +13,11 @@ from pathlib import Path
 
 from odist.claims.claim import Reference
 from odist.claims.jobs import Echo, train_all, train_command
-from odist.claims.page import PAPER_FILE, build_report, home_of
+from odist.claims.judged import home_of
+from odist.claims.page import PAPER_FILE, build_report
 from odist.claims.plan import plan_runs
 from odist.claims.recipe import PlannedRun, Recipe
-from odist.claims.recipe_file import paper_figure, parse_recipe
+from odist.claims.recipe_file import paper_file, parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.tuning import FILE as TUNING_FILE
 from odist.claims.tuning import chosen_values, read_tuning
@@ -192,7 +193,7 @@ def _record(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path]
     update_lines(home / RUNS_FILE, Record, write=records, remove=outdated)
     write_atomically(folder / "recipe.yaml", recipe.text)
     if recipe.paper_figure:
-        write_atomically(folder / PAPER_FILE, paper_figure(recipe.paper_figure))
+        write_atomically(folder / PAPER_FILE, paper_file(recipe.paper_figure))
 
 
 def _record_references(

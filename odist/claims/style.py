@@ -133,6 +133,32 @@ def panels(count: int, *, rows: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
         yield figure, list(figure.subplots(rows, count, squeeze=False).ravel())
 
 
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[Figure]:
+    """An empty figure of this size in inches, for what is no row of panels."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a matplotlibrc of the user's would change the bytes
+        mpl.rcParams.update(RC)
+        yield Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def svg_text(figure: Figure) -> str:
+    """The figure as an `<svg>` element to stand in a page, as wide as the page allows; the same bytes each time."""
+    import io
+    import re
+
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    element = text.getvalue()[text.getvalue().index("<svg ") :]
+    element = re.sub(r"<metadata>.*?</metadata>\s*", "", element, flags=re.DOTALL)
+    return re.sub(
+        r'^(<svg [^>]*?) ?width="[^"]*"', r"\1", re.sub(r'^(<svg [^>]*?) ?height="[^"]*"', r"\1", element)
+    ).strip()
+
+
 def legend(figure: Figure, entries: Mapping[str, Look], *, notes: Sequence[str] = (), markers: bool = True) -> None:
     """Put one legend below all panels, where it hides nothing, and make the figure higher by its height.
 

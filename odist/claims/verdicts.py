@@ -150,24 +150,20 @@ def _decided_by_bounds(claim: Claim, compared: _Comparison, shown: Estimate) -> 
     """Verdict and p where some models never reached the target, and whether only that leaves the claim open.
 
     A censored model needed at least its horizon. Where most models of its side did get there, it is taken to need twice
-    its horizon at most; where not, nothing bounds it. The claim is decided if it is so at either end.
+    its horizon at most; where not, nothing bounds it. So the difference lies between two numbers of which either is known
+    or not, and a verdict is tested at the end that speaks against it: what is decided there is decided of the truth.
     """
-    alone = verdict_of(claim, shown.interval())
-    if alone == OPEN:
-        return OPEN, shown.p_value(_distance(claim, shown.value)), False
-    needed = {HOLDS: {"<": [True], ">": [False]}, FAILS: {"<": [False], ">": [True]}}[alone]
-    ends = [shown]
-    for raising in (True, False):
-        must = raising in needed.get(claim.relation, [True, False])
-        if compared.unbounded(raising=raising):
-            if must:
-                return OPEN, None, True
-        else:
-            ends.append(compared.estimate(longest=(raising,)))
-    if any(verdict_of(claim, end.interval()) != alone for end in ends):
-        return OPEN, None, True
-    values = [end.p_value(_distance(claim, end.value)) for end in ends]
-    return alone, max(value for value in values if value is not None), False
+    against = {HOLDS: {"<": [True], ">": [False]}, FAILS: {"<": [False], ">": [True]}}
+    ends = {raising: compared.estimate(longest=(raising,)) for raising in (True, False)
+            if not compared.unbounded(raising=raising)}  # fmt: skip
+    for verdict, directions in against.items():
+        needed = [ends.get(raising) for raising in directions.get(claim.relation, [True, False])]
+        known = [end for end in needed if end is not None]
+        if len(known) == len(needed) and all(verdict_of(claim, end.interval()) == verdict for end in known):
+            values = [end.p_value(_distance(claim, end.value)) for end in known]
+            return verdict, max(value for value in values if value is not None), False
+    censored = verdict_of(claim, shown.interval()) != OPEN
+    return OPEN, None if censored else shown.p_value(_distance(claim, shown.value)), censored
 
 
 def _distance(claim: Claim, value: float) -> float:
@@ -217,9 +213,15 @@ def _adjusted(verdicts: Sequence[Verdict]) -> list[Verdict]:
     """The verdicts with adjusted p; one that this takes above the level is not resolved."""
     adjusted: dict[str, float] = {}
     for primary in (True, False):
-        family = [verdict for verdict in verdicts if verdict.claim.primary is primary and verdict.p is not None]
-        values = holm([verdict.p for verdict in family if verdict.p is not None])
-        adjusted |= {verdict.claim.id: p for verdict, p in zip(family, values, strict=True)}
+        family = [
+            verdict
+            for verdict in verdicts
+            if verdict.claim.primary is primary and (verdict.p is not None or verdict.censored)
+        ]
+        values = holm(
+            [1.0 if verdict.p is None else verdict.p for verdict in family]
+        )  # a censored one counts in the number
+        adjusted |= {verdict.claim.id: p for verdict, p in zip(family, values, strict=True) if verdict.p is not None}
     found = []
     for verdict in verdicts:
         p = adjusted.get(verdict.claim.id)

@@ -202,6 +202,20 @@ def reproduce(
 
 
 @app.command()
+def index(
+    output: ReportsOption = Path("reports"),
+    readme: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also renew the table between the markers of this file.")
+    ] = None,
+) -> None:
+    """Write one page of all reports, index.html: every row of the paper beside what was found; train nothing."""
+    from odist.claims.index import build_index
+
+    for path in build_index(output, readme=readme):
+        print(f"written: {path}")
+
+
+@app.command()
 def bench(
     suite: Annotated[
         Suite,

@@ -1,0 +1,220 @@
+"""The figures of the page of all reports: every claim with its interval, churn against loss and theory, the map of regimes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from odist.claims import style
+from odist.claims.claim import FAILS, HOLDS
+from odist.claims.effects import RATIOS
+from odist.claims.index import Answer, Index
+from odist.claims.judged import Judged
+from odist.claims.plot import Point, draw_tradeoff
+from odist.claims.quantities import name_of
+from odist.claims.style import Look
+from odist.claims.summary import CHURN, SystemSummary, summarise
+from odist.claims.theory import churn_of_copy, churn_of_ensemble
+from odist.config.schema import flatten
+from odist.measure.intervals import Interval, jackknife
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+HEADINGS = {
+    "steps": "Steps to a target",
+    "churn": "Churn",
+    "accuracy": "Accuracies",
+    "ratios": "One ratio against another",
+}
+WIDTH, ROW, PANEL = 9.0, 0.19, 0.8  # inches
+GREY = "#555555"
+FREE = ("algorithm.", "exchange.", "run.", "launch.", "num_groups", "seed")  # keys in which theory lets systems differ
+
+
+def looks_of(judged: Judged) -> dict[str, Look]:
+    """How each system of a page is drawn, as in the page's own figure."""
+    systems = judged.recipe.systems
+    shades = {name: system.shade for name, system in systems.items() if system.shade is not None}
+    return style.looks({name: system.algorithm for name, system in systems.items()}, shades=shades)
+
+
+def forest(index: Index) -> str | None:
+    """Every claim that compared something, with its 95 % interval; None without any. One panel a kind of effect."""
+    by_kind: dict[str, list[Answer]] = {}
+    for one in index.answers():
+        if one.effect is not None:
+            by_kind.setdefault(one.effect.kind, []).append(one)
+    if not by_kind:
+        return None
+    heights = [PANEL + ROW * len(answers) for answers in by_kind.values()]
+    with style.drawing(WIDTH, sum(heights)) as figure:
+        axes = figure.subplots(len(by_kind), 1, squeeze=False, height_ratios=heights).ravel()
+        for axis, (kind, answers) in zip(axes, by_kind.items(), strict=True):
+            _draw_claims(axis, kind, answers, index)
+        return style.svg_text(figure)
+
+
+def _draw_claims(axes: Axes, kind: str, answers: Sequence[Answer], index: Index) -> None:
+    name = name_of(kind)
+    axes.set_title(HEADINGS.get(kind, f"{name[0].upper()}{name[1:]}"), loc="left")
+    for place, one in enumerate(answers):
+        effect, verdict = one.effect, one.verdict
+        if effect is None or verdict is None:
+            continue
+        look = looks_of(index.pages[one.place.page])[verdict.claim.left]
+        sure = verdict.verdict in (HOLDS, FAILS)
+        if effect.interval is not None:
+            low = max(effect.interval[0], 1e-3) if kind in RATIOS else effect.interval[0]
+            axes.plot([low, effect.interval[1]], [place, place], color=look.colour, linewidth=1.6 if sure else 0.9)
+        axes.plot([effect.value], [place], marker="D" if verdict.claim.primary else "o", markersize=5.5, color=look.colour,
+                  markerfacecolor=look.colour if sure else "#FFFFFF")  # fmt: skip
+        for boundary in effect.boundaries:
+            axes.plot([boundary] * 2, [place - 0.4, place + 0.4], color=GREY, linewidth=1.2)
+    if kind in RATIOS:
+        from matplotlib.ticker import FixedLocator, NullLocator
+
+        axes.set_xscale("log")
+        lows = [effect.value for one in answers if (effect := one.effect) is not None]
+        ticks = [tick for tick in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4) if min(lows) / 2 <= tick <= max(lows) * 2]
+        axes.set_xlim(min(*lows, 1) / 1.6, max(*lows, 1) * 1.6)
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_ylim(len(answers) - 0.4, -0.6)
+    names = [f"{one.name}  {'' if one.verdict is None else one.verdict.verdict}" for one in answers]
+    axes.set_yticks(range(len(answers)), names, fontsize=7)
+    axes.grid(axis="y", visible=False)
+    unit = answers[0].effect.unit if answers[0].effect is not None else ""
+    style.finish(
+        axes, x="left / right (logarithmic)" if kind in RATIOS else f"left - right ({unit.strip() or name})", y=""
+    )
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Churn of a system relative to a single model: as the theory has it, and as it was measured."""
+
+    look: Look
+    theory: float
+    measured: float
+    interval: Interval | None
+
+
+def predictions(index: Index) -> list[Predicted]:
+    """Ensembles and codistilled groups that differ from their page's single model in nothing but that."""
+    found = []
+    for judged in index.pages.values():
+        looks = looks_of(judged)
+        for (variant, system), own in judged.retrains.items():
+            base = judged.retrains.get((variant, judged.recipe.reference))
+            if base is None or base is own or not judged.recipe.measures_churn:
+                continue
+            seeds = tuple(seed for seed in base.seeds if seed in own.seeds)
+            configs = [dict(flatten(one.by_seed[seeds[0]].config)) for one in (base, own)] if seeds else []
+            if len(seeds) < 2 or not own.has(CHURN, seeds) or not base.has(CHURN, seeds) or not _alike(*configs):
+                continue
+            theory = _theory(configs[1])
+            if theory is None:
+                continue
+            above, below = own.statistic(CHURN, seeds), base.statistic(CHURN, seeds)
+            value, interval = jackknife(lambda places, a=above, b=below: a(places) / b(places), len(seeds))  # type: ignore[misc]
+            found.append(Predicted(looks[system], theory, value, interval))
+    return found
+
+
+def _alike(base: dict[str, object], other: dict[str, object]) -> bool:
+    return all(base.get(key) == value for key, value in other.items() if not key.startswith(FREE))
+
+
+def _theory(config: dict[str, object]) -> float | None:
+    groups, name = config.get("num_groups"), config.get("algorithm.name")
+    if not isinstance(groups, int) or groups < 2 or config.get("algorithm.strategy") not in (None, "allreduce"):
+        return None
+    if name == "ensemble":
+        return churn_of_ensemble(groups)
+    distill, label = config.get("algorithm.distill_weight"), config.get("algorithm.label_weight")
+    if (
+        config.get("algorithm.teacher") != "peers"
+        or not isinstance(distill, float)
+        or not isinstance(label, float)
+        or not label
+    ):
+        return None
+    return churn_of_copy(groups, weight=distill / label)
+
+
+def churn_figure(index: Index) -> str | None:
+    """Loss against churn of every page that measures churn, and measured churn against the theory; None without any."""
+    panels: list[tuple[str, Judged, list[SystemSummary]]] = []
+    for name, judged in index.pages.items():
+        if not judged.recipe.measures_churn:
+            continue
+        summaries = summarise(judged.retrains, judged.recipe)
+        for variant, layer in judged.recipe.variants.items():
+            own = [one for one in summaries if one.variant == variant and CHURN in one.churn]
+            if own:
+                panels.append((f"{name}{': ' if variant else ''}{layer.label or variant}", judged, own))
+    theory = predictions(index)
+    if not panels:
+        return None
+    number = len(panels) + bool(theory)
+    rows = -(-number // 2)
+    with style.panels(min(2, number), rows=rows) as (figure, axes):
+        for axis, (title, judged, own) in zip(axes, panels, strict=False):
+            looks, metric = looks_of(judged), judged.recipe.metrics[0]
+            points = []
+            for summary in own:
+                (loss, of_loss), (churn, of_churn) = summary.metrics.get(metric, (None, None)), summary.churn[CHURN]
+                if loss is not None and churn is not None:
+                    points.append(Point(summary.system, looks[summary.system], churn, loss, of_churn, of_loss))
+            draw_tradeoff(axis, points, metric=metric)
+            axis.set_xlabel("churn (lower: steadier)")
+            for point in points:
+                axis.annotate(
+                    point.label, (point.churn, point.loss), xytext=(5, 4), textcoords="offset points", fontsize=7
+                )
+            axis.set_title(title if len(title) < 60 else f"{title[:57]}...", loc="left")
+        for axis in axes[len(panels) + bool(theory) :]:
+            axis.set_axis_off()
+        if theory:
+            _draw_theory(axes[len(panels)], theory)
+        return style.svg_text(figure)
+
+
+def _draw_theory(axes: Axes, points: Sequence[Predicted]) -> None:
+    axes.set_title("Churn / single model: theory and measurement", loc="left")
+    ends = [min(one.theory for one in points) - 0.06, max(one.theory for one in points) + 0.06]
+    axes.plot(ends, ends, color=GREY, linewidth=0.9, linestyle=":")
+    for one in points:
+        errors = None if one.interval is None else [[one.measured - one.interval[0]], [one.interval[1] - one.measured]]
+        axes.errorbar(one.theory, one.measured, yerr=errors, fmt=one.look.marker, color=one.look.colour, capsize=3,
+                      markerfacecolor=one.look.face)  # fmt: skip
+    style.finish(axes, x="theory, without a fit", y="measured")
+
+
+def regime_map(index: Index) -> str | None:
+    """For each cell of the map, what an ensemble gains against what twice the batch gains; None where it was not run."""
+    rules = index.paper.regime_map
+    judged = index.pages.get(rules.recipe) if rules is not None else None
+    if rules is None or judged is None:
+        return None
+    metric, points = judged.recipe.metrics[0], []
+    for variant in judged.recipe.variants:
+        sides = [judged.retrains.get((variant, name)) for name in (rules.single, rules.doubled, rules.ensemble)]
+        present = [side for side in sides if side is not None and side.has(metric, side.seeds)]
+        if len(present) == 3:
+            single, doubled, ensemble = (sum(side.metric(metric, side.seeds)) / len(side.seeds) for side in present)
+            points.append((judged.recipe.variants[variant].label or variant, single - doubled, single - ensemble))
+    if not points:
+        return None
+    with style.drawing(WIDTH * 0.7, 4.2) as figure:
+        axes = figure.subplots()
+        ends = [min(0.0, *(x for _, x, _ in points)), max(0.01, *(x for _, x, _ in points))]
+        axes.plot(ends, ends, color=GREY, linewidth=0.9, linestyle=":")
+        for label, doubled_gain, ensemble_gain in points:
+            axes.plot([doubled_gain], [ensemble_gain], "o", color=style.ALGORITHMS["ensemble"][0])
+            axes.annotate(label, (doubled_gain, ensemble_gain), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        style.finish(axes, x="gain of twice the batch (nats)", y="gain of an ensemble (nats)")
+        return style.svg_text(figure)
