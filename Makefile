@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all test-lowest fuzz check format reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet \
+.PHONY: demo test test-all test-lowest fuzz check format reproduce index reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet \
 	golden compare dist check-tag try-wheel clean
 .DEFAULT_GOAL := demo
 
@@ -58,6 +58,15 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+## Every page at SCALE and the page of all of them; runs that are finished are used again, so the same command goes on
+reproduce: $(READY)
+	$(BIN)/odist reproduce demo --jobs $(JOBS)
+	@$(MAKE) --no-print-directory reproduce-criteo reproduce-lm reproduce-imagenet index
+
+## reports/index.html and the table in README.md, from the records of all reports
+index: $(READY)
+	$(BIN)/odist index --readme README.md
 
 ## Table 1 of the paper: synthetic rows, and real ones where CRITEO names a train.txt. Values seen fewer than four times
 ## become one rare value: recipes/criteo_table1.md

@@ -42,7 +42,7 @@ def draw_report(
     """
     variants = [variant for variant in recipe.variants if any(s.variant == variant for s in summaries)]
     looks = style.looks(
-        {name: system.algorithm for name, system in recipe.systems.items()},
+        recipe.algorithms,
         shades={name: system.shade for name, system in recipe.systems.items() if system.shade is not None},
     )
     if recipe.targets is not None:

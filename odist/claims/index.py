@@ -186,11 +186,6 @@ def build_index(reports: Path, *, readme: Path | None = None, echo: Callable[[st
     return written
 
 
-def minutes_of(judged: Judged, *, cores: int = 2) -> float:
-    """How long training the page's runs takes on so many cores, a run on each, without evaluations and tuning."""
-    return sum(float(record.results.get("seconds") or 0.0) for record in judged.records) / cores / 60
-
-
 def decided(verdicts: Sequence[Verdict]) -> dict[str, int]:
     """How many claims have each verdict."""
     return {words: sum(one.verdict == words for one in verdicts) for words in (HOLDS, FAILS, OPEN, UNTESTED)}

@@ -13,6 +13,8 @@ from odist.claims.index import Answer, Index
 from odist.claims.judged import Judged
 from odist.claims.plot import Point, draw_tradeoff
 from odist.claims.quantities import name_of
+from odist.claims.recipe import System
+from odist.claims.record import Record
 from odist.claims.style import Look
 from odist.claims.summary import CHURN, SystemSummary, summarise
 from odist.claims.theory import churn_of_copy, churn_of_ensemble
@@ -37,7 +39,7 @@ def looks_of(judged: Judged) -> dict[str, Look]:
     """How each system of a page is drawn, as in the page's own figure."""
     systems = judged.recipe.systems
     shades = {name: system.shade for name, system in systems.items() if system.shade is not None}
-    return style.looks({name: system.algorithm for name, system in systems.items()}, shades=shades)
+    return style.looks(judged.recipe.algorithms, shades=shades)
 
 
 def forest(index: Index) -> str | None:
@@ -112,10 +114,9 @@ def predictions(index: Index) -> list[Predicted]:
             if base is None or base is own or not judged.recipe.measures_churn:
                 continue
             seeds = tuple(seed for seed in base.seeds if seed in own.seeds)
-            configs = [dict(flatten(one.by_seed[seeds[0]].config)) for one in (base, own)] if seeds else []
-            if len(seeds) < 2 or not own.has(CHURN, seeds) or not base.has(CHURN, seeds) or not _alike(*configs):
+            if len(seeds) < 2 or not own.has(CHURN, seeds) or not base.has(CHURN, seeds):
                 continue
-            theory = _theory(configs[1])
+            theory = _theory(judged.recipe.systems[system], own.by_seed[seeds[0]], base.by_seed[seeds[0]])
             if theory is None:
                 continue
             above, below = own.statistic(CHURN, seeds), base.statistic(CHURN, seeds)
@@ -124,21 +125,22 @@ def predictions(index: Index) -> list[Predicted]:
     return found
 
 
-def _alike(base: dict[str, object], other: dict[str, object]) -> bool:
-    return all(base.get(key) == value for key, value in other.items() if not key.startswith(FREE))
-
-
-def _theory(config: dict[str, object]) -> float | None:
-    groups, name = config.get("num_groups"), config.get("algorithm.name")
+def _theory(system: System, record: Record, base: Record) -> float | None:
+    """What the theory has for a system beside the single model; None for one that differs from it in more than the algorithm."""
+    config, single = (dict(flatten(one.config)) for one in (record, base))
+    free = (*FREE, "train.average") if system.weights == "last" else FREE
+    if any(single.get(key) != value for key, value in config.items() if not key.startswith(free)):
+        return None
+    groups, algorithm = config.get("num_groups"), config.get("algorithm.name")
     if not isinstance(groups, int) or groups < 2 or config.get("algorithm.strategy") not in (None, "allreduce"):
         return None
-    if name == "ensemble":
+    if record.results.get("predictor") == "mean":
         return churn_of_ensemble(groups)
     distill, label = config.get("algorithm.distill_weight"), config.get("algorithm.label_weight")
     if (
-        config.get("algorithm.teacher") != "peers"
-        or not isinstance(distill, float)
-        or not isinstance(label, float)
+        algorithm != "codistill"
+        or not isinstance(distill, float | int)
+        or not isinstance(label, float | int)
         or not label
     ):
         return None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from html import escape
 
 from odist.claims.claim import FAILS, HOLDS, OPEN, UNTESTED
-from odist.claims.index import Answer, Index, Row, decided, minutes_of
+from odist.claims.index import Answer, Index, Row, decided
 from odist.claims.index_figures import churn_figure, forest, regime_map
+from odist.claims.judged import minutes_of
 from odist.claims.table import ABSENT
 
 TITLE = "Online distillation: the paper's rows and what was found here"
@@ -195,7 +196,7 @@ def _pages_table(index: Index) -> str:
             _cell(escape(judged.scale), "scale"),
             _cell(seeds, "retrains"),
             _cell(escape(counts), "claims"),
-            _cell(f"{minutes_of(judged):.0f}", "minutes on two cores", kind="numbers"),
+            _cell(f"{minutes_of(judged.records):.0f}", "minutes on two cores", kind="numbers"),
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return "\n".join([*lines, "</tbody>", "</table>"])

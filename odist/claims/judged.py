@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,15 @@ def read_judged(folder: Path, *, name: str, echo: Callable[[str], None] = print)
     retrains = retrains_by_system(records, recipe, timed=times_to_targets(recipe, records))
     verdicts = {variant: judge_all(recipe, retrains, variant=variant) for variant in recipe.variants}
     return Judged(recipe, records, retrains, verdicts)
+
+
+def minutes_of(records: Sequence[Record], *, cores: int = 2) -> float:
+    """How long training these runs takes on so many cores, a run on each; runs that several systems read count once."""
+    seconds: dict[tuple[str, str, int], float] = {}
+    for record in records:
+        run = (record.variant, str(record.env.get("config_hash") or record.system), record.seed)
+        seconds[run] = max(seconds.get(run, 0.0), float(record.results.get("seconds") or 0.0))
+    return sum(seconds.values()) / cores / 60
 
 
 def home_of(recipe: Recipe, folder: Path) -> Path:

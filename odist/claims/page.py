@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from odist.claims.figure import draw_report, paper_points
-from odist.claims.judged import home_of, read_judged
+from odist.claims.judged import home_of, minutes_of, read_judged
 from odist.claims.quantities import loss_or_accuracy
 from odist.claims.recipe import Recipe
 from odist.claims.record import RUNS_FILE, Record
@@ -106,6 +106,8 @@ def _page(
     if recipe.targets:
         shown = "Learning curves here, and the paper's"
     parts.append(f"Made from the records in `{runs}` by\n\n    {command}\n")
+    minutes = minutes_of(records)
+    parts.append(f"All of its training took {minutes:.0f} minutes on two cores, without evaluations and tuning.\n")
     if recipe.runs_of:
         parts.append("Other pages read the same runs, so that their verdicts are no independent evidence.\n")
     parts.append(f"![{shown}]({recipe.name}.svg)\n")

@@ -216,6 +216,16 @@ class Recipe:
             variants=unlabelled(self.variants),
         )
 
+    @property
+    def algorithms(self) -> dict[str, str]:
+        """System -> name of its algorithm, by which it is drawn: a member of an ensemble by itself is a single model."""
+        names = {}
+        for name, system in self.systems.items():
+            owner = self.systems.get(system.runs_of or "", system)
+            single = owner.algorithm == "ensemble" and system.predictor == "copies"
+            names[name] = "sync" if single else owner.algorithm
+        return names
+
     def systems_in(self, variant: str) -> list[str]:
         """Names of the systems that a variant trains."""
         return [name for name in self.systems if name not in self.variants[variant].without]
