@@ -82,6 +82,9 @@ def test_the_page_is_whole_and_stands_alone(page: str) -> None:
     assert checker.links
     assert all((REPORTS / link).is_file() for link in checker.links)
     assert page.count("<svg ") >= 2
+    clips = re.findall(r'<clipPath id="([^"]+)"', page)
+    assert len(set(clips)) == len(clips)
+    assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(clips)
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
     assert not re.search(r"\d\d:\d\d:\d\d|/work/|/tmp/", page)

@@ -55,7 +55,7 @@ def forest(index: Index) -> str | None:
         axes = figure.subplots(len(by_kind), 1, squeeze=False, height_ratios=heights).ravel()
         for axis, (kind, answers) in zip(axes, by_kind.items(), strict=True):
             _draw_claims(axis, kind, answers, index)
-        return style.svg_text(figure)
+        return style.svg_text(figure, name="claims")
 
 
 def _draw_claims(axes: Axes, kind: str, answers: Sequence[Answer], index: Index) -> None:
@@ -85,7 +85,7 @@ def _draw_claims(axes: Axes, kind: str, answers: Sequence[Answer], index: Index)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylim(len(answers) - 0.4, -0.6)
-    names = [f"{one.name}  {'' if one.verdict is None else one.verdict.verdict}" for one in answers]
+    names = [f"{one.name}: {'' if one.verdict is None else one.verdict.verdict}" for one in answers]
     axes.set_yticks(range(len(answers)), names, fontsize=7)
     axes.grid(axis="y", visible=False)
     unit = answers[0].effect.unit if answers[0].effect is not None else ""
@@ -182,7 +182,7 @@ def churn_figure(index: Index) -> str | None:
             axis.set_axis_off()
         if theory:
             _draw_theory(axes[len(panels)], theory)
-        return style.svg_text(figure)
+        return style.svg_text(figure, name="churn")
 
 
 def _draw_theory(axes: Axes, points: Sequence[Predicted]) -> None:
@@ -219,4 +219,4 @@ def regime_map(index: Index) -> str | None:
             axes.plot([doubled_gain], [ensemble_gain], "o", color=style.ALGORITHMS["ensemble"][0])
             axes.annotate(label, (doubled_gain, ensemble_gain), xytext=(4, 3), textcoords="offset points", fontsize=7)
         style.finish(axes, x="gain of twice the batch (nats)", y="gain of an ensemble (nats)")
-        return style.svg_text(figure)
+        return style.svg_text(figure, name="regimes")

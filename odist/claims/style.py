@@ -145,10 +145,10 @@ def drawing(width: float, height: float) -> Iterator[Figure]:
         yield Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def svg_text(figure: Figure) -> str:
+def svg_text(figure: Figure, *, name: str) -> str:
     """The figure as an `<svg>` element to stand in a page, as wide as the page allows; the same bytes each time.
 
-    Its text is text, in whatever font the reader has: a fifth of the size, and it can be searched.
+    name: unlike that of any other figure of the page; its text is text, in whatever font the reader has
     """
     import io
     import re
@@ -160,9 +160,13 @@ def svg_text(figure: Figure) -> str:
         figure.savefig(text, format="svg", metadata={"Date": None})
     element = text.getvalue()[text.getvalue().index("<svg ") :]
     element = re.sub(r"<metadata>.*?</metadata>\s*", "", element, flags=re.DOTALL)
-    return re.sub(
-        r'^(<svg [^>]*?) ?width="[^"]*"', r"\1", re.sub(r'^(<svg [^>]*?) ?height="[^"]*"', r"\1", element)
-    ).strip()
+    for size in ("width", "height"):
+        element = re.sub(rf'^(<svg [^>]*?) ?{size}="[^"]*"', r"\1", element)
+    # The names of clipping paths are made from all digits of a layout, whose last ones differ from run to run.
+    for number, old in enumerate(dict.fromkeys(re.findall(r'<clipPath id="([^"]+)"', element))):
+        new = f"{name}-{number}"
+        element = element.replace(f'id="{old}"', f'id="{new}"').replace(f"url(#{old})", f"url(#{new})")
+    return element.strip()
 
 
 def legend(figure: Figure, entries: Mapping[str, Look], *, notes: Sequence[str] = (), markers: bool = True) -> None:
