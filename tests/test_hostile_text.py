@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_prepare_commoncrawl import story, write_json
+from test_prepare_text import story, write_json
 
 from odist.data.tokens import TokenStore
 from odist.errors import Interrupted, UserError

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import test_prepare_commoncrawl as text
 import test_prepare_criteo as criteo
 import test_prepare_imagenet as images
+import test_prepare_text as text
 from test_cli import odist
 
 from odist.cli import prepare_progress

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_prepare_commoncrawl as text
 import test_prepare_criteo as criteo
 import test_prepare_imagenet as images
+import test_prepare_text as text
 
 from odist.data.images import ImageStore
 from odist.data.rows import RowStore

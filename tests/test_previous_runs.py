@@ -14,7 +14,7 @@ from conftest import StopAfter, compose, make_config, weight_hashes
 from PIL import Image
 from safetensors.torch import load_file
 from test_cli import SMOKE, criteo_rows, odist, refused
-from test_prepare_commoncrawl import story, write_json
+from test_prepare_text import story, write_json
 
 from odist.config.schema import config_hash
 from odist.data.images import ImageStore

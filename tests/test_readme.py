@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SHARED, odist
-from test_prepare_commoncrawl import story, write_wet
 from test_prepare_criteo import make_rows, text_of
 from test_prepare_imagenet import encode, pixels, tar_bytes, write_folder
+from test_prepare_text import story, write_wet
 
 from odist.run.folder import Run
 
