@@ -1,4 +1,4 @@
-"""Churn between two retrains over all pairs of their models: each copy of a codistilled run, each member of an ensemble."""
+"""Churn between two retrains over all pairs of their models: copies of a codistilled run, members of an ensemble."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from odist.run.folder import Run
 def churn_of_models(first: Run, second: Run, *, last_weights: bool = False) -> dict[str, float | None] | None:
     """PAIR_METRICS, each the mean over the pairs of a model of `first` with one of `second`; None for single models.
 
-    Groups that learn from disjoint parts of the data are compared with the same group of the other run alone, as otherwise
+    Groups that learn from disjoint parts of the data are compared with the same group of the other run alone, as
+    otherwise
     the change of the data would be measured, not the retraining. last_weights: not their average, where they have one
     """
     ours, theirs = (run.group_predictions(last_weights=last_weights) for run in (first, second))

@@ -36,8 +36,8 @@ def draw_report(
 ) -> list[Path]:
     """Draw `base`.svg, one row of panels a variant; the paths written.
 
-    Learning curves of the first metric beside it against churn, or, in a recipe with targets, those of the targets' metric
-    beside the paper's curves. A system has one look in all panels.
+    Learning curves of the first metric beside it against churn, or, in a recipe with targets, those of the targets'
+    metric beside the paper's curves. A system has one look in all panels.
     paper: as `paper_points` gives it, None without a figure of the paper's
     """
     variants = [variant for variant in recipe.variants if any(s.variant == variant for s in summaries)]
@@ -137,21 +137,26 @@ def _draw_with_paper(
                 ours.set_ylim(*_limits(metric, curves, first_target=ends[0]))
             ours.set_title(recipe.variants[variant].label or "here")
             for axis in theirs:
-                points = [(looks[name], paper[str(system.paper_curve)]) for name, system in recipe.systems.items()
-                          if system.paper_curve in paper]  # fmt: skip
+                points = [
+                    (looks[name], paper[str(system.paper_curve)])
+                    for name, system in recipe.systems.items()
+                    if system.paper_curve in paper
+                ]
                 draw_points(axis, points, metric=metric)
                 axis.set_title("the paper (Anil et al. 2018)")
         notes = _line_notes(records, drawn)
         if dotted and recipe.targets:
-            notes.append(f"Dotted: the {loss_or_accuracy(metric)} of {recipe.systems[recipe.targets.system].label} at "
-                         f"{percent(LATEST)} of its horizon, to which steps are counted.")  # fmt: skip
+            notes.append(
+                f"Dotted: the {loss_or_accuracy(metric)} of {recipe.systems[recipe.targets.system].label} at "
+                f"{percent(LATEST)} of its horizon, to which steps are counted."
+            )
         present = {record.system for record in records}
         style.legend(figure, _entries(recipe, looks, present), notes=[" ".join(notes)] if notes else [])
         return style.save(figure, base, kinds=("svg",))
 
 
 def _limits(metric: str, values: Sequence[float], *, first_target: float) -> tuple[float, float]:
-    """Lower and upper end of the axis: the best value, and three times as far beyond the first target as it is before."""
+    """Lower and upper end of the axis: the best value, and beyond the first target three times the distance to it."""
     if higher_is_better(metric):
         best = max(values)
         return max(0.0, min(first_target - 3 * (best - first_target), best - 0.1)), best + 0.02
@@ -171,8 +176,10 @@ def paper_points(path: Path, *, metric: str) -> dict[str, list[tuple[float, floa
         heading, *rows = list(csv.reader(file))
     units = {f"{metric}_{unit}": factor for unit, factor in PAPER_UNITS.items()}
     if len(heading) != 3 or heading[2] not in units:
-        raise UserError(f"{path}: its columns are {', '.join(heading)}, the recipe's targets are of {metric}. "
-                        f"Expected system, step, and one of: {', '.join(units)}.")  # fmt: skip
+        raise UserError(
+            f"{path}: its columns are {', '.join(heading)}, the recipe's targets are of {metric}. "
+            f"Expected system, step, and one of: {', '.join(units)}."
+        )
     curves: dict[str, list[tuple[float, float]]] = {}
     for system, step, value in rows:
         curves.setdefault(system, []).append((float(step), float(value) * units[heading[2]]))

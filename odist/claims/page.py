@@ -36,10 +36,11 @@ from odist.measure.churn import PAIR_METRICS
 
 PAPER_FILE = "paper.csv"
 _HOW_TARGETS = (
-    " Steps to {target} are those of the first crossing, straight lines between evaluations; the time of evaluations is not "
-    "counted. A model that never gets there is censored: it counts with its horizon, marked > in a mean and in a ratio whose "
-    "other side it is. A claim is decided where that bound decides it; a bound from above, twice its horizon, is taken only "
-    "for a system most of whose models got there. An ensemble's curve is that of its mean prediction."
+    " Steps to {target} are those of the first crossing, straight lines between evaluations; the time of evaluations "
+    "is not counted. A model that never gets there is censored: it counts with its horizon, marked > in a mean and in a "
+    "ratio whose other side it is. A claim is decided where that bound decides it; a bound from above, twice its "
+    "horizon, is taken only for a system most of whose models got there. An ensemble's curve is that of its mean "
+    "prediction."
 )
 
 
@@ -148,13 +149,14 @@ def _how_to_read(recipe: Recipe, records: Sequence[Record]) -> str:
     if classes:
         measure = "half the sum over the classes of |p1 - p2|, over validation rows and all pairs of retrains"
     text = (
-        "A run is one observation: what its copies (the groups of a codistilled run) have is averaged first, and the members "
-        "of an ensemble whose first one is, bit for bit, a single model's run count as further retrains of that model. "
+        "A run is one observation: what its copies (the groups of a codistilled run) have is averaged first, and the "
+        "members of an ensemble whose first one is, bit for bit, a single model's run count as further retrains of "
+        "that model. "
         f"Metrics are means over runs with Student's 95 % interval. Churn is the mean of {measure}, with the "
         "delete-one-run jackknife 95 % interval; no interval below three retrains. "
-        "A claim holds, or does not, when the interval of the difference over common seeds lies wholly on one side and its "
-        "p, adjusted by Holm for the page's other claims of the same kind (primary, or not), is at most 0.05; otherwise it "
-        "is not resolved. Intervals are not adjusted."
+        "A claim holds, or does not, when the interval of the difference over common seeds lies wholly on one side and "
+        "its p, adjusted by Holm for the page's other claims of the same kind (primary, or not), is at most 0.05; "
+        "otherwise it is not resolved. Intervals are not adjusted."
     )
     if any(claim.requires for claim in recipe.claims):
         text += " A claim that requires another is not tested where that one does not hold."
@@ -170,9 +172,8 @@ def _surroundings(records: Sequence[Record]) -> list[str]:
     machines: dict[str, int] = {}
     for record in records:
         hardware = record.env.get("hardware") or {}
-        text = ", ".join(str(part) for part in (
-            hardware.get("cpu"), f"{hardware.get('cores')} cores", f"{hardware.get('memory_gb')} GB",
-            hardware.get("gpu") or "no GPU") if part)  # fmt: skip
+        size = (f"{hardware.get('cores')} cores", f"{hardware.get('memory_gb')} GB")
+        text = ", ".join(part for part in (hardware.get("cpu"), *size, hardware.get("gpu") or "no GPU") if part)
         machines[text] = machines.get(text, 0) + 1
     lines = [f"{text}: {number} runs" for text, number in sorted(machines.items())]
     versions = {f"{key} {value}" for record in records for key, value in (record.env.get("versions") or {}).items()}

@@ -20,12 +20,14 @@ class System:
     """One row of a table: a name, what it is called in the paper, overrides of `odist train`, the paper's numbers.
 
     paper_curve: name of its curve in the paper's figure, if it has one
-    teachers: system whose finished run of the next seed teaches this one (two-phase distillation): one of the same seed would
-        share its start and the order of its examples
+    teachers: system whose finished run of the next seed teaches this one (two-phase distillation): one of the same
+        seed would share its start and the order of its examples
     tuned_with: system whose tuned setting this one uses
-    runs_of: system whose runs this one is another prediction of, so that nothing is trained for it: by the last `weights` where
-        an average of them predicts, and by the `mean` of all groups or each of the `copies` by itself (`predictor`)
-    paper_label: what the paper ran in its place; shade: which of its algorithm's shades it has in figures, by default the next
+    runs_of: system whose runs this one is another prediction of, so that nothing is trained for it: by the last
+        `weights` where an average of them predicts, and by the `mean` of all groups or each of the `copies` by itself
+        (`predictor`)
+    paper_label: what the paper ran in its place; shade: which of its algorithm's shades it has in figures, by default
+        the next
     """
 
     name: str

@@ -112,7 +112,7 @@ def reproduce(
 
 
 def _reword(recipe: Recipe, folder: Path, *, scale: str, echo: Echo) -> None:
-    """Write the recipe into a report's folder if it trains and tunes at `scale` as the one there, else say that it stays.
+    """Write the recipe into a report's folder if it trains and tunes at `scale` as the one there, else say so.
 
     One that judges otherwise says so from then on, in the folder's recipe and on the page.
     """

@@ -26,7 +26,8 @@ class Copy:
 
     group: the group that makes it, or MEAN
     metrics: of its last evaluation, and the steps, seconds and examples to each target
-    longest: target that it never reached (its metric is then that of the last step) -> steps had it taken twice the horizon
+    longest: target that it never reached (its metric is then that of the last step) -> steps had it taken twice the
+        horizon
     """
 
     group: int
@@ -59,7 +60,8 @@ def copies_of(record: Record) -> list[Copy]:
 class Retrains:
     """The records of one system in one variant, in the order of their seeds.
 
-    members: the records of the ensembles, one a seed, whose members are the retrains of this system; None: there are none
+    members: the records of the ensembles, one a seed, whose members are the retrains of this system; None: there are
+        none
     timed: (system, seed, group) -> a copy with its steps to the targets; those without are taken from the record
     """
 
@@ -165,8 +167,10 @@ def _ensembles_of(own: Sequence[Record], records: Sequence[Record]) -> list[Reco
         if not all(seed in those and _is_ensemble(those[seed]) for seed in weights):
             continue
         hashes = {seed: _weight_hashes(those[seed]) for seed in weights}
-        same = all(len(one) == 1 and None not in one and hashes[seed][:1] == one and None not in hashes[seed]
-                   for seed, one in weights.items())  # fmt: skip
+        same = all(
+            len(one) == 1 and None not in one and hashes[seed][:1] == one and None not in hashes[seed]
+            for seed, one in weights.items()
+        )
         larger = best is None or len(hashes[own[0].seed]) > len(_weight_hashes(best[0]))
         if same and larger:
             best = [those[seed] for seed in weights]

@@ -65,8 +65,12 @@ def variant_parts(
             recipe, reference, references[name], values=values_of(records, reference), metric_name=metric
         )
     planned = recipe.seeds_at(scale, variant) if scale in recipe.scales else recipe.seeds
-    missing = [f"{name}-s{seed}" for name in recipe.systems_in(variant) for seed in planned
-               if not any(s.system == name and seed in s.seeds for s in summaries)]  # fmt: skip
+    missing = [
+        f"{name}-s{seed}"
+        for name in recipe.systems_in(variant)
+        for seed in planned
+        if not any(s.system == name and seed in s.seeds for s in summaries)
+    ]
     if missing:
         parts.append(f"Missing runs: {', '.join(missing)}.\n")
     return parts + [f"Note: {note}\n" for note in (*_notes(records), *_few(recipe, summaries, scale=scale))]
@@ -120,8 +124,10 @@ def _tables(
         parts.append("Beside the paper's:\n")
         parts.append(_paper_table(recipe, summaries))
     parts.append("Cost of one run (mean over retrains):\n")
-    costs = [{"label": recipe.systems[s.system].full_label} | {name: count(s.costs[name]) for name in COSTS}
-             for s in summaries]  # fmt: skip
+    costs = [
+        {"label": recipe.systems[s.system].full_label} | {name: count(s.costs[name]) for name in COSTS}
+        for s in summaries
+    ]
     parts.append(markdown_table({"label": "system"} | COST_NAMES, costs))
     return parts
 
@@ -183,8 +189,9 @@ def _numbers(recipe: Recipe, verdict: Verdict) -> str:
     if versus:
         first, second = f"{left} / {right}", f"{versus[0]} / {versus[1]}"
     if verdict.ratios is not None:
-        first, second = (f"{text} = {estimate(*ratio)}" for text, ratio in
-                         zip((first, second), verdict.ratios, strict=True))  # fmt: skip
+        first, second = (
+            f"{text} = {estimate(*ratio)}" for text, ratio in zip((first, second), verdict.ratios, strict=True)
+        )
     if verdict.difference is None:
         why = "a run or the metric is missing"
     else:

@@ -1,7 +1,7 @@
 """One look for all figures, and files whose bytes depend on nothing but what is drawn.
 
-A system has the colour of its algorithm, in every figure. Figures are made without pyplot, so that no state is shared and no
-display is needed.
+A system has the colour of its algorithm, in every figure. Figures are made without pyplot, so that no state is shared
+and no display is needed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Algorithm: colour, marker, and which of LINES comes first. Okabe and Ito's colours, told apart by colour-blind readers,
-# without the yellow that vanishes on white. The first member of an ensemble is the single model, so its line shows that below.
+# Algorithm: colour, marker, and which of LINES comes first. Okabe and Ito's colours, told apart by colour-blind
+# readers, without the yellow that vanishes on white. The first member of an ensemble is the single model, so its line
+# shows that below.
 ALGORITHMS = {
     "sync": ("#0072B2", "o", 0),
     "codistill": ("#009E73", "D", 0),

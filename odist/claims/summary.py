@@ -1,7 +1,7 @@
 """What the records of a recipe say of each system: its numbers with intervals.
 
-The unit is the run, whose copies are averaged: intervals of metrics are Student's over runs, those of churn the jackknife
-over runs (a pair shares its runs with other pairs).
+The unit is the run, whose copies are averaged: intervals of metrics are Student's over runs, those of churn the
+jackknife over runs (a pair shares its runs with other pairs).
 """
 
 from __future__ import annotations

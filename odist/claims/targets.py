@@ -1,8 +1,8 @@
 """How long each system needs to be as good as the baseline: steps, examples and seconds to a target.
 
-The targets are the baseline's own: its loss (or accuracy) at 50 %, 75 % and 85 % of its horizon. The last lies before its
-end, so that nearly every run of the baseline reaches it and a claim about speed can fail. A run that never gets there is
-censored: it counts with its horizon, a lower bound, and the verdict says what the bound decides.
+The targets are the baseline's own: its loss (or accuracy) at 50 %, 75 % and 85 % of its horizon. The last lies before
+its end, so that nearly every run of the baseline reaches it and a claim about speed can fail. A run that never gets
+there is censored: it counts with its horizon, a lower bound, and the verdict says what the bound decides.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def percent(target: str) -> str:
 
 
 def curve_of(record: Record, group: int | None = None) -> list[Mapping[str, Any]]:
-    """Evaluations of one group by step. group: None for what predicts: the mean of an ensemble where it was kept, else group 0."""
+    """Evaluations of one group by step.
+
+    group: None for what predicts, the mean of an ensemble where it was kept, else group 0
+    """
     rows = record.evaluations
     if group is None:
         group = min((row.get("group", 0) for row in rows), default=0)
@@ -49,7 +52,7 @@ def curve_of(record: Record, group: int | None = None) -> list[Mapping[str, Any]
 
 
 def targets_of(recipe: Recipe, baseline: Retrains | None) -> list[Target]:
-    """The targets of one variant: means over the baseline's runs, and over the copies of each; empty without a baseline."""
+    """The targets of one variant, means over the baseline's runs and over the copies of each, empty if it has none."""
     if recipe.targets is None or baseline is None:
         return []
     metric, targets = recipe.targets.metric, []
@@ -69,7 +72,8 @@ def targets_of(recipe: Recipe, baseline: Retrains | None) -> list[Target]:
 def first_reach(curve: Sequence[Mapping[str, Any]], *, metric: str, target: float) -> tuple[float, float] | None:
     """Step and training seconds at which a curve first is as good as `target`, straight lines between evaluations.
 
-    As good: at or below it, or at or above it for a metric for which higher is better. None where it never is. At the first evaluation already: its own step, nothing being known before.
+    As good: at or below it, or at or above it for a metric for which higher is better. None where it never is. A curve
+    that is as good at its first evaluation has reached it there, nothing being known before.
     """
     previous = None
     for row in curve:
@@ -83,7 +87,8 @@ def first_reach(curve: Sequence[Mapping[str, Any]], *, metric: str, target: floa
 
 
 def times_to_targets(recipe: Recipe, records: Sequence[Record]) -> TimesTo:
-    """Every model of every record, and the mean of every ensemble, with steps_to_*, examples_to_* and seconds_to_* in its metrics.
+    """Every model of every record, and the mean of every ensemble, with steps_to_*, examples_to_* and seconds_to_* in
+    its metrics.
 
     A student of two-phase distillation has its teachers' whole training before its first step.
     UserError for evaluations without the targets' metric.
@@ -118,7 +123,7 @@ def _timed(
     targets: Sequence[Target],
     metric: str,
 ) -> Copy:
-    """The copy with its steps, examples and seconds to each target. before: the record of its teachers, if it has any."""
+    """The copy with its steps, examples and seconds to each target. before: the record of its teachers, None without"""
     first = _first_phase(before)
     each = record.results["total_examples"] / record.results["steps"]
     metrics, longest = dict(copy.metrics), {}
@@ -150,8 +155,10 @@ def _check_metric(recipe: Recipe, records: Sequence[Record]) -> None:
     metric = recipe.targets.metric if recipe.targets else ""
     for row in (row for record in records for row in curve_of(record) if row.get(metric) is None):
         known = [name for name in row if name in recipe.metrics]
-        raise UserError(f"recipe {recipe.name}, targets: the runs have no metric {metric!r} at every evaluation. "
-                        f"Of the recipe's metrics they have: {', '.join(known) or 'none'}.")  # fmt: skip
+        raise UserError(
+            f"recipe {recipe.name}, targets: the runs have no metric {metric!r} at every evaluation. "
+            f"Of the recipe's metrics they have: {', '.join(known) or 'none'}."
+        )
 
 
 def _first_phase(teachers: Record | None) -> tuple[float, float, float]:
@@ -200,8 +207,11 @@ def target_parts(recipe: Recipe, retrains: Mapping[str, Retrains]) -> list[str]:
             values = own.metric(last.replace("steps", cost), own.seeds)
             row[cost] = ("> " if missed else "") + count(float(np.mean(values)))
         rows.append(row)
-    few = [target for target in targets
-           if base.num_censored(target.name, base.seeds) > (1 - ENOUGH) * base.num_copies(base.seeds)]  # fmt: skip
+    few = [
+        target
+        for target in targets
+        if base.num_censored(target.name, base.seeds) > (1 - ENOUGH) * base.num_copies(base.seeds)
+    ]
     notes = [
         f"Note: {base.num_censored(target.name, base.seeds)} of {base.num_copies(base.seeds)} models of {label} never reach "
         f"the target at {percent(target.name)} themselves; comparisons with it rest on bounds.\n"

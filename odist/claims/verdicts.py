@@ -1,4 +1,4 @@
-"""What the records say of each claim: a verdict, by the interval of a difference and by its p adjusted for the page's claims.
+"""What the records say of each claim: a verdict, by the interval of a difference and its p adjusted for the page.
 
 A run that never reached a target is a bound on its side, and a claim is decided where the bound decides it. The primary
 claims of a recipe, fixed before its runs, are one family of Holm's, the other claims of the page another.
@@ -40,7 +40,8 @@ class Verdict:
         difference is theirs
     required: of a claim that is not tested, the verdict on the claim that it requires; None where the variant lacks it
     widest: of a claim that is not tested as its margin tells nothing apart, the largest difference of two other systems
-    near: of a claim `within` a margin, the difference of the reference from the right side, where the margin is hardly less
+    near: of a claim `within` a margin, the difference of the reference from the right side, where the margin is hardly
+        less
     """
 
     claim: Claim
@@ -66,9 +67,9 @@ def judge(claim: Claim, *, sides: Sequence[Retrains | None]) -> Verdict:
     """Decide a claim by itself, by the 95 % interval of its difference over the seeds that all sides have.
 
     sides: left and right, of a claim with `versus` its two systems after them; None for one without records
-    The difference is left - factor * right, or left / right - factor * (versus[0] / versus[1]). A seed is left out of all
-    sides at once (jackknife; for a plain metric this is the paired t interval). `holds` and `does not hold` need the
-    interval wholly on one side; else `not resolved`. Fewer than three common seeds resolve nothing.
+    The difference is left - factor * right, or left / right - factor * (versus[0] / versus[1]). A seed is left out of
+    all sides at once (jackknife; for a plain metric this is the paired t interval). `holds` and `does not hold` need
+    the interval wholly on one side; else `not resolved`. Fewer than three common seeds resolve nothing.
     """
     present = [side for side in sides if side is not None]
     seeds = common_seeds(present) if len(present) == len(sides) else ()
