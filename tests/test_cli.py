@@ -30,8 +30,8 @@ import yaml
 from odist import __version__
 from odist.cli.completion import candidates, complete_overrides
 from odist.cli.main import main
+from odist.config.identity import to_dict
 from odist.config.read import load
-from odist.config.schema import to_dict
 from odist.run.folder import Run
 from odist.run.log import describe_briefly
 from odist.run.progress import Pace, duration

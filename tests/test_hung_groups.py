@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from odist.config.identity import config_hash
 from odist.config.read import load
-from odist.config.schema import config_hash
 from odist.run.folder import Run
 
 if TYPE_CHECKING:

@@ -451,32 +451,6 @@ def test_resnet50_is_one_at_every_scale(scale: str) -> None:
     assert (model.name, model.depth) == ("resnet", 50)
 
 
-ALGORITHMS = {
-    "sync": ["workers=4", "train.batch=2"],
-    "sync-lars": ["workers=2", "train.batch=4", "optim=lars", "optim.clip_norm=1.0", "model.channels_last=true"],
-    "codistill": ["algorithm=codistill", "workers=2", "train.batch=4", "exchange.lag=1"],
-    "codistill-identical": ["algorithm=codistill", "data.partition=identical", "exchange.lookahead=3", "model.dropout=0.2"],
-    "codistill-epochs": ["algorithm=codistill", "task.synthetic.rows=30", "train.passes=2.7"],
-    "codistill-bf16": ["algorithm=codistill", "model.bf16=true"],
-    "label_smoothing": ["algorithm=label_smoothing", "algorithm.distribution=unigram"],
-    "distill": ["algorithm=distill"],
-    "delayed": ["algorithm=delayed", "workers=2", "train.batch=4"],
-    "local_sgd": ["algorithm=local_sgd", "workers=2", "train.batch=4"],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_stopped_and_continued_is_unbroken(train, name: str) -> None:
-    overrides = [*QUICK, *ALGORITHMS[name]]
-    if name == "distill":
-        teacher = train(*QUICK, "algorithm=ensemble", "seed=9", name="teacher")
-        overrides.append(f"algorithm.teachers=[{teacher.path}]")
-    whole, _ = train_whole_and_broken(train, *overrides, stops=(3, 4))
-    assert whole.results["flops"] > 0
-    if name.startswith("codistill"):
-        assert whole.metrics(kind="train")["distill_loss"].notna().any()
-
-
 @pytest.mark.parametrize(
     ("counts", "options"),
     [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_config, train_whole_and_broken, weight_hashes
+from conftest import make_config, weight_hashes
 from scipy import stats
 from token_stores import write_token_store
 
@@ -376,30 +376,6 @@ def test_codistillation_with_carry_equals_a_plain_loop(train):
         for name, value in model.state_dict().items():
             assert torch.equal(value, trained.state_dict()[name]), name
     assert run.results["rows"] == 64 * 8
-
-
-ALGORITHMS = {
-    "sync": [*QUICK, "workers=4", "train.batch=2", "model.dropout=0.1"],
-    "codistill": [*QUICK, "algorithm=codistill", "workers=2", "train.batch=4", "data.partition=disjoint", "exchange.lag=1"],
-    "codistill-two-passes": [*QUICK, "algorithm=codistill", "data.max_rows=64", "train.passes=2.5"],
-    "codistill-transformer": [*SMALL_TRANSFORMER, "model=transformer", "algorithm=codistill", "exchange.lookahead=3",
-                              "model.dropout=0.1"],
-    "label_smoothing": [*QUICK, "algorithm=label_smoothing", "algorithm.distribution=unigram"],
-    "distill": [*QUICK, "algorithm=distill"],
-    "delayed": [*QUICK, "algorithm=delayed", "workers=2", "train.batch=4"],
-    "local_sgd": [*QUICK, "algorithm=local_sgd", "workers=2", "train.batch=4", "algorithm.average_every=32"],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_stopped_and_continued_is_unbroken(train, name):
-    overrides = list(ALGORITHMS[name])
-    if name == "distill":
-        teacher = train(*QUICK, "algorithm=ensemble", "seed=9", name="teacher")
-        overrides.append(f"algorithm.teachers=[{teacher.path}]")
-    whole, _ = train_whole_and_broken(train, *overrides, stops=(5, 6))
-    if name.startswith("codistill"):
-        assert whole.metrics(kind="train")["distill_loss"].notna().any()
 
 
 @pytest.mark.slow

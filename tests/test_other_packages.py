@@ -123,7 +123,7 @@ def weight_hashes(folder: Path) -> list[str]:
 
 
 def test_a_strategy_a_teacher_and_an_exchange_take_their_options(bare: Path, tmp_path: Path) -> None:
-    gossip = ("algorithm.strategy=gossip", "workers=2", "algorithm.share=0.25", "algorithm.temperature=4")
+    gossip = ("algorithm.strategy=gossip", "workers=2", "algorithm.share=0.25", "algorithm.softness=4")
     *trained, again = typed_in_turn(
         bare,
         ("train", *TAUGHT, *gossip, "exchange.digits=1", "run.dir=a"),
@@ -135,7 +135,7 @@ def test_a_strategy_a_teacher_and_an_exchange_take_their_options(bare: Path, tmp
     assert [(done.returncode, done.stderr) for done in trained] == [(0, "")] * 3
     first, last = (yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in "ac")
     assert first["algorithm"]["share"] == 0.25
-    assert [one["algorithm"]["temperature"] for one in (first, last)] == [4.0, 2.0]
+    assert [one["algorithm"]["softness"] for one in (first, last)] == [4.0, 2.0]
     assert [one["exchange"]["digits"] for one in (first, last)] == [1, 2]
     assert "share" not in last["algorithm"]
     results = json.loads((tmp_path / "a" / "results.json").read_text())

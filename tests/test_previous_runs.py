@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from test_cli import SMOKE, criteo_rows, odist, refused
 from test_prepare_text import story, write_json
 
-from odist.config.schema import config_hash
+from odist.config.identity import config_hash
 from odist.data.images import ImageStore
 from odist.errors import Interrupted, UserError
 from odist.launch.launch import prepare_config

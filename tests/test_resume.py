@@ -10,23 +10,75 @@ from conftest import StopAfter, train_whole_and_broken, weight_hashes
 from odist.engine.checkpoint import common_step
 from odist.errors import Interrupted
 
-COMMON = ("train.max_examples=1600", "algorithm.burn_in=200", "exchange.interval=200", "train.checkpoint_every=300")
-ALGORITHMS = {
-    "sync": ["algorithm=sync", "model.dropout=0.1"],
-    "sync-workers": ["algorithm=sync", "workers=4", "train.batch=25", "model.dropout=0.1", "optim=adamw", "optim.lr=0.01"],
-    "ensemble": ["algorithm=ensemble"],
-    "label_smoothing": ["algorithm=label_smoothing", "algorithm.distribution=unigram"],
-    "distill": ["algorithm=distill", "exchange.lookahead=3", "algorithm.ramp=500", "algorithm.temperature=2"],
-    "codistill": ["algorithm=codistill", "model.dropout=0.1", "data.partition=disjoint"],
-    "codistill-3-lag-lookahead": ["algorithm=codistill", "num_groups=3", "exchange.lag=1", "exchange.lookahead=3"],
-    "codistill-delayed": ["algorithm=codistill", "algorithm.strategy=delayed", "workers=2", "optim=sgd",
-                          "optim.momentum=0.9", "optim.lr=0.05"],
-    "delayed": ["algorithm=delayed", "workers=4", "train.batch=25"],
-    "local_sgd": ["algorithm=local_sgd", "workers=4", "train.batch=25", "algorithm.average_every=400"],
-    "averages": ["algorithm=codistill", "train.average=ema", "exchange.publish=average", "algorithm.include_self=true",
-                 "exchange.lag=1"],
-    "swa-local_sgd": ["algorithm=local_sgd", "workers=4", "train.batch=25", "train.average=swa", "train.average_from=300"],
-}  # fmt: skip
+# What every run of a task has, and after how many steps it is cut off.
+COMMON = {
+    "criteo": "train.max_examples=1600 algorithm.burn_in=200 exchange.interval=200 train.checkpoint_every=300",
+    "lm": "task.unroll=8 train.max_examples=160 train.log_every=16 train.evaluate_every=0 train.checkpoint_every=24 "
+    "algorithm.burn_in=24 exchange.interval=16 optim.clip_norm=null",
+    "imagenet": "task.size=8 task.synthetic.rows=80 task.synthetic.validation_rows=30 train.batch=8 train.log_every=16 "
+    "train.evaluate_every=0 train.checkpoint_every=0 algorithm.burn_in=24 exchange.interval=16 algorithm.average_every=32",
+}
+STOPS = {"criteo": (1, 4, 6), "lm": (5, 6), "imagenet": (3, 4)}
+WORKERS = {"criteo": "workers=4 train.batch=25", "lm": "workers=2 train.batch=4", "imagenet": "workers=2 train.batch=4"}
+
+# Task, algorithm, strategy, exchange, and what else was typed: a new part is one row.
+RUNS = [
+    ("criteo", "sync", "allreduce", "memory", "model.dropout=0.1"),
+    ("criteo", "sync", "allreduce", "memory", "workers=4 train.batch=25 model.dropout=0.1 optim=adamw optim.lr=0.01"),
+    ("criteo", "ensemble", "allreduce", "memory", ""),
+    ("criteo", "label_smoothing", "allreduce", "memory", "algorithm.distribution=unigram"),
+    ("criteo", "distill", "allreduce", "memory", "exchange.lookahead=3 algorithm.ramp=500 algorithm.temperature=2"),
+    ("criteo", "codistill", "allreduce", "memory", "model.dropout=0.1 data.partition=disjoint"),
+    ("criteo", "codistill", "allreduce", "store", "num_groups=3 exchange.lag=1 exchange.lookahead=3"),
+    ("criteo", "codistill", "allreduce", "memory", "num_groups=3 exchange.lag=1 exchange.lookahead=3"),
+    ("criteo", "codistill", "delayed", "memory", "workers=2 optim=sgd optim.momentum=0.9 optim.lr=0.05"),
+    ("criteo", "delayed", "delayed", "memory", WORKERS["criteo"]),
+    ("criteo", "local_sgd", "local_sgd", "memory", f"{WORKERS['criteo']} algorithm.average_every=400"),
+    ("criteo", "local_sgd", "local_sgd", "memory", f"{WORKERS['criteo']} train.average=swa train.average_from=300"),
+    (
+        "criteo",
+        "codistill",
+        "allreduce",
+        "memory",
+        "train.average=ema exchange.publish=average algorithm.include_self=true exchange.lag=1",
+    ),
+    ("lm", "sync", "allreduce", "memory", "workers=4 train.batch=2 model.dropout=0.1"),
+    ("lm", "codistill", "allreduce", "memory", f"{WORKERS['lm']} data.partition=disjoint exchange.lag=1"),
+    ("lm", "codistill", "allreduce", "memory", "data.max_rows=64 train.passes=2.5"),
+    (
+        "lm",
+        "codistill",
+        "allreduce",
+        "memory",
+        "model=transformer model.layers=1 model.width=16 model.heads=2 exchange.lookahead=3 model.dropout=0.1",
+    ),
+    ("lm", "label_smoothing", "allreduce", "memory", "algorithm.distribution=unigram"),
+    ("lm", "distill", "allreduce", "memory", ""),
+    ("lm", "delayed", "delayed", "memory", WORKERS["lm"]),
+    ("lm", "local_sgd", "local_sgd", "memory", f"{WORKERS['lm']} algorithm.average_every=32"),
+    ("imagenet", "sync", "allreduce", "memory", "workers=4 train.batch=2"),
+    (
+        "imagenet",
+        "sync",
+        "allreduce",
+        "memory",
+        f"{WORKERS['imagenet']} optim=lars optim.clip_norm=1.0 model.channels_last=true",
+    ),
+    ("imagenet", "codistill", "allreduce", "memory", f"{WORKERS['imagenet']} exchange.lag=1"),
+    ("imagenet", "codistill", "allreduce", "memory", "data.partition=identical exchange.lookahead=3 model.dropout=0.2"),
+    ("imagenet", "codistill", "allreduce", "memory", "task.synthetic.rows=30 train.passes=2.7"),
+    ("imagenet", "codistill", "allreduce", "memory", "model.bf16=true"),
+    ("imagenet", "label_smoothing", "allreduce", "memory", "algorithm.distribution=unigram"),
+    ("imagenet", "distill", "allreduce", "memory", ""),
+    ("imagenet", "delayed", "delayed", "memory", WORKERS["imagenet"]),
+    ("imagenet", "local_sgd", "local_sgd", "memory", WORKERS["imagenet"]),
+]
+
+
+def words(task: str, *typed: str) -> list[str]:
+    """What is typed for a run of `task`; the last word for a key counts."""
+    every = [f"task={task}", *COMMON[task].split(), *(word for text in typed for word in text.split())]
+    return list({word.partition("=")[0]: word for word in every}.values())
 
 
 def rows(run):
@@ -37,21 +89,24 @@ def rows(run):
     return frame.sort_values(["group", "step", "kind"], kind="stable").reset_index(drop=True)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_stopped_and_continued_is_unbroken(train, name):
-    overrides = [*ALGORITHMS[name], *COMMON]
-    if name == "distill":
-        teacher = train("algorithm=ensemble", "seed=9", *COMMON, name="teacher")
+@pytest.mark.parametrize(("task", "algorithm", "strategy", "exchange", "typed"), RUNS)
+def test_stopped_and_continued_is_unbroken(train, task, algorithm, strategy, exchange, typed):
+    parts = [f"algorithm={algorithm}", f"algorithm.strategy={strategy}", f"exchange={exchange}"]
+    overrides = words(task, *parts, typed)
+    if algorithm == "distill":
+        teacher = train(*words(task, "algorithm=ensemble", "seed=9"), name="teacher")
         overrides.append(f"algorithm.teachers=[{teacher.path}]")
-    whole, broken = train_whole_and_broken(train, *overrides, stops=(1, 4, 6))
+    whole, broken = train_whole_and_broken(train, *overrides, stops=STOPS[task])
     assert rows(broken).equals(rows(whole))
     for key in ("flops", "distinct_examples", "examples_per_model"):
         assert broken.results[key] == whole.results[key]
+    if algorithm == "codistill":
+        assert whole.metrics(kind="train")["distill_loss"].notna().any()
 
 
 def test_killed_between_the_checkpoints_of_two_groups(train, tmp_path):
     """A newer checkpoint of one group alone is not used: the run goes back to the newest that all have."""
-    overrides = ["algorithm=codistill", *COMMON, "train.keep_checkpoints=3"]
+    overrides = words("criteo", "algorithm=codistill train.keep_checkpoints=3")
     whole = train(*overrides, name="whole")
     with pytest.raises(Interrupted):
         train(*overrides, name="broken", stop=StopAfter(20))
@@ -65,8 +120,8 @@ def test_killed_between_the_checkpoints_of_two_groups(train, tmp_path):
 
 
 def test_a_finished_run_is_not_trained_again(train):
-    first = train("algorithm=sync", *COMMON, name="run")
+    first = train(*words("criteo", "algorithm=sync"), name="run")
     before = first.results
-    again = train("algorithm=sync", *COMMON, name="run")
+    again = train(*words("criteo", "algorithm=sync"), name="run")
     assert weight_hashes(again) == [group["weight_hash"] for group in before["groups"]]
     assert len(again.metrics()) == len(first.metrics())

@@ -239,6 +239,6 @@ def test_a_missing_package_names_the_extra(name: str) -> None:
 
 
 def test_sinks_are_no_part_of_the_hash() -> None:
-    from odist.config.schema import config_hash
+    from odist.config.identity import config_hash
 
     assert config_hash(make_config("run.sinks=[tensorboard]")) == config_hash(make_config())

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from conftest import compose
 
+from odist.config.identity import FREE_KEYS, config_hash
 from odist.config.read import load
-from odist.config.schema import FREE_KEYS, config_hash
 from odist.config.systems import system_differences, system_of
 
 

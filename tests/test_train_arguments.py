@@ -10,8 +10,9 @@ import pytest
 import yaml
 from test_cli import SMOKE, criteo_rows, odist, refused
 
+from odist.config.identity import flatten
 from odist.config.read import load
-from odist.config.schema import Config, flatten
+from odist.config.schema import Config
 from odist.config.suggest import choose, unknown_key
 from odist.errors import UserError
 

@@ -13,7 +13,7 @@ from odist.claims.record import RUNS_FILE, TRIALS_FILE, Record, Trial, read_line
 from odist.claims.reproduce import reproduce
 from odist.claims.tune import TuneResult, tune
 from odist.claims.tuning import FILE, Tried, TuningFile, choose, read_tuning, towards_baseline
-from odist.config.schema import flatten
+from odist.config.identity import flatten
 from odist.errors import UserError
 from odist.run.folder import Run
 

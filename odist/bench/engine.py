@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from odist.config.identity import to_dict
 from odist.config.read import load
-from odist.config.schema import Config, to_dict
+from odist.config.schema import Config
 from odist.data.order import Order
 from odist.engine import checkpoint
 from odist.engine.problem import build_model, build_task, make_clock

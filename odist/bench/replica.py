@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from odist.config.schema import Config, to_dict
+from odist.config.identity import to_dict
+from odist.config.schema import Config
 from odist.errors import OdistError
 from odist.files import write_atomically
 

@@ -11,7 +11,7 @@ from typing import Any
 from odist.claims.churn_of_models import churn_of_models
 from odist.claims.recipe import PlannedRun, System
 from odist.claims.record import Record, Trial
-from odist.config.schema import flatten
+from odist.config.identity import flatten
 from odist.errors import UserError
 from odist.files import finite
 from odist.measure.churn import form_of, pair_metrics

@@ -18,7 +18,7 @@ from odist.claims.record import Record
 from odist.claims.style import Look
 from odist.claims.summary import CHURN, SystemSummary, summarise
 from odist.claims.theory import churn_of_copy, churn_of_ensemble
-from odist.config.schema import flatten
+from odist.config.identity import flatten
 from odist.measure.intervals import Interval, jackknife
 
 if TYPE_CHECKING:

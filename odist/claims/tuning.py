@@ -19,7 +19,7 @@ from odist.claims.quantities import better, higher_is_better, name_of
 from odist.claims.recipe import Recipe, Tuning
 from odist.claims.record import Record
 from odist.claims.table import estimate, markdown_table
-from odist.config.schema import FREE_KEYS, flatten
+from odist.config.identity import FREE_KEYS, flatten
 from odist.config.typed import Reader
 from odist.errors import UserError
 from odist.files import write_atomically

@@ -18,8 +18,8 @@ from typing import Any
 
 from odist.cli.printing import MAIN_METRICS, number, state_of, untaught
 from odist.cli.train_arguments import GROUPS, typed
+from odist.config.identity import flatten
 from odist.config.read import known_keys
-from odist.config.schema import flatten
 from odist.config.suggest import unknown_key
 from odist.errors import Damaged, UserError
 from odist.run.folder import Run

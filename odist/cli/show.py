@@ -14,7 +14,7 @@ from odist.cli.printing import as_json, interval, number, state_of
 from odist.cli.runs import age, overrides_of
 from odist.cli.train_arguments import typed
 from odist.config.composed import composed
-from odist.config.schema import flatten
+from odist.config.identity import flatten
 from odist.config.systems import system_of
 from odist.errors import UserError
 from odist.run.folder import Run

@@ -15,11 +15,13 @@ from typing import Any
 
 from odist import registry
 from odist.config.folder import config_folders
+from odist.config.identity import flatten, to_dict
 from odist.config.key import MISSING, Key, key_of
 from odist.config.options import added_options, extended, open_options, other_options, without_unread
-from odist.config.schema import VARIANTS, Config, ModelConfig, TaskConfig, flatten, to_dict, variant, variants
+from odist.config.schema import Config, ModelConfig, TaskConfig
 from odist.config.suggest import choose, unknown_key
 from odist.config.typed import Reader, yaml_content
+from odist.config.variants import VARIANTS, variant, variants
 from odist.errors import UserError
 
 

@@ -1,23 +1,15 @@
-"""The typed schema of a run, and the hash that names one.
+"""The typed schema of a run.
 
 Every key that a user may set is a field here, one line each: default, meaning, choices or range, unit
-(odist.config.key). Reading a configuration against this schema is left to odist.config.read, what a
-key *does* to the part that reads it, which values make sense together to odist.launch.check.
+(odist.config.key); the options of strategies, teachers and exchanges are declared by those (odist.config.options).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from odist import registry
-from odist.config.key import BELOW_ONE, MISSING, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, key, key_of
+from odist.config.key import BELOW_ONE, MISSING, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, key
 from odist.config.options import with_own_options
-from odist.errors import UserError
 
 
 @dataclass
@@ -286,124 +278,3 @@ class Config:
     launch: LaunchConfig = key(LaunchConfig(), "which processes do the work")
     train: TrainConfig = key(TrainConfig(), "length, batch, evaluations and checkpoints")
     run: RunConfig = key(RunConfig(), "run folder and what is shown; the results do not depend on it")
-
-
-# Schema of the `task` and of the `model` node by registry name; conf/task/<name>.yaml opens with
-# `<name>_schema@task`, conf/model/<name>.yaml with `<name>_schema`.
-TASK_CONFIGS: dict[str, type[TaskConfig]] = {"criteo": CriteoConfig, "lm": LMConfig, "imagenet": ImageNetConfig}
-MODEL_CONFIGS: dict[str, type[ModelConfig]] = {
-    "mlp": MLPConfig,
-    "lstm": LSTMConfig,
-    "transformer": TransformerConfig,
-    "resnet": ResNetConfig,
-    "wrn": WideResNetConfig,
-}
-# Nodes whose keys depend on their name: what the schema says, then the kind of part and odist's own choices.
-VARIANTS: dict[type, tuple[str, Mapping[str, type]]] = {
-    TaskConfig: ("tasks", TASK_CONFIGS),
-    ModelConfig: ("models", MODEL_CONFIGS),
-}
-
-
-def variant(node: type, name: str) -> type | None:
-    """Schema of the task or model called `name`; None if there is none of that name.
-
-    node: TaskConfig or ModelConfig
-    A class of another package says its options by an attribute `Config`, a dataclass below `node`; without one it has
-    the keys of `node` alone. UserError if `Config` is something else.
-    """
-    kind, own = VARIANTS[node]
-    if name in own:
-        return own[name]
-    if name not in registry.others(kind):
-        return None
-    schema: Any = getattr(registry.find(kind, name), "Config", node)
-    if not (isinstance(schema, type) and issubclass(schema, node) and dataclasses.is_dataclass(schema)):
-        raise UserError(f"{kind}: Config of {name!r} is not a dataclass below odist.config.schema.{node.__name__}.")
-    return schema
-
-
-def variants(node: type) -> dict[str, type]:
-    """Schemas of all tasks or models by name, odist's own and those of other packages."""
-    kind, own = VARIANTS[node]
-    found = {name: variant(node, name) for name in registry.others(kind)}
-    return {**own, **{name: schema for name, schema in found.items() if schema is not None}}
-
-
-# Keys that decide nothing of what is learnt or measured. They are not hashed and may change when a run is continued.
-# `data.path`, `algorithm.teachers` and `train.init_from` are places: what lies there is named by `config_hash(content=...)`.
-FREE_KEYS = (
-    "run",
-    "task.threads",
-    "data.path",
-    "exchange.url",
-    "exchange.timeout",
-    "exchange.poll",
-    "exchange.keep",
-    "launch.name",
-    "launch.processes",
-    "launch.restarts",
-    "launch.patience",
-    "train.prefetch",
-    "train.keep_checkpoints",
-    "train.checkpoint_every",
-    "train.log_every",
-)
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """`config` as plain dicts, lists and values, in the order of the fields."""
-    return dataclasses.asdict(config)
-
-
-def flatten(content: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested mapping."""
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, prefix=f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _decides(key: str) -> bool:
-    return not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
-
-
-def younger_keys(node: Any, *, prefix: str = "") -> dict[str, Any]:
-    """Dotted names and defaults of the keys that are younger than finished runs."""
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(node):
-        value = getattr(node, field.name)
-        if dataclasses.is_dataclass(value):
-            found |= younger_keys(value, prefix=f"{prefix}{field.name}.")
-        elif key_of(field).younger:
-            found[prefix + field.name] = field.default
-    return found
-
-
-def config_hash(config: Config, *, content: Mapping[str, Any] | None = None) -> str:
-    """64 hexadecimal digits naming everything that decides the result.
-
-    Left out are FREE_KEYS and, at their default, keys that are younger than finished runs, which have to keep their hash.
-
-    content: dotted keys that are places (`data.path`, `algorithm.teachers`) with what lies there,
-    such as a store's fingerprint; hashed instead of the place.
-    """
-    younger = younger_keys(config)
-    deciding = {
-        key: value
-        for key, value in flatten(to_dict(config))
-        if _decides(key) and not (key in younger and value == younger[key])
-    }
-    text = json.dumps({**deciding, **(content or {})}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """`key: old value -> new value` for every key that differs and decides the result."""
-    before, after = dict(flatten(to_dict(old))), dict(flatten(to_dict(new)))
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in dict.fromkeys([*before, *after])
-        if _decides(key) and before.get(key) != after.get(key)
-    ]

@@ -10,9 +10,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from odist.config.identity import FREE_KEYS, flatten, to_dict
 from odist.config.key import MISSING
 from odist.config.options import CHOSEN_BY, added_options, extended, unread_options
-from odist.config.schema import FREE_KEYS, Config, ModelConfig, TaskConfig, flatten, to_dict, variant
+from odist.config.schema import Config, ModelConfig, TaskConfig
+from odist.config.variants import variant
 from odist.errors import UserError
 
 # Beside FREE_KEYS, in these retrains may differ: what makes them retrains, what computes (it decides no more than bits),

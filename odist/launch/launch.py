@@ -8,8 +8,9 @@ import platform
 import shutil
 from typing import Any
 
+from odist.config.identity import to_dict
 from odist.config.read import described, load
-from odist.config.schema import Config, to_dict
+from odist.config.schema import Config
 from odist.errors import CannotWrite, Damaged, Diverged, Interrupted, LostWorkers, OdistError, UserError
 from odist.files import write_atomically
 from odist.launch.check import validate

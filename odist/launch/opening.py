@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from odist.config.identity import config_hash, differences, to_dict
 from odist.config.read import load
-from odist.config.schema import Config, config_hash, differences, to_dict
+from odist.config.schema import Config
 from odist.errors import Damaged, UserError
 from odist.files import try_lock
 from odist.launch.check import named_runs, read_store

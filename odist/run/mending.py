@@ -11,8 +11,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from odist.config.identity import to_dict
 from odist.config.read import load
-from odist.config.schema import Config, to_dict
+from odist.config.schema import Config
 from odist.errors import Damaged, UserError
 from odist.files import write_atomically
 from odist.run import provenance

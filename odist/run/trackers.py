@@ -6,7 +6,7 @@ import logging
 import os
 from typing import Any
 
-from odist.config.schema import flatten
+from odist.config.identity import flatten
 from odist.files import alone
 from odist.run.folder import Run
 

@@ -51,17 +51,17 @@ class Tempered(Peers):
 
     @dataclass
     class Options(PeersOptions):
-        temperature: float = key(2.0, "what the peers' logits are divided by", bounds=POSITIVE)
+        softness: float = key(2.0, "what the peers' logits are divided by", bounds=POSITIVE)
 
     @classmethod
     def of(cls, options: Tempered.Options, setup: TeacherSetup) -> Tempered:
         teacher = super().of(options, setup)
-        teacher.temperature = options.temperature
+        teacher.softness = options.softness
         return teacher
 
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
         soft = super().soft_targets(step, worker, batch, logits)
-        return soft and replace(soft, values=tuple(value / self.temperature for value in soft.values))
+        return soft and replace(soft, values=tuple(value / self.softness for value in soft.values))
 
 
 class Rounded(MemoryExchange):
