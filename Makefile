@@ -40,12 +40,11 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-## All tests but those marked slow with the lowest versions that pyproject.toml allows, in .venv-lowest; needs uv.
-## Old packages may use what newer ones below them deprecate
+## All tests but those marked slow with the lowest versions that pyproject.toml allows, in .venv-lowest; needs uv
 test-lowest:
 	uv venv --clear --python $(PYTHON) .venv-lowest
 	uv pip install --python .venv-lowest --resolution lowest-direct --torch-backend cpu --editable '.[dev]'
-	.venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile -m 'not slow' -W default::DeprecationWarning
+	.venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile -m 'not slow'
 
 ## Hostile input at random: damaged snapshots and checkpoints, hostile rows, text and images; a table of counts
 fuzz: $(READY)
