@@ -59,10 +59,11 @@ def _records(
     predictor = None if system is None else system.predictor
     predictions = [run.predictions(last_weights=last, predictor=predictor) for run in runs]
     records = []
+    between_models = dict[tuple[int, int], dict[str, float | None] | None]()
     for index, (plan, run) in enumerate(zip(planned, runs, strict=True)):
         churn, of_models = {}, {}
         for other, rival in enumerate(planned):
-            if other == index or (rival.variant, rival.system) != (plan.variant, plan.system):
+            if other == index or not _retrains(plan, rival):
                 continue
             if predictions[other].fingerprint != predictions[index].fingerprint:
                 raise UserError(
@@ -74,12 +75,19 @@ def _records(
             a, b = predictions[first], predictions[second]
             form = form_of(a.probabilities, a.targets)
             churn[str(rival.seed)] = pair_metrics(a.probabilities, b.probabilities, form=form)
-            if all_copies and (between := churn_of_models(runs[first], runs[second], last_weights=last)):
+            if all_copies and (first, second) not in between_models:
+                between_models[first, second] = churn_of_models(runs[first], runs[second], last_weights=last)
+            if between := between_models.get((first, second)):
                 of_models[str(rival.seed)] = between
         record = _record(recipe, plan, run=run, churn=churn, rows=predictions[index].fingerprint)
         record = record if system is None else read_otherwise(record, system)
         records.append(replace(record, churn_of_models=finite(of_models)))
     return records
+
+
+def _retrains(plan: PlannedRun, other: PlannedRun) -> bool:
+    """Whether two runs differ in their seed alone."""
+    return (plan.variant, plan.system, plan.setting) == (other.variant, other.system, other.setting)
 
 
 def read_otherwise(record: Record, system: System) -> Record:
@@ -131,6 +139,7 @@ def _record(recipe: str, plan: PlannedRun, *, run: Run, churn: dict[str, dict[st
         evaluations=finite(_evaluations(run)),
         churn=finite(churn),
         predicted_rows=rows,
+        setting=plan.setting,
     )
 
 

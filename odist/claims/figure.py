@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from odist.claims import style
+from odist.claims.frontier import FrontierPoint, draw_frontier
 from odist.claims.plot import BARS, ONE_MEMBER, Curves, Point, band_notes, draw_curves, draw_points, draw_tradeoff
 from odist.claims.quantities import higher_is_better, loss_or_accuracy
 from odist.claims.recipe import Recipe
@@ -32,12 +33,14 @@ def draw_report(
     recipe: Recipe,
     summaries: Sequence[SystemSummary],
     records: Sequence[Record],
+    frontiers: Mapping[str, Mapping[str, Sequence[FrontierPoint]]],
     paper: Mapping[str, Sequence[tuple[float, float]]] | None,
 ) -> list[Path]:
     """Draw `base`.svg, one row of panels a variant; the paths written.
 
     Learning curves of the first metric beside it against churn, or, in a recipe with targets, those of the targets'
     metric beside the paper's curves. A system has one look in all panels.
+    frontiers: variant -> lines of the recipe's frontier, drawn with the first metric against churn
     paper: as `paper_points` gives it, None without a figure of the paper's
     """
     variants = [variant for variant in recipe.variants if any(s.variant == variant for s in summaries)]
@@ -52,6 +55,7 @@ def draw_report(
         for index, variant in enumerate(variants):
             tradeoff, panel = axes[2 * index], axes[2 * index + 1]
             _draw_tradeoff(tradeoff, [s for s in summaries if s.variant == variant], looks, metric)
+            draw_frontier(tradeoff, frontiers[variant], looks)
             drawn += _draw_curves(panel, recipe, [r for r in records if r.variant == variant], looks, metric)
             if variant:
                 tradeoff.set_title(recipe.variants[variant].label or variant)

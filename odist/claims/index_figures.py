@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from odist.claims import style
 from odist.claims.claim import FAILS, HOLDS
 from odist.claims.effects import RATIOS
+from odist.claims.frontier import draw_frontier, frontier_lines
 from odist.claims.index import Answer, Index
 from odist.claims.judged import Judged
 from odist.claims.plot import Point, draw_tradeoff
@@ -172,6 +173,8 @@ def churn_figure(index: Index) -> str | None:
                 if loss is not None and churn is not None:
                     points.append(Point(summary.system, looks[summary.system], churn, loss, of_churn, of_loss))
             draw_tradeoff(axis, points, metric=metric)
+            variant = own[0].variant
+            draw_frontier(axis, frontier_lines(judged.recipe, judged.frontier, variant=variant), looks)
             axis.set_xlabel("churn (lower: steadier)")
             for point in points:
                 axis.annotate(

@@ -20,6 +20,7 @@ from odist.errors import UserError
 class Judged:
     """The records of a recipe at one scale.
 
+    records: those of the tables; frontier: those of the frontier
     retrains: (variant, system) -> its runs, with their steps to the targets; verdicts: variant -> one for each claim
     """
 
@@ -27,6 +28,7 @@ class Judged:
     records: list[Record]
     retrains: dict[tuple[str, str], Retrains]
     verdicts: dict[str, list[Verdict]]
+    frontier: list[Record]
 
     @property
     def scale(self) -> str:
@@ -55,12 +57,14 @@ def read_judged(folder: Path, *, name: str, echo: Callable[[str], None] = print)
     for note in read.notes:
         echo(note)
     records = [record for record in read.lines if not recipe.runs_of or record.system in recipe.systems]
+    frontier = [record for record in records if record.setting]
+    records = [record for record in records if not record.setting]
     if not records:
         raise UserError(f"{read.path}: no records of finished runs. `odist reproduce {name}` trains them.")
     recipe = with_sizes(recipe, records)
     retrains = retrains_by_system(records, recipe, timed=times_to_targets(recipe, records))
     verdicts = {variant: judge_all(recipe, retrains, variant=variant) for variant in recipe.variants}
-    return Judged(recipe, records, retrains, verdicts)
+    return Judged(recipe, records, retrains, verdicts, frontier)
 
 
 def minutes_of(records: Sequence[Record], *, cores: int = 2) -> float:

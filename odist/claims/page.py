@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from odist.claims.figure import draw_report, paper_points
+from odist.claims.frontier import FrontierPoint, frontier_lines, frontier_parts
 from odist.claims.judged import home_of, minutes_of, read_judged
 from odist.claims.quantities import loss_or_accuracy
 from odist.claims.recipe import Recipe
@@ -64,7 +65,10 @@ def build_report(folder: Path, *, name: str, echo: Callable[[str], None] = print
     paper = None
     if recipe.paper_figure and recipe.targets:
         paper = paper_points(folder / PAPER_FILE, metric=recipe.targets.metric)
-    written = draw_report(folder / name, recipe=recipe, summaries=summaries, records=records, paper=paper)
+    frontiers = {variant: frontier_lines(recipe, judged.frontier, variant=variant) for variant in recipe.variants}
+    written = draw_report(
+        folder / name, recipe=recipe, summaries=summaries, records=records, frontiers=frontiers, paper=paper
+    )
     texts = {
         f"{name}.md": _page(
             recipe,
@@ -75,6 +79,7 @@ def build_report(folder: Path, *, name: str, echo: Callable[[str], None] = print
             records=records,
             references=references,
             tuning=tuning,
+            frontiers=frontiers,
         ),
         f"{name}.csv": csv_table([_csv_row(recipe, summary) for summary in summaries]),
     }
@@ -96,6 +101,7 @@ def _page(
     records: Sequence[Record],
     references: Mapping[tuple[str, str], FittedReference | None],
     tuning: TuningFile | None,
+    frontiers: Mapping[str, Mapping[str, Sequence[FrontierPoint]]],
 ) -> str:
     parts = [f"# {recipe.title}\n", *([recipe.description + "\n"] if recipe.description else [])]
     scale = records[0].scale
@@ -134,6 +140,7 @@ def _page(
             references={name: references[variant, name] for name in layer.references},
             tuning=tuning,
         )
+        parts += frontier_parts(recipe, frontiers[variant])
     parts += ["## How to read it\n", _how_to_read(recipe, records)]
     parts += tuning_parts(recipe, tuning, scale=records[0].scale)
     parts.append("## Where it ran\n")

@@ -84,6 +84,26 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Frontier:
+    """Runs beside those of the tables: every system at several values of one setting, for churn against loss.
+
+    key, values: the override and what it is set to; systems: those that are run so, empty for all that are trained
+    seeds: of these runs, None for the recipe's own; scales: those at which they are run
+    """
+
+    key: str
+    values: tuple[float, ...]
+    systems: tuple[str, ...] = ()
+    seeds: tuple[int, ...] | None = None
+    scales: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(set(self.values)) < max(2, len(self.values)):
+            raise UserError(f"a frontier has two or more different values, got {[*self.values]}.")
+        _check_seeds(self.seeds or ())
+
+
+@dataclass(frozen=True)
 class Layer:
     """What a scale or a variant adds: overrides for all systems and for some, seeds, variables.
 
@@ -146,6 +166,7 @@ class Recipe:
     scale: str = ""  # its own; by default the first of `scales`
     variants: dict[str, Layer] = field(default_factory=lambda: {"": Layer()})
     tuning: Tuning | None = None
+    frontier: Frontier | None = None
     decision: Decision | None = None
     targets: Targets | None = None
     paper_figure: str | None = None  # CSV in recipes/paper: system, step, the targets' metric with its unit
@@ -227,6 +248,20 @@ class Recipe:
             single = owner.algorithm == "ensemble" and system.predictor == "copies"
             names[name] = "sync" if single else owner.algorithm
         return names
+
+    def frontier_runs(self, runs: Sequence[PlannedRun], *, scale: str) -> list[PlannedRun]:
+        """The runs of the frontier that follow from the planned ones of the scale, each with its setting."""
+        rules = self.frontier
+        if rules is None or (rules.scales is not None and scale not in rules.scales):
+            return []
+        short = rules.key.rsplit(".", 1)[-1]
+        chosen = [run for run in runs if not rules.systems or run.system in rules.systems]
+        return [
+            replace(run, overrides=run.override([f"{rules.key}={value:g}"]), setting=f"{short}{value:g}")
+            for run in chosen
+            for value in rules.values
+            if rules.seeds is None or run.seed in rules.seeds
+        ]
 
     def systems_in(self, variant: str) -> list[str]:
         """Names of the systems that a variant trains."""

@@ -66,6 +66,8 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
     _check_requirements(claims, where)
     _check_decision(recipe, f"{where}, decision")
     _check_tuning_seeds(recipe)
+    for system in recipe.frontier.systems if recipe.frontier is not None else ():
+        _one_of(system, recipe.systems, f"recipe {name}, frontier, systems")
     return recipe
 
 

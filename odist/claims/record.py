@@ -71,10 +71,11 @@ class Record(Line):
     churn: seed of another retrain of the system -> PAIR_METRICS of the two; predicted_rows: fingerprint of the rows
     churn_of_models: the same, the mean over the pairs of a model of this run with one of the other; empty for single
         models
+    setting: of a run of the recipe's frontier, such as `lr0.02`; empty for those of the tables
     """
 
     FORMAT = "odist-record-1"
-    NEWER = ("churn_of_models",)
+    NEWER = ("churn_of_models", "setting")
 
     config: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
@@ -82,10 +83,11 @@ class Record(Line):
     churn: dict[str, dict[str, float | None]] = field(default_factory=dict)
     predicted_rows: str = ""
     churn_of_models: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    setting: str = ""
 
     @property
     def name(self) -> str:
-        return "-".join(part for part in (self.variant, self.system, f"s{self.seed}") if part)
+        return "-".join(part for part in (self.variant, self.system, self.setting, f"s{self.seed}") if part)
 
     @property
     def metrics(self) -> Metrics:

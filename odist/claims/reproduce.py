@@ -82,7 +82,11 @@ def reproduce(
     plan = [use_tuned(run, chosen.get((run.variant, run.system))) for run in plan]
     paths = [runs_dir / recipe.home / scale / _folder_name(run, chosen.get((run.variant, run.system))) for run in plan]
     plan = _with_teachers(recipe, plan, paths=paths)
-    commands = [train_command(run, path) for run, path in zip(plan, paths, strict=True)]
+    beside = recipe.frontier_runs(plan, scale=scale)
+    beside_paths = [_path_beside(run, plan, paths, folder=runs_dir / recipe.home / scale) for run in beside]
+    trained = dict(zip([*paths, *beside_paths], [*plan, *beside], strict=True))  # of a run of both, the frontier's name
+    trained |= dict(zip(paths, plan, strict=True))
+    commands = [train_command(run, path) for path, run in trained.items()]
     if not only_report:
         planned.tell_left_out(echo)
     for variant in dict.fromkeys(run.variant for run in plan):
@@ -98,11 +102,11 @@ def reproduce(
     else:
         read_lines(home / RUNS_FILE, Record)  # a file that cannot be added to is refused before hours of training
         for phase in _phases(recipe, plan):
-            own = [(run, path) for run, path in zip(plan, paths, strict=True) if run.system in phase]
+            own = [(run, path) for path, run in trained.items() if run.system in phase]
             train_all(
                 [run for run, _ in own], paths=[path for _, path in own], jobs=jobs or os.cpu_count() or 1, echo=echo
             )
-        _record(recipe, plan, paths=paths, folder=folder, home=home)
+        _record(recipe, [*plan, *beside], paths=[*paths, *beside_paths], folder=folder, home=home)
         _record_references(recipe, plan, paths=paths, folder=folder, echo=echo)
         if tuning_file is not None and tuning_file.resolve() != (home / TUNING_FILE).resolve():
             write_atomically(home / TUNING_FILE, tuning_file.read_text(encoding="utf-8"))
@@ -163,6 +167,15 @@ def _phases(recipe: Recipe, plan: Sequence[PlannedRun]) -> list[set[str]]:
     names = {run.system for run in plan}
     students = {name for name in names if recipe.systems[name].teachers}
     return [phase for phase in (names - students, students) if phase]
+
+
+def _path_beside(run: PlannedRun, plan: Sequence[PlannedRun], paths: Sequence[Path], *, folder: Path) -> Path:
+    """The folder of a run of the frontier: that of the planned run which has its value anyway, or its own."""
+    for planned, path in zip(plan, paths, strict=True):
+        same = (planned.variant, planned.system, planned.seed) == (run.variant, run.system, run.seed)
+        if same and sorted(planned.overrides) == sorted(run.overrides):
+            return path
+    return folder / run.name
 
 
 def use_tuned(run: PlannedRun, chosen: tuple[str, float] | None) -> PlannedRun:
