@@ -15,7 +15,7 @@ from odist.claims.retrains import Retrains, retrains_by_system
 from odist.claims.style import Look
 from odist.claims.summary import CHURN
 from odist.claims.table import estimate, markdown_table
-from odist.config.schema import flatten
+from odist.config.identity import flatten
 from odist.measure.intervals import Interval, jackknife, mean_interval, within_range
 
 if TYPE_CHECKING:
