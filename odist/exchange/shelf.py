@@ -2,7 +2,7 @@
 
 Anything may have reached the folder: torn, foreign, damaged, or no file at all. Every entry is checked before it is
 used; one that fails is left out, remembered with the reason and looked at again once it has changed, and hides no
-other. Writing is left to store.py.
+other.
 """
 
 from __future__ import annotations

@@ -11,39 +11,35 @@ training step pays for one copy. Teachers decide what to ask for and how long to
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import fsspec
-from safetensors.torch import save_file
 
 from odist.errors import LostWorkers
 from odist.exchange import StoreOptions
 from odist.exchange.background import Background
 from odist.exchange.base import ExchangeSetup, Snapshot, Weights, fingerprint
-from odist.exchange.shelf import NO_STEP, Manifest, Shelf, printable
-from odist.files import write_atomically
+from odist.exchange.poller import Poller
+from odist.exchange.publisher import Publisher
+from odist.exchange.shelf import NO_STEP, Shelf, printable
 
 HEADER_BYTES = 4096  # more than safetensors spends on the name and shape of a tensor
 SECONDS_TO_OPEN = 20.0  # lock-step: for the first sign of life of a store
 SECONDS_TO_START = 3.0  # freshest: for the same, before training begins without it
 SECONDS_TO_CLOSE = 10.0  # for what is still being written at the end
 SECONDS_TO_RETRY = 1.0  # between two tries to write what could not be written
-OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # have no folders; making one could make a bucket
 # A server that is gone is to be noticed in seconds; without these botocore tries for a minute and a half.
 S3_OPTIONS: dict[str, Any] = {
-    "config_kwargs": {"connect_timeout": 3, "read_timeout": 20, "retries": {"total_max_attempts": 2, "mode": "standard"}},
-}  # fmt: skip
+    "config_kwargs": {
+        "connect_timeout": 3,
+        "read_timeout": 20,
+        "retries": {"total_max_attempts": 2, "mode": "standard"},
+    },
+}
 
 
 class StoreExchange:
@@ -107,20 +103,23 @@ class StoreExchange:
         patience: float = SECONDS_TO_OPEN,
     ) -> None:
         self.group, self.peers, self.run, self.url = group, list(peers), run, url
-        self.keep, self.history, self.remember = keep, history, remember
-        self.last_checkpoint = last_checkpoint
+        self.history, self.remember = history, remember
         self.publish_failed = 0
         self.problems = 0  # looks that ended in an error
         self.last_problem = ""
-        self.fs, root = fsspec.core.url_to_fs(url, **options_for(url))
-        self.protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
-        self.local = "file" in self.protocols
-        self.shelf = Shelf(
-            self.fs, root, run=run, local=self.local, model=model, largest=largest, num_steps=num_steps
-        )  # fmt: skip
-        self._tag = hashlib.sha256(run.encode()).hexdigest()[:6]  # tells this run's leftovers from others'
+        fs, root = fsspec.core.url_to_fs(url, **options_for(url))
+        local = "file" in ({fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol))
+        self.shelf = Shelf(fs, root, run=run, local=local, model=model, largest=largest, num_steps=num_steps)
+        self.publisher = Publisher(
+            self.shelf,
+            group=group,
+            peers=peers,
+            run=run,
+            keep=keep,
+            history=history,
+            last_checkpoint=last_checkpoint,
+        )
         self._lock = threading.Lock()
-        self._fresh: dict[int, Snapshot] = {}
         self._own: dict[int, Snapshot] = {}  # remembered
         self._waiting: dict[int, Weights] = {}  # published, not yet in the store
         self._pending: Future[None] | None = None
@@ -128,14 +127,18 @@ class StoreExchange:
         self._tried_at = 0.0
         self._closed = threading.Event()
         self.read_only = read_only
-        self.incarnation = 0
-        self._newest = (NO_STEP, NO_STEP)  # age of what this process has written
         self._opened = read_only
         self._refused = False  # by a store that answered
         if not read_only:
             self._start(patience)
+        self.poller = None
         if poll is not None:
-            threading.Thread(target=self._look, args=(poll,), name="poll", daemon=True).start()
+            self.poller = Poller(self.shelf, peers=peers, seconds=poll, note=self._note)
+
+    @property
+    def incarnation(self) -> int:
+        """How often the group had been started before."""
+        return self.publisher.incarnation
 
     def _start(self, patience: float) -> None:
         seconds = min(patience, SECONDS_TO_OPEN) if self.history else SECONDS_TO_START
@@ -159,28 +162,15 @@ class StoreExchange:
         if self._opened:
             return True
         try:
-            if self.protocols & OBJECT_STORES:
-                self._check_bucket()
-            else:
-                self.fs.makedirs(self.shelf.folder(self.group), exist_ok=True)
-            self._sweep()
-            own = [manifest.age for manifest in self.shelf.manifests(self.group)]
+            self.publisher.open()
         except Exception as error:
             self._note(error)
             self._refused = isinstance(
                 error, FileNotFoundError | PermissionError | NotADirectoryError | FileExistsError
             )
             return False
-        self.incarnation = 1 + max(own, default=(NO_STEP, NO_STEP))[0]
         self._opened = True
         return True
-
-    def _check_bucket(self) -> None:
-        bucket = self.shelf.root.partition("/")[0]
-        try:
-            self.fs.info(bucket)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"there is no bucket {bucket}") from error
 
     def publish(self, step: int, weights: Weights) -> None:
         """Copy the weights now and write them in the background; a failure is counted, never raised.
@@ -230,68 +220,22 @@ class StoreExchange:
             return False
         for _ in range(2):
             try:
-                self._write_once(step, weights)
+                self.publisher.write(step, weights)
             except Exception as error:  # safetensors and every back end of fsspec have kinds of their own
                 self.last_problem = self._words(error)
-                self._delete_old()  # a full disk: make room, then try once more
+                self.publisher.delete_old()  # a full disk: make room, then try once more
             else:
-                self._newest = max(self._newest, (self.incarnation, step))
-                self._delete_old()
+                self.publisher.delete_old()
                 return True
         self.publish_failed += 1
         return False
-
-    def _write_once(self, step: int, weights: Weights) -> None:
-        folder = self.shelf.folder(self.group)
-        name = f"step-{step:010d}-{self._tag}{uuid.uuid4().hex[:8]}"
-        local = os.path.join(folder if self.local else tempfile.gettempdir(), f".{name}.tmp")
-        blob, record = f"{folder}/{name}.safetensors", f"{folder}/{name}.json"
-        if self.local:
-            os.makedirs(folder, exist_ok=True)  # it may have been cleared away
-        try:
-            save_file(weights, local)  # four times faster than serialising to bytes
-            with open(local, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
-            manifest = Manifest(
-                group=self.group,
-                step=step,
-                incarnation=self.incarnation,
-                blob=f"{name}.safetensors",
-                sha256=digest,
-                size=os.path.getsize(local),
-                model=fingerprint(weights),
-                dtype=",".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()})),
-                run=self.run,
-                time=time.time(),
-                checkpoint=self.last_checkpoint(),
-            )
-            if self.local:
-                os.replace(local, blob)
-            else:
-                self.fs.put_file(local, blob)
-            self._put_text(record, json.dumps(asdict(manifest)))
-        except BaseException:
-            with contextlib.suppress(Exception):
-                self.fs.rm_file(blob)
-            raise
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(local)
-
-    def _put_text(self, path: str, text: str) -> None:
-        if not self.local:
-            self.fs.pipe_file(path, text.encode())  # one put: whole or not at all
-            return
-        write_atomically(Path(path), text)
 
     def fetch(
         self, peer: int, *, step: int | None = None, newer_than: tuple[int, int] | None = None
     ) -> Snapshot | None:
         """See `Exchange`; by step it reads the store, by age it returns what the background found."""
         if step is None:
-            with self._lock:
-                fresh = self._fresh.get(peer)
+            fresh = None if self.poller is None else self.poller.newest(peer)
             return fresh if fresh is not None and (newer_than is None or fresh.age > newer_than) else None
         if peer == self.group:
             with self._lock:
@@ -309,58 +253,6 @@ class StoreExchange:
 
     def _words(self, error: Exception) -> str:
         return printable(f"{self.url}: {type(error).__name__}: {error}")
-
-    def _look(self, poll: float) -> None:
-        while not self._closed.wait(poll):
-            for peer in self.peers:
-                try:
-                    self._look_once(peer)
-                except Exception as error:
-                    self._note(error)
-
-    def _look_once(self, peer: int) -> None:
-        with self._lock:
-            held = self._fresh.get(peer)
-        newer = [m for m in self.shelf.manifests(peer) if held is None or m.age > held.age]
-        snapshot = self.shelf.newest(newer, finite=True)
-        if snapshot is not None:
-            with self._lock:
-                self._fresh[peer] = snapshot
-
-    def _delete_old(self) -> None:
-        """Delete own snapshots that nobody can need, see `keep` and `history`; what fails now is tried next time."""
-        with contextlib.suppress(Exception):
-            own = sorted(self.shelf.manifests(self.group, anew=not self.history), key=lambda m: m.age)
-            if own and own[-1].age > self._newest > (NO_STEP, NO_STEP):
-                # This process alone writes here, so that one is damaged or foreign: outrank it, or it teaches for ever.
-                self.incarnation = max(self.incarnation, own[-1].incarnation + 1)
-            if self.history:
-                saved = [
-                    max((m.checkpoint for m in self.shelf.manifests(peer)), default=NO_STEP) for peer in self.peers
-                ]
-                needed = min([*saved, self.last_checkpoint()]) - self.history
-                old = [m for m in own if m.step < needed]
-            else:
-                old = own[: -self.keep]
-            for manifest in old:
-                for path in (self.shelf.record(manifest), self.shelf.blob(manifest)):
-                    with contextlib.suppress(FileNotFoundError):
-                        self.fs.rm_file(path)
-
-    def _sweep(self) -> None:
-        """Remove what a killed writer of this group and run left: temporary files and weights without manifest.
-
-        Behind a link that stands for the folder of the group nothing is removed.
-        """
-        folder = self.shelf.folder(self.group)
-        if self.local and os.path.islink(folder):
-            return
-        names = set(self.shelf.names(self.group))
-        for name in names:
-            orphan = name.endswith(".safetensors") and name.replace(".safetensors", ".json") not in names
-            if (name.endswith(".tmp") or orphan) and f"-{self._tag}" in name:
-                with contextlib.suppress(Exception):  # gone already, or no file: then it is in nobody's way
-                    self.fs.rm_file(f"{folder}/{name}")
 
     def log(self) -> dict[str, Any]:
         """Failures so far, for the log."""
@@ -383,6 +275,8 @@ class StoreExchange:
             with contextlib.suppress(TimeoutError):
                 self._pending.result(timeout=SECONDS_TO_CLOSE)
         self._closed.set()
+        if self.poller is not None:
+            self.poller.close()
         self._writer.close()
 
 

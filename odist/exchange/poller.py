@@ -1,0 +1,50 @@
+"""Looks for peers' fresh snapshots in a store, again and again, in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from odist.exchange.base import Snapshot
+from odist.exchange.shelf import Shelf
+
+
+class Poller:
+    """The newest sound snapshot of every peer.
+
+    seconds: between two looks; note: told of a look that failed
+    """
+
+    def __init__(
+        self, shelf: Shelf, *, peers: Sequence[int], seconds: float, note: Callable[[Exception], None]
+    ) -> None:
+        self.shelf, self.peers, self.seconds, self.note = shelf, list(peers), seconds, note
+        self._fresh: dict[int, Snapshot] = {}
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        threading.Thread(target=self._look, name="poll", daemon=True).start()
+
+    def newest(self, peer: int) -> Snapshot | None:
+        """What the last looks found of a peer; comes at once."""
+        with self._lock:
+            return self._fresh.get(peer)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closed.set()
+
+    def _look(self) -> None:
+        while not self._closed.wait(self.seconds):
+            for peer in self.peers:
+                try:
+                    self._look_once(peer)
+                except Exception as error:  # every back end of fsspec has kinds of its own
+                    self.note(error)
+
+    def _look_once(self, peer: int) -> None:
+        held = self.newest(peer)
+        newer = [m for m in self.shelf.manifests(peer) if held is None or m.age > held.age]
+        snapshot = self.shelf.newest(newer, finite=True)
+        if snapshot is not None:
+            with self._lock:
+                self._fresh[peer] = snapshot
