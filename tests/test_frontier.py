@@ -1,4 +1,4 @@
-"""A recipe's frontier, with real runs: churn against loss at several values of a setting, beside its tables."""
+"""Runs that a recipe adds to those of its tables: a frontier of one setting, seeds until an interval is narrow enough."""
 
 from __future__ import annotations
 
@@ -75,3 +75,39 @@ def test_mistakes_in_a_frontier_are_named(old: str, new: str, message: str) -> N
     assert old in RECIPE
     with pytest.raises(UserError, match=message):
         parse_recipe(RECIPE.replace(old, new, 1), name="tiny")
+
+
+UNTIL = (
+    RECIPE.split("frontier:")[0]
+    .replace("left: dnn, right: dnn", "left: wide, right: dnn")
+    .replace("claims:", "  wide: {label: Wide, overrides: [algorithm=sync, train.batch=100]}\nclaims:")
+)
+
+
+@pytest.mark.parametrize(
+    ("width", "at_most", "expected"), [(5.0, 6, 3), pytest.param(1e-12, 4, 4, marks=pytest.mark.slow)]
+)
+def test_seeds_are_added_until_the_interval_is_narrow_or_there_are_as_many_as_may_be(
+    tmp_path: Path, width: float, at_most: int, expected: int
+) -> None:
+    rule = f"seeds_until: {{claim: c, width: {width}, at_most: {at_most}}}\nscales: {{smoke: {{}}}}\n"
+    (tmp_path / "tiny.yaml").write_text(UNTIL + rule)
+    places = {"output": tmp_path / "reports", "runs_dir": tmp_path / "runs", "jobs": 2}
+    lines: list[str] = []
+    done = reproduce(tmp_path / "tiny.yaml", **places, echo=lines.append)
+    judged = read_judged(done.folder, name="tiny")
+    assert {len(own.seeds) for own in judged.retrains.values()} == {expected}
+    assert "tiny: the interval of c has none yet: seed 3 is added" in lines
+    assert any("more than 1e-12: seed 4 is added" in line for line in lines) == (expected == 4)
+    assert len(done.commands) == 2 * expected
+
+
+def test_mistakes_in_the_rule_for_seeds_are_named() -> None:
+    rule = "seeds_until: {claim: c, width: 1, at_most: 4}\nscales: {smoke: {}}\n"
+    assert parse_recipe(UNTIL + rule, name="tiny").seeds_until is not None
+    with pytest.raises(UserError, match="'d' is unknown"):
+        parse_recipe(UNTIL + rule.replace("claim: c", "claim: d"), name="tiny")
+    with pytest.raises(UserError, match="width is above 0"):
+        parse_recipe(UNTIL + rule.replace("width: 1", "width: 0"), name="tiny")
+    with pytest.raises(UserError, match="cannot be added one at a time"):
+        parse_recipe(UNTIL.replace("{label: Wide,", "{label: Wide, teachers: dnn,") + rule, name="tiny")

@@ -84,6 +84,23 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class SeedsUntil:
+    """Seeds that are added, one at a time, until an interval is narrow enough; its width says nothing of the verdict.
+
+    claim: whose interval; width: from its lower to its upper end, of the difference that the claim is about
+    at_most: seeds of a variant, the recipe's own included
+    """
+
+    claim: str
+    width: float
+    at_most: int
+
+    def __post_init__(self) -> None:
+        if self.width <= 0:
+            raise UserError(f"seeds_until: width is above 0, got {self.width:g}.")
+
+
+@dataclass(frozen=True)
 class Frontier:
     """Runs beside those of the tables: every system at several values of one setting, for churn against loss.
 
@@ -167,6 +184,7 @@ class Recipe:
     variants: dict[str, Layer] = field(default_factory=lambda: {"": Layer()})
     tuning: Tuning | None = None
     frontier: Frontier | None = None
+    seeds_until: SeedsUntil | None = None
     decision: Decision | None = None
     targets: Targets | None = None
     paper_figure: str | None = None  # CSV in recipes/paper: system, step, the targets' metric with its unit

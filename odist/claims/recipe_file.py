@@ -66,6 +66,13 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
     _check_requirements(claims, where)
     _check_decision(recipe, f"{where}, decision")
     _check_tuning_seeds(recipe)
+    if recipe.seeds_until is not None:
+        _one_of(recipe.seeds_until.claim, [claim.id for claim in claims], f"{where}, seeds_until, claim")
+        if any(system.teachers for system in recipe.systems.values()):
+            raise UserError(
+                f"{where}, seeds_until: a student's teachers are of another seed, so seeds cannot be added one at a time. "
+                "List them all in `seeds`."
+            )
     for system in recipe.frontier.systems if recipe.frontier is not None else ():
         _one_of(system, recipe.systems, f"recipe {name}, frontier, systems")
     return recipe

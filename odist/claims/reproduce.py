@@ -13,7 +13,7 @@ from pathlib import Path
 
 from odist.claims.claim import Reference
 from odist.claims.jobs import Echo, train_all, train_command
-from odist.claims.judged import home_of
+from odist.claims.judged import home_of, read_judged
 from odist.claims.page import PAPER_FILE, build_report
 from odist.claims.plan import plan_runs
 from odist.claims.recipe import PlannedRun, Recipe
@@ -79,14 +79,9 @@ def reproduce(
     tuning_file = find_tuning(recipe, output=output)
     tuning = None if tuning_file is None else read_tuning(tuning_file)
     chosen = chosen_values(recipe, tuning, scale=scale)
-    plan = [use_tuned(run, chosen.get((run.variant, run.system))) for run in plan]
-    paths = [runs_dir / recipe.home / scale / _folder_name(run, chosen.get((run.variant, run.system))) for run in plan]
-    plan = _with_teachers(recipe, plan, paths=paths)
-    beside = recipe.frontier_runs(plan, scale=scale)
-    beside_paths = [_path_beside(run, plan, paths, folder=runs_dir / recipe.home / scale) for run in beside]
-    trained = dict(zip([*paths, *beside_paths], [*plan, *beside], strict=True))  # of a run of both, the frontier's name
-    trained |= dict(zip(paths, plan, strict=True))
-    commands = [train_command(run, path) for path, run in trained.items()]
+    place = runs_dir / recipe.home / scale
+    work = _work(recipe, plan, chosen=chosen, place=place, scale=scale)
+    commands = [train_command(run, path) for path, run in work.trained.items()]
     if not only_report:
         planned.tell_left_out(echo)
     for variant in dict.fromkeys(run.variant for run in plan):
@@ -101,18 +96,89 @@ def reproduce(
         _reword(recipe, folder, scale=scale, echo=echo)
     else:
         read_lines(home / RUNS_FILE, Record)  # a file that cannot be added to is refused before hours of training
-        for phase in _phases(recipe, plan):
-            own = [(run, path) for path, run in trained.items() if run.system in phase]
-            train_all(
-                [run for run, _ in own], paths=[path for _, path in own], jobs=jobs or os.cpu_count() or 1, echo=echo
+        done: set[Path] = set()
+        while True:
+            _train(recipe, work, done=done, jobs=jobs or os.cpu_count() or 1, echo=echo)
+            _record(
+                recipe, [*work.plan, *work.beside], paths=[*work.paths, *work.paths_beside], folder=folder, home=home
             )
-        _record(recipe, [*plan, *beside], paths=[*paths, *beside_paths], folder=folder, home=home)
-        _record_references(recipe, plan, paths=paths, folder=folder, echo=echo)
+            added = _added_runs(recipe, plan, folder=folder, echo=echo)
+            if not added:
+                break
+            plan = [*plan, *added]
+            work = _work(recipe, plan, chosen=chosen, place=place, scale=scale)
+        commands = [train_command(run, path) for path, run in work.trained.items()]
+        _record_references(recipe, work.plan, paths=work.paths, folder=folder, echo=echo)
         if tuning_file is not None and tuning_file.resolve() != (home / TUNING_FILE).resolve():
             write_atomically(home / TUNING_FILE, tuning_file.read_text(encoding="utf-8"))
     files = build_report(folder, name=recipe.name, echo=echo)
     echo(f"report: {folder / recipe.name}.md")
     return ReproduceResult(folder, files=files, commands=commands, left_out=planned.left_out)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The runs of the tables and of the frontier beside them, at their settings, each with its folder."""
+
+    plan: list[PlannedRun]
+    paths: list[Path]
+    beside: list[PlannedRun]
+    paths_beside: list[Path]
+
+    @property
+    def trained(self) -> dict[Path, PlannedRun]:
+        """Folder -> its run; one that the tables and the frontier share stands once."""
+        tables = dict(zip(self.paths, self.plan, strict=True))
+        return tables | {
+            path: run for path, run in zip(self.paths_beside, self.beside, strict=True) if path not in tables
+        }
+
+
+def _work(
+    recipe: Recipe,
+    runs: Sequence[PlannedRun],
+    *,
+    chosen: Mapping[tuple[str, str], tuple[str, float]],
+    place: Path,
+    scale: str,
+) -> _Work:
+    plan = [use_tuned(run, chosen.get((run.variant, run.system))) for run in runs]
+    paths = [place / _folder_name(run, chosen.get((run.variant, run.system))) for run in plan]
+    plan = _with_teachers(recipe, plan, paths=paths)
+    beside = recipe.frontier_runs(plan, scale=scale)
+    return _Work(plan, paths, beside, [_path_beside(run, plan, paths, folder=place) for run in beside])
+
+
+def _train(recipe: Recipe, work: _Work, *, done: set[Path], jobs: int, echo: Echo) -> None:
+    """Train what is not `done` yet, and add it to that; students after their teachers."""
+    for phase in _phases(recipe, work.plan):
+        own = {path: run for path, run in work.trained.items() if run.system in phase and path not in done}
+        if own:
+            train_all(list(own.values()), paths=list(own), jobs=jobs, echo=echo)
+        done |= own.keys()
+
+
+def _added_runs(recipe: Recipe, plan: Sequence[PlannedRun], *, folder: Path, echo: Echo) -> list[PlannedRun]:
+    """The runs of one more seed for every variant in which the interval that the recipe names is still too wide."""
+    rules = recipe.seeds_until
+    if rules is None:
+        return []
+    verdicts = read_judged(folder, name=recipe.name, echo=echo).verdicts
+    tuned = {*(recipe.tuning.seeds if recipe.tuning else ())}
+    added: list[PlannedRun] = []
+    for variant in dict.fromkeys(run.variant for run in plan):
+        seeds = sorted({run.seed for run in plan if run.variant == variant})
+        intervals = [verdict.interval for verdict in verdicts[variant] if verdict.claim.id == rules.claim]
+        if not intervals or len(seeds) >= rules.at_most:
+            continue
+        width = None if intervals[0] is None else intervals[0][1] - intervals[0][0]
+        if width is not None and width <= rules.width:
+            continue
+        seed = next(number for number in range(seeds[-1] + 1, seeds[-1] + 2 + len(tuned)) if number not in tuned)
+        found = "has none yet" if width is None else f"is {width:.3g} wide, more than {rules.width:g}"
+        echo(f"{variant or recipe.name}: the interval of {rules.claim} {found}: seed {seed} is added")
+        added += [replace(run, seed=seed) for run in plan if (run.variant, run.seed) == (variant, seeds[-1])]
+    return added
 
 
 def _reword(recipe: Recipe, folder: Path, *, scale: str, echo: Echo) -> None:
