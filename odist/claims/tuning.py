@@ -87,6 +87,9 @@ class TuningFile:
 
     def write(self, path: Path) -> None:
         content = asdict(self)
+        for found in (found for variants in content["scales"].values() for found in variants.values()):
+            if found["baseline"] is None:  # as older files are
+                del found["baseline"]
         ordered = {"format": content.pop("format"), **content}
         write_atomically(path, json.dumps(ordered, indent=1, allow_nan=False) + "\n")
 
