@@ -119,6 +119,7 @@ class StoreExchange:
             history=history,
             last_checkpoint=last_checkpoint,
         )
+        self.poller: Poller | None = None
         self._lock = threading.Lock()
         self._own: dict[int, Snapshot] = {}  # remembered
         self._waiting: dict[int, Weights] = {}  # published, not yet in the store
@@ -131,7 +132,6 @@ class StoreExchange:
         self._refused = False  # by a store that answered
         if not read_only:
             self._start(patience)
-        self.poller = None
         if poll is not None:
             self.poller = Poller(self.shelf, peers=peers, seconds=poll, note=self._note)
 
