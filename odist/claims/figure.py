@@ -1,7 +1,4 @@
-"""The figure of a recipe's report: learning curves, the first metric against churn, the paper's own points.
-
-What is drawn in one pair of axes is left to plot, their look to style.
-"""
+"""The figure of a recipe's report: learning curves, the first metric against churn, the paper's own points."""
 
 from __future__ import annotations
 

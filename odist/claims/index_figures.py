@@ -71,8 +71,14 @@ def _draw_claims(axes: Axes, kind: str, answers: Sequence[Answer], index: Index)
         if effect.interval is not None:
             low = max(effect.interval[0], 1e-3) if kind in RATIOS else effect.interval[0]
             axes.plot([low, effect.interval[1]], [place, place], color=look.colour, linewidth=1.6 if sure else 0.9)
-        axes.plot([effect.value], [place], marker="D" if verdict.claim.primary else "o", markersize=5.5, color=look.colour,
-                  markerfacecolor=look.colour if sure else "#FFFFFF")  # fmt: skip
+        axes.plot(
+            [effect.value],
+            [place],
+            marker="D" if verdict.claim.primary else "o",
+            markersize=5.5,
+            color=look.colour,
+            markerfacecolor=look.colour if sure else "#FFFFFF",
+        )
         for boundary in effect.boundaries:
             axes.plot([boundary] * 2, [place - 0.4, place + 0.4], color=GREY, linewidth=1.2)
     if kind in RATIOS:
@@ -194,8 +200,15 @@ def _draw_theory(axes: Axes, points: Sequence[Predicted]) -> None:
     axes.plot(ends, ends, color=GREY, linewidth=0.9, linestyle=":")
     for one in points:
         errors = None if one.interval is None else [[one.measured - one.interval[0]], [one.interval[1] - one.measured]]
-        axes.errorbar(one.theory, one.measured, yerr=errors, fmt=one.look.marker, color=one.look.colour, capsize=3,
-                      markerfacecolor=one.look.face)  # fmt: skip
+        axes.errorbar(
+            one.theory,
+            one.measured,
+            yerr=errors,
+            fmt=one.look.marker,
+            color=one.look.colour,
+            capsize=3,
+            markerfacecolor=one.look.face,
+        )
     style.finish(axes, x="theory, without a fit", y="measured")
 
 

@@ -6,8 +6,7 @@
                  tuning.json           how the settings were chosen
                  NAME.md NAME.csv NAME.svg manifest.json   made from those
 
-The same folder gives the same bytes, wherever it lies and whenever it is built. A variant's section is left to section,
-the figure to figure.
+The same folder gives the same bytes, wherever it lies and whenever it is built.
 """
 
 from __future__ import annotations

@@ -76,8 +76,10 @@ def read_paper_rows() -> PaperRows:
 
     content = yaml.safe_load(paper_file(FILE))
     regimes = {key: _made(Regime, value, f"regime {key}") for key, value in content["regimes"].items()}
-    rows = tuple(_made(PaperRow, {**row, "claims": tuple(row.get("claims", ()))}, f"row {row.get('id')}")
-                 for row in content["rows"])  # fmt: skip
+    rows = tuple(
+        _made(PaperRow, {**row, "claims": tuple(row.get("claims", ()))}, f"row {row.get('id')}")
+        for row in content["rows"]
+    )
     for row in rows:
         if row.regime is not None and row.regime not in regimes:
             raise UserError(f"{FILE}, row {row.id}: no regime {row.regime!r}. Choose among: {', '.join(regimes)}.")

@@ -1,7 +1,4 @@
-"""One variant's section of a report page: tables, claims, references, and what to know before believing them.
-
-Gathering the parts of a page is left to page, the numbers to summary.
-"""
+"""One variant's section of a report page: tables, claims, references, and what to know before believing them."""
 
 from __future__ import annotations
 

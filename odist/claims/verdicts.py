@@ -155,8 +155,11 @@ def _decided_by_bounds(claim: Claim, compared: _Comparison, shown: Estimate) -> 
     or not, and a verdict is tested at the end that speaks against it: what is decided there is decided of the truth.
     """
     against = {HOLDS: {"<": [True], ">": [False]}, FAILS: {"<": [False], ">": [True]}}
-    ends = {raising: compared.estimate(longest=(raising,)) for raising in (True, False)
-            if not compared.unbounded(raising=raising)}  # fmt: skip
+    ends = {
+        raising: compared.estimate(longest=(raising,))
+        for raising in (True, False)
+        if not compared.unbounded(raising=raising)
+    }
     for verdict, directions in against.items():
         needed = [ends.get(raising) for raising in directions.get(claim.relation, [True, False])]
         known = [end for end in needed if end is not None]

@@ -1,8 +1,8 @@
 """Saving and loading the state of one group: weights as safetensors, everything else beside them.
 
 A checkpoint is a folder that appears whole or not at all, with the digests of its files, which are checked before
-anything in it is used; those of an older odist, without digests, are checked for their structure. What the state means is
-left to the parts that give and take it; nothing of another party is ever unpickled.
+anything in it is used; those of an older odist, without digests, are checked for their structure. Nothing of
+another party is ever unpickled.
 """
 
 from __future__ import annotations
@@ -127,8 +127,10 @@ def newest_sound(run: Run, groups: Iterable[int], *, say: Say) -> int | None:
             return step
         if len(common) == 1:  # left where it is: the message says what to do with it
             folder, problem = problems[0]
-            raise Damaged(f"{problem} No older checkpoint is left to go back to: bring {folder} back from a copy, or remove "
-                          f"{run.path} and type the command again to train from the beginning.")  # fmt: skip
+            raise Damaged(
+                f"{problem} No older checkpoint is left to go back to: bring {folder} back from a copy, or remove {run.path} and "
+                "type the command again to train from the beginning."
+            )
         for folder, problem in problems:
             say(f"{problem} Set aside as {set_aside(folder).name}; going back to an older checkpoint.")
     return None
@@ -193,8 +195,12 @@ def load_weights(run: Run, group: int, *, step: int, model: nn.Module, averaged:
     """
     folder = run.checkpoint_root(group) / step_name(step)
     path = folder / (AVERAGE if averaged else WEIGHTS)
-    cure = (f"The run's results stay valid; for its weights bring the file back from a copy, or remove {run.path} and train the "
-            "run again." if run.finished else "The run's `odist train` command goes back to an older checkpoint.")  # fmt: skip
+    cure = "The run's `odist train` command goes back to an older checkpoint."
+    if run.finished:
+        cure = (
+            "The run's results stay valid; for its weights bring the file back from a copy, or remove "
+            f"{run.path} and train the run again."
+        )
     check_digest(folder, (path.name,), cure=cure)
     try:
         weights = load_file(path)

@@ -99,8 +99,15 @@ def log_mean_evaluations(run: Run, config: Config) -> None:
             last = [root / f"{Path(name).stem}{LAST_WEIGHTS_FILE}" for root in roots]
             if averaged:
                 numbers |= {f"{LAST_WEIGHTS}{key}": value for key, value in _mean_results(task, last, whole).items()}
-            log.write("evaluate", group=-1, step=step, examples=int(own["examples"].iloc[0]),
-                      seconds=float(own["seconds"].max()), split="validation", **numbers)  # fmt: skip
+            log.write(
+                "evaluate",
+                group=-1,
+                step=step,
+                examples=int(own["examples"].iloc[0]),
+                seconds=float(own["seconds"].max()),
+                split="validation",
+                **numbers,
+            )
         log.close()
     shutil.rmtree(run.path / "evaluations", ignore_errors=True)
 

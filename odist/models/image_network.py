@@ -1,7 +1,4 @@
-"""What image classifiers have in common: memory format, bfloat16, compilation; convolutions and their start.
-
-Which layers there are is left to the networks.
-"""
+"""What image classifiers have in common: memory format, bfloat16, compilation; convolutions and their start."""
 
 from __future__ import annotations
 
