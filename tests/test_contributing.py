@@ -23,7 +23,7 @@ FILES = [
 
 def typed(*words: str, copy: Path) -> str:
     """Type a command with the sources of the copy; what it prints."""
-    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    environment = {**os.environ, "PYTHONPATH": str(copy), "COLUMNS": "160"}  # help in whole lines
     done = subprocess.run(
         [sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True, check=False
     )
