@@ -15,9 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from odist.config.schema import OptimConfig
-from odist.errors import UserError
-
-OPTIMISERS = ("adagrad", "sgd", "adam", "adamw", "lars")
 
 
 @dataclass(frozen=True)
@@ -243,8 +240,6 @@ def _torch_optimizer(parameters: list[dict[str, Any]], config: OptimConfig, *, f
             fused=fused or None,
         )
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    if config.name not in kinds:
-        raise UserError(f"optim.name={config.name}: unknown; choose one of {', '.join(OPTIMISERS)}.")
     return kinds[config.name](
         parameters,
         lr=config.lr,

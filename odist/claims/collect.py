@@ -16,6 +16,7 @@ from odist.errors import UserError
 from odist.files import finite
 from odist.measure.churn import form_of, pair_metrics
 from odist.run.folder import Run
+from odist.run.predictions import LAST_WEIGHTS
 
 LARGEST_NUMBER_OF_EVALUATIONS = 200  # rows of each group that are kept, evenly chosen, the last always
 ENVIRONMENT = ("commit", "source_hash", "versions", "hardware", "data_fingerprint", "config_hash")
@@ -117,23 +118,17 @@ def read_otherwise(record: Record, system: System) -> Record:
 
 def _by_last_weights(content: Mapping[str, Any]) -> dict[str, Any]:
     """Results or an evaluation of an average, with those of the last weights in their place."""
-    begin = "last_weights_"
     kept = {
         key: value for key, value in content.items() if key != "average_hash" and not key.startswith("last_weights")
     }
-    rows = {key.removeprefix(begin): value for key, value in content.items() if key.startswith(begin)}
+    rows = {key.removeprefix(LAST_WEIGHTS): value for key, value in content.items() if key.startswith(LAST_WEIGHTS)}
     return {**kept, **rows, **content.get("last_weights", {})}
 
 
 def _record(recipe: str, plan: PlannedRun, *, run: Run, churn: dict[str, dict[str, float | None]], rows: str) -> Record:
     config = _without_places(run.config)
     return Record(
-        system=plan.system,
-        seed=plan.seed,
-        variant=plan.variant,
-        recipe=recipe,
-        scale=config.get("scale", ""),
-        env=_environment(run),
+        **_line(recipe, plan, run=run),
         config=finite(config),
         results=finite(run.results),
         evaluations=finite(_evaluations(run)),
@@ -147,12 +142,7 @@ def trial_of(recipe: str, plan: PlannedRun, *, run: Run, key: str) -> Trial:
     """The record of one trial of a tuning, of a run that diverged too. key: the setting that is tuned"""
     config = dict(flatten(_without_places(run.config)))
     return Trial(
-        system=plan.system,
-        seed=plan.seed,
-        variant=plan.variant,
-        recipe=recipe,
-        scale=config.get("scale", ""),
-        env=_environment(run),
+        **_line(recipe, plan, run=run),
         key=key,
         value=config.get(key),
         config=finite(config),
@@ -161,9 +151,11 @@ def trial_of(recipe: str, plan: PlannedRun, *, run: Run, key: str) -> Trial:
     )
 
 
-def _environment(run: Run) -> dict[str, Any]:
-    env: dict[str, Any] = finite({key: run.env.get(key) for key in ENVIRONMENT})
-    return env
+def _line(recipe: str, plan: PlannedRun, *, run: Run) -> dict[str, Any]:
+    """What records and trials have in common: the fields of `odist.claims.record.Line`."""
+    env = finite({key: run.env.get(key) for key in ENVIRONMENT})
+    own = {"system": plan.system, "seed": plan.seed, "variant": plan.variant}
+    return {**own, "recipe": recipe, "scale": run.config.get("scale", ""), "env": env}
 
 
 def _without_places(config: dict[str, Any]) -> dict[str, Any]:

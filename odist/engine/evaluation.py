@@ -16,13 +16,12 @@ from odist.engine.devices import available, require
 from odist.engine.finished import fitted_fingerprint, load_models, predictor
 from odist.engine.prediction import predict_split
 from odist.engine.problem import build_task, on_device, set_up_torch
-from odist.engine.trainer import LAST_WEIGHTS
 from odist.errors import UserError
 from odist.measure.churn import form_of
 from odist.measure.prediction_files import data_fingerprint, write_predictions
 from odist.run.folder import Run
 from odist.run.log import MetricsLog, Silent
-from odist.run.predictions import LAST_WEIGHTS_FILE, Predictions
+from odist.run.predictions import LAST_WEIGHTS, LAST_WEIGHTS_FILE, Predictions
 from odist.tasks.base import Task
 
 

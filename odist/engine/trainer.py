@@ -27,13 +27,12 @@ from odist.optim import Clock, Optimizer
 from odist.rng import derive
 from odist.run.folder import Run, step_name
 from odist.run.log import MetricsLog
-from odist.run.predictions import LAST_WEIGHTS_FILE
+from odist.run.predictions import LAST_WEIGHTS, LAST_WEIGHTS_FILE
 from odist.strategies.base import Strategy
 from odist.tasks.base import Batch, Carry, Task
 from odist.teachers.base import Teacher
 
 CROSS_ENTROPIES = ("log_loss", "cross_entropy")  # main metrics of tasks whose label loss cannot be negative
-LAST_WEIGHTS = "last_weights_"  # begins the metrics of the weights themselves where their average predicts
 ROUNDING = 1e-6  # nats by which the mean of many losses may miss 0
 
 

@@ -7,7 +7,6 @@ folder that belongs to another request.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 
 from odist.data.store import read_record
 from odist.errors import UserError
-from odist.files import write_atomically
+from odist.files import try_lock, write_atomically
 from odist.run.places import local_folder
 
 JOURNAL = "journal.json"
@@ -90,13 +89,11 @@ class Partial:
             raise UserError(f"{self.path}: cannot make this folder: {error.strerror}.") from None
         self._lock = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not try_lock(self._lock):
+                raise UserError(
+                    f"{self.path}: another `odist prepare` is writing it. Wait for it, or name another output."
+                )
             self._read()
-        except BlockingIOError:
-            os.close(self._lock)
-            raise UserError(
-                f"{self.path}: another `odist prepare` is writing it. Wait for it, or name another output."
-            ) from None
         except BaseException:
             os.close(self._lock)
             raise

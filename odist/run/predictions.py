@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 META = "meta.json"
 # Ends the files of what the last weights predict, in runs whose averaged weights predict.
 LAST_WEIGHTS_FILE = "-last-weights.npy"
+LAST_WEIGHTS = "last_weights_"  # begins the names of their metrics in rows of the log
 
 
 @dataclass(frozen=True)
