@@ -72,6 +72,24 @@ class Mesh:
         pieces = self.gather_ragged(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
         return [torch.load(io.BytesIO(piece.numpy().tobytes()), weights_only=True) for piece in pieces]
 
+    def gather_to_writer(self, state: Any) -> list[Any]:
+        """As `gather_state`, in the writer alone, which holds one piece more at a time; an empty list elsewhere."""
+        if self.replica.size == 1:
+            return [state]
+        buffer = io.BytesIO()
+        if not self.is_writer:
+            torch.save(state, buffer)
+        sizes = [int(size) for size in self.gather(torch.tensor([buffer.tell()]))]
+        if not self.is_writer:
+            dist.send(torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8), dst=0)
+            return []
+        return [state, *(self._received(size, source=source) for source, size in enumerate(sizes) if source > 0)]
+
+    def _received(self, size: int, *, source: int) -> Any:
+        content = torch.empty(size, dtype=torch.uint8)
+        dist.recv(content, src=source)
+        return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
+
     def from_writer(self, numbers: Sequence[int]) -> list[int]:
         """The writer's whole numbers, in every process of the group."""
         return self.gather(torch.tensor(list(numbers), dtype=torch.int64))[0].tolist() if numbers else []

@@ -146,6 +146,7 @@ def collectives(mesh: Mesh) -> dict[str, Any]:
         "ragged": mesh.gather_ragged(torch.full((me, 2), float(me))),
         "ragged empty": mesh.gather_ragged(torch.zeros(0, 3)),
         "states": mesh.gather_state(state),
+        "writer's states": mesh.gather_to_writer(state),
         "numbers": mesh.from_writer([7 + me, -(2**62) - me]),
         "no numbers": mesh.from_writer([]),
         "state": mesh.state_from_writer(state if mesh.is_writer else None),
@@ -163,8 +164,9 @@ def test_every_process_hears_the_same(tmp_path: Path, processes: int) -> None:
         assert [tensor.tolist() for tensor in heard["gather"]] == [[i, 10 * i] for i in everybody]
         assert [tensor.tolist() for tensor in heard["ragged"]] == [[[float(i)] * 2] * i for i in everybody]
         assert [tuple(tensor.shape) for tensor in heard["ragged empty"]] == [(0, 3)] * processes
-        for i, state in enumerate([*heard["states"], heard["state"]]):
-            who = i if i < processes else 0
+        assert len(heard["writer's states"]) == (processes if heard["writer"] else 0)
+        states = [*enumerate(heard["states"]), *enumerate(heard["writer's states"]), (0, heard["state"])]
+        for who, state in states:
             assert (state["text"], state["number"]) == (f"process {who}", who / 3)
             carry, nothing = state["carry"][who]
             assert (carry.tolist(), nothing) == ([float(who)] * who, None)

@@ -254,10 +254,10 @@ class Trainer:
     def save(self, done: int) -> None:
         """Save everything that the next step needs; all processes of the group call it, one writes."""
         carry: dict[int, Carry] = {}
-        for part in self.mesh.gather_state(self.carry):
+        for part in self.mesh.gather_to_writer(self.carry):
             carry.update(part)
         own = {name: float(getattr(self.window, name)) for name in Window.__dataclass_fields__}
-        parts = self.mesh.gather_state(own)
+        parts = self.mesh.gather_to_writer(own)
         window = {name: sum(part[name] for part in parts) for name in own}
         window["seconds"] = own["seconds"]  # the processes share the clock, not the examples
         state = {

@@ -193,7 +193,7 @@ class Panel:
 
     def state_dict(self) -> dict[str, Any]:
         carry: dict[int, dict[int, Carry]] = {}
-        for part in self.mesh.gather_state(self.carry):
+        for part in self.mesh.gather_to_writer(self.carry):
             for peer, by_worker in part.items():
                 carry.setdefault(peer, {}).update(by_worker)
         return {"swap_step": self.swap_step, "carry": carry}
