@@ -229,3 +229,14 @@ def damage(path, *, missing):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
+
+
+def test_training_rows_are_predicted_at_the_end_as_by_an_evaluation_of_them(train):
+    run = train(*IMAGES, "train.average=ema", "train.training_rows=80")
+    results = run.results
+    again = evaluate(run, split="train")
+    for name in ("top1", "cross_entropy"):
+        assert results["metrics"][f"training_{name}"] == pytest.approx(again[name], rel=1e-6)
+    own = results["last_weights"]["training_cross_entropy"]
+    assert own != results["metrics"]["training_cross_entropy"]
+    assert own == pytest.approx(results["groups"][0]["last_weights"]["training_cross_entropy"])

@@ -11,9 +11,11 @@ HIGHER_IS_BETTER = {  # metric: its name, also where others are called losses
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
 }
+TRAINING = {"training_top1": "top-1 accuracy on training rows"}
 IN_NATS = ("log_loss", "excess_log_loss", "cross_entropy", "excess_cross_entropy")
 NAMES = {
     **HIGHER_IS_BETTER,
+    **TRAINING,
     "log_loss": "log loss",
     "excess_log_loss": "excess log loss",
     "cross_entropy": "cross-entropy",
@@ -52,7 +54,7 @@ AXIS_LABELS = {
 
 
 def higher_is_better(metric: str) -> bool:
-    return metric in HIGHER_IS_BETTER
+    return metric in HIGHER_IS_BETTER or metric in TRAINING
 
 
 def better(metric: str, first: float, second: float) -> bool:

@@ -244,6 +244,12 @@ class TrainConfig:
         as_steps=True,
         younger=True,
     )
+    training_rows: int = key(
+        0,
+        "training rows that are predicted at the end, for training_* in the results",
+        bounds=NOT_NEGATIVE,
+        younger=True,
+    )
     prefetch: int = key(2, "steps prepared ahead by threads", bounds=NOT_NEGATIVE)
     # Group k starts from its group k, or all from its group 0 where it has another number of groups. Optimizer state,
     # schedule and steps start afresh.

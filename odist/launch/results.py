@@ -19,7 +19,7 @@ from odist.config.schema import Config
 from odist.engine import checkpoint
 from odist.engine.evaluation import log_mean_evaluations
 from odist.engine.finished import predictor
-from odist.engine.prediction import predict_split
+from odist.engine.prediction import predict_batches, predict_split
 from odist.engine.problem import build_task
 from odist.engine.trainer import CROSS_ENTROPIES, Trainer
 from odist.errors import Damaged
@@ -31,6 +31,7 @@ from odist.run.predictions import LAST_WEIGHTS_FILE, Predictions
 from odist.tasks.base import Task
 
 Say = Callable[[str], None]
+TRAINING = "training_"  # begins the names of metrics of training rows
 
 
 def finish_group(trainer: Trainer, config: Config) -> None:
@@ -41,7 +42,7 @@ def finish_group(trainer: Trainer, config: Config) -> None:
     prediction = predict_split(task, [model], batch_size=config.train.evaluate_batch, device=trainer.device)
     results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes, split="validation")
     training = {"seconds": round(trainer.seconds, 3), "weight_hash": checkpoint.weight_hash(trainer.model)}
-    own = {**results, **training, **trainer.teacher.summary()}
+    own = {**results, **_on_training_rows(trainer, config, model), **training, **trainer.teacher.summary()}
     if trainer.average is not None:
         own |= {"average_hash": checkpoint.weight_hash(model), "last_weights": _last_weights(trainer, config, root)}
     length = {
@@ -67,9 +68,27 @@ def _last_weights(trainer: Trainer, config: Config, root: Path) -> dict[str, Any
         root.mkdir(parents=True, exist_ok=True)
         name = f"group-{trainer.mesh.group.index}{LAST_WEIGHTS_FILE}"
         save_array(root / name, prediction.probabilities.astype(np.float32))
-    return trainer.task.results(
+    results = trainer.task.results(
         prediction.probabilities, prediction.targets, bayes=prediction.bayes, split="validation"
     )
+    return results | _on_training_rows(trainer, config, trainer.model)
+
+
+def _on_training_rows(trainer: Trainer, config: Config, model: torch.nn.Module) -> dict[str, Any]:
+    """Metrics of the first `train.training_rows` training rows, not augmented: whether a model fits what it has learnt from."""
+    if not config.train.training_rows:
+        return {}
+    metrics = trainer.task.metrics()
+    for logits, batch in predict_batches(
+        trainer.task,
+        model,
+        split="train",
+        rows=config.train.training_rows,
+        batch_size=config.train.evaluate_batch,
+        device=trainer.device,
+    ):
+        metrics.update(logits, batch.targets, batch.weights, bayes=batch.bayes)
+    return {f"{TRAINING}{name}": value for name, value in metrics.result().items()}
 
 
 def _group_results(run: Run, group: int) -> dict[str, Any]:
@@ -125,15 +144,19 @@ def combine(run: Run, *, missing: Sequence[int] = ()) -> None:
         write_atomically(path, json.dumps(meta) + "\n")
     whole = run.predictions("validation")
     results = _results(task, whole)
-    averaged = config.train.average != "none"
+    averaged, alone = config.train.average != "none", content["predictor"] != "mean"
+    if alone:
+        results |= _of_training_rows(groups[0])
     if averaged:
         content["last_weights"] = _results(task, run.predictions(last_weights=True))
-    if content["predictor"] != "mean" and len(sound) > 1:
+        if alone:
+            content["last_weights"] |= _of_training_rows(groups[0]["last_weights"])
+    if alone and len(sound) > 1:
         content["mean_of_groups"] = _results(task, run.predictions(predictor="mean"))
         if averaged:
             last = run.predictions(last_weights=True, predictor="mean")
             content["mean_of_groups"]["last_weights"] = _results(task, last)
-    if content["predictor"] == "mean" and not missing:
+    if not alone and not missing:
         log_mean_evaluations(run, config)
     seconds = round(sum(group["seconds"] for group in groups), 3)
     content |= {
@@ -145,6 +168,10 @@ def combine(run: Run, *, missing: Sequence[int] = ()) -> None:
     run.write_json("results.json", content)
     if not missing:
         run.set_status(state="finished", step=content["steps"], num_steps=content["steps"], finished=time.time())
+
+
+def _of_training_rows(results: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in results.items() if name.startswith(TRAINING)}
 
 
 def _results(task: Task, predictions: Predictions) -> dict[str, Any]:
