@@ -33,7 +33,7 @@ from odist.cli.main import main
 from odist.config.identity import to_dict
 from odist.config.read import load
 from odist.run.folder import Run
-from odist.run.log import describe_briefly
+from odist.run.log import describe, describe_briefly
 from odist.run.progress import Pace, duration
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -366,6 +366,9 @@ def test_a_line_of_numbers_leaves_out_what_matters_least() -> None:
     assert describe_briefly(row, validation=0.4, room=78) == whole.replace("distillation 0.6000  ", "")
     assert describe_briefly(row, validation=None, room=40) == "loss 0.5000  teacher 29 steps old"
     assert describe_briefly(row, validation=0.4, room=5) == "loss 0.5000"
+    row |= {"waited_seconds": 1.25, "publish_failed": 2, "exchange_rejected": 3, "teacher_stale": [1], "kind": "train"}
+    assert describe_briefly(row, validation=0.4, room=200).endswith("s  3 rejected  2 not published  waited 1.2 s")
+    assert "29 steps old, nothing new from group 1, 3 rejected, 2 not published, waited 1.2 s, 15" in describe(row)
 
 
 # The other verbs

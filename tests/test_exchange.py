@@ -204,6 +204,9 @@ DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "flipped bit": (".safetensors", lambda content: content[:-1] + bytes([content[-1] ^ 1]), "not those of the manifest"),
 }  # fmt: skip
 
+KINDS = {"foreign run": "other_run", "foreign group": "other_run", "another model": "other_model"}
+KINDS |= {"truncated weights": "damaged", "flipped bit": "damaged"}
+
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_does_not_verify_is_rejected_once_and_counted(
@@ -218,6 +221,7 @@ def test_what_does_not_verify_is_rejected_once_and_counted(
     time.sleep(0.05)  # some more looks
     said = receiver.log()
     assert said["exchange_rejected"] == 1
+    assert said["exchange_rejections"] == {KINDS.get(damage, "not_a_manifest"): 1}
     assert reason in said["exchange_reason"]
     publish(make(0, url), 12)
     assert equal(eventually(lambda: receiver.fetch(0, newer_than=(0, 8))), 12)

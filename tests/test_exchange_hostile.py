@@ -31,7 +31,7 @@ from odist.exchange.store import StoreExchange
 from odist.mesh import Axis, Mesh
 from odist.run.folder import Run
 from odist.run.log import MetricsLog, make_progress
-from odist.teachers.peers import Peers
+from odist.teachers.peers import STALE_REFRESHES, Peers
 
 
 @pytest.fixture
@@ -316,6 +316,28 @@ def test_the_message_of_a_wait_says_what_was_rejected(teacher: Callable[..., Pee
     peer.close()
     with pytest.raises(LostWorkers, match=r"group 1 .* step 4 .*group-1/step-0000000004-\w+.json: of another model"):
         waiting.refresh(4)
+    row = waiting.log()
+    assert row["exchange_rejections"] == {"other_model": 1}
+    assert 0.3 <= row["waited_seconds"] < 5
+    assert waiting.log()["waited_seconds"] == 0
+
+
+def test_freshest_names_a_peer_that_sends_nothing_new(teacher: Callable[..., Peers], tmp_path: Path) -> None:
+    url = str(tmp_path / "exchange")
+    listening = teacher(f"exchange.url={url}", "exchange.timing=freshest", "exchange.poll=0.01")
+    peer = StoreExchange(1, peers=[0], url=url, run="this-run")
+    for published in (4, 8):
+        peer.publish(published, listening.student.state_dict())
+        eventually(lambda: listening.exchange.fetch(1, newer_than=(0, published - 1)))  # noqa: B023
+        listening.refresh(4)
+        row = listening.log()
+        assert [swap[3] for swap in row["swaps"]] == [published]
+        assert "teacher_stale" not in row
+        for _ in range(STALE_REFRESHES):
+            listening.refresh(4)
+        row = listening.log()
+        assert (row["teacher_stale"], row.get("swaps")) == ([1], None)
+    peer.close()
 
 
 def test_a_store_that_takes_nothing_ends_lock_step_with_the_state_saved(

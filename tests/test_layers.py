@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "losses": set(),
     "optim": set(),
     "models": set(),
-    "exchange": {"registry"},
+    "exchange": {"registry", "rng"},
     "run": {"registry"},
     "data": {"rng"},
     "measure": {"run"},

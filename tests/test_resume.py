@@ -81,7 +81,7 @@ def words(task: str, *typed: str) -> list[str]:
     return list({word.partition("=")[0]: word for word in every}.values())
 
 
-MEASURED = ["time", "seconds", "examples_per_second", "teacher_age_seconds"]  # by a clock
+MEASURED = ["time", "seconds", "examples_per_second", "teacher_age_seconds", "waited_seconds"]  # by a clock
 
 
 def rows(run, *, without=()):

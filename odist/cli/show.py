@@ -8,7 +8,7 @@ import statistics
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from odist.cli.printing import as_json, interval, number, state_of
 from odist.cli.runs import age, overrides_of
@@ -18,6 +18,9 @@ from odist.config.identity import flatten
 from odist.config.systems import system_of
 from odist.errors import UserError
 from odist.run.folder import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BASE = ("task", "data", "scale", "algorithm")  # choices whose defaults a run is compared with
 OWN = ("seed", "data.path", "run.dir", "run.progress")  # these say which retrain it is and where it lies
@@ -101,7 +104,6 @@ def _training(run: Run) -> list[dict[str, Any]]:
         heard = rows[rows["teacher_age_steps"].notna()] if "teacher_age_steps" in rows else rows.iloc[:0]
         ages = [int(value) for value in heard.get("teacher_age_steps", [])]
         speeds = [float(value) for value in rows["examples_per_second"].dropna()]
-        rejected: Any = rows["exchange_rejected"].dropna() if "exchange_rejected" in rows else []
         told.append(
             {
                 "group": int(str(group)),
@@ -109,10 +111,18 @@ def _training(run: Run) -> list[dict[str, Any]]:
                 "teacher_age_steps": {"median": statistics.median(ages), "largest": max(ages)} if ages else None,
                 "examples_per_second": statistics.median(speeds) if speeds else None,
                 "seconds": float(rows["seconds"].iloc[-1]),
-                "rejected_snapshots": int(max(rejected, default=0)),
+                "teacher_swaps": sum(len(swaps) for swaps in rows["swaps"].dropna()) if "swaps" in rows else 0,
+                "rejected_snapshots": _largest(rows, "exchange_rejected"),
+                "unpublished_snapshots": _largest(rows, "publish_failed"),
+                "waited_seconds": round(float(rows["waited_seconds"].sum()), 3) if "waited_seconds" in rows else 0.0,
             }
         )
     return told
+
+
+def _largest(rows: pd.DataFrame, name: str) -> int:
+    """The largest of a column's counts; 0 where no row has it."""
+    return int(max(rows[name].dropna(), default=0)) if name in rows else 0
 
 
 def _problems(
@@ -132,6 +142,8 @@ def _problems(
             found.append(f"group {group['group']} never had a teacher")
         if group["rejected_snapshots"]:
             found.append(f"group {group['group']} rejected {group['rejected_snapshots']} entries of the exchange")
+        if group["unpublished_snapshots"]:
+            found.append(f"group {group['group']} could not publish {group['unpublished_snapshots']} of its snapshots")
     if state == "finished":
         found += run.results.get("remarks", [])
     if env.get("continued_by"):
@@ -201,6 +213,9 @@ def _group_line(content: Mapping[str, Any], group: Mapping[str, Any]) -> str:
             f"learnt from its teacher from step {since} on, {ages['median']:g} steps old in the median, "
             f"{ages['largest']} at most"
         )
+    if group["waited_seconds"]:
+        share = group["waited_seconds"] / group["seconds"] if group["seconds"] else 0.0
+        parts.append(f"waited {group['waited_seconds']:,.1f} s for its peers ({share:.0%} of its time)")
     if group["examples_per_second"]:
         parts.append(f"{group['examples_per_second']:,.0f} examples/s")
     return "; ".join(parts) or "-"

@@ -171,6 +171,7 @@ def build_teacher(parts: Parts, mesh: Mesh, *, model: nn.Module, batches: Batche
         task=task,
         student=model,
         mesh=mesh,
+        seed=config.seed,
         clock=parts.clock,
         batches=lambda step: [batch.to(device) for batch in batches(step)],
         load_runs=lambda paths: load_teachers(paths, config, task),

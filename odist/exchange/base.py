@@ -47,12 +47,14 @@ class Schedule:
 
     interval: steps between two of them; lag: intervals that one is old when it is asked for
     lockstep: each is asked for by its step and waited for up to `timeout` seconds; otherwise the newest there is is taken
+    readers: groups that ask for this group's; None: its own peers
     """
 
     interval: int
     lag: int = 0
     lockstep: bool = True
     timeout: float = 600.0
+    readers: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,10 @@ class Exchange(Protocol):
 
         May take as long as the store does, so it belongs into a thread.
         """
+        ...
+
+    def follow(self, peers: Sequence[int]) -> None:
+        """Look for fresh snapshots of these peers alone from now on; before the first call, of all of them."""
         ...
 
     def fetch(

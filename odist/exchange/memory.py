@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from odist.exchange import MemoryOptions
@@ -38,6 +39,9 @@ class MemoryExchange:
 
     def flush(self) -> bool:
         return True
+
+    def follow(self, peers: Sequence[int]) -> None:
+        pass
 
     def fetch(
         self, peer: int, *, step: int | None = None, newer_than: tuple[int, int] | None = None

@@ -29,6 +29,12 @@ class Poller:
         with self._lock:
             return self._fresh.get(peer)
 
+    def follow(self, peers: Sequence[int]) -> None:
+        """Look at these peers alone from now on."""
+        with self._lock:
+            self.peers = list(peers)
+            self._fresh = {peer: snapshot for peer, snapshot in self._fresh.items() if peer in peers}
+
     def close(self) -> None:
         """Look no more."""
         self._closed.set()
@@ -47,4 +53,5 @@ class Poller:
         snapshot = self.shelf.newest(newer, finite=True)
         if snapshot is not None:
             with self._lock:
-                self._fresh[peer] = snapshot
+                if peer in self.peers:
+                    self._fresh[peer] = snapshot

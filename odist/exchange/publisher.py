@@ -25,9 +25,9 @@ OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # have no fol
 class Publisher:
     """Writes one group's snapshots and deletes those that nobody can need; what fails is raised.
 
-    shelf: the store; group, peers: this group and the others; run: id of the run
-    keep: own snapshots that are kept; history: steps behind the oldest of all groups' last checkpoints before which own ones
-    are deleted instead, 0 for `keep`; last_checkpoint: tells the step of this group's own newest
+    shelf: the store; group: this one; readers: those that may read its snapshots; run: id of the run
+    keep: own snapshots that are kept; history: steps behind the oldest last checkpoint of this group and its readers before
+    which own ones are deleted instead, 0 for `keep`; last_checkpoint: tells the step of this group's own newest
     incarnation: how often the group had been started, known once `open` was called
     """
 
@@ -36,13 +36,13 @@ class Publisher:
         shelf: Shelf,
         *,
         group: int,
-        peers: Sequence[int],
+        readers: Sequence[int],
         run: str,
         keep: int,
         history: int,
         last_checkpoint: Callable[[], int],
     ) -> None:
-        self.shelf, self.group, self.peers, self.run = shelf, group, list(peers), run
+        self.shelf, self.group, self.readers, self.run = shelf, group, list(readers), run
         self.fs, self.local = shelf.fs, shelf.local
         self.keep, self.history, self.last_checkpoint = keep, history, last_checkpoint
         self.incarnation = 0
@@ -122,7 +122,8 @@ class Publisher:
                 self.incarnation = max(self.incarnation, own[-1].incarnation + 1)
             if self.history:
                 saved = [
-                    max((m.checkpoint for m in self.shelf.manifests(peer)), default=NO_STEP) for peer in self.peers
+                    max((m.checkpoint for m in self.shelf.manifests(reader)), default=NO_STEP)
+                    for reader in self.readers
                 ]
                 needed = min([*saved, self.last_checkpoint()]) - self.history
                 old = [m for m in own if m.step < needed]

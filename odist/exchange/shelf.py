@@ -31,8 +31,28 @@ INCARNATIONS = 10**6  # nobody starts a group so often
 LATEST = 1e11  # seconds since the epoch: the year 5138
 REASON_CHARACTERS = 300
 CHANGES_WITH_CONTENT = ("type", "size", "mtime", "created", "ino", "ETag", "LastModified")  # of fsspec's info
+UNREADABLE = "unreadable"  # kind of a rejection: the entry may be sound, and is tried again every time
 Stamp = tuple[str, ...]
 T = TypeVar("T")
+
+
+class Rejected(ValueError):
+    """Why an entry of a store is not used.
+
+    kind: not_a_manifest, other_run, other_model, damaged or not_finite
+    """
+
+    def __init__(self, reason: str, *, kind: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """An entry that is not used: `kind` as in `Rejected`, or UNREADABLE, and the reason in words."""
+
+    kind: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -111,7 +131,7 @@ class Shelf:
     ) -> None:
         self.fs, self.root, self.run, self.local = fs, root, run, local
         self.model, self.largest, self.num_steps = model, largest, num_steps
-        self.rejected: dict[str, str] = {}
+        self.rejected: dict[str, Rejection] = {}
         self._stamps: dict[str, tuple[Stamp, ...]] = {}  # of what failed a check: not checked again unless it changes
         self._known: dict[str, Manifest] = {}
         self._reading: dict[str, float] = {}  # path: since when
@@ -182,17 +202,17 @@ class Shelf:
             found = read()
         except ValueError as error:  # not what it should be: read again when it has changed
             self._stamps[path] = stamps
-            reason = str(error)
+            kind, reason = getattr(error, "kind", "not_a_manifest"), str(error)
         except Exception as error:  # cannot be read now: tried again every time. File systems raise kinds of their own
             if not self._lies_there(path):
                 return None  # deleted since the folder was listed
             words = getattr(error, "strerror", None) or str(error)
-            reason = f"cannot be read: {type(error).__name__}: {words}"
+            kind, reason = UNREADABLE, f"cannot be read: {type(error).__name__}: {words}"
         else:
             self._stamps.pop(path, None)
             return found
         self._known.pop(path, None)
-        self.rejected[self._name(path)] = printable(reason)
+        self.rejected[self._name(path)] = Rejection(kind, printable(reason))
         return None
 
     def _name(self, path: str) -> str:
@@ -225,9 +245,9 @@ class Shelf:
             raise ValueError("not the name of a snapshot")
         manifest = parse(self._read(path, most=MANIFEST_BYTES), name=name, num_steps=self.num_steps)
         if manifest.run != self.run or manifest.group != group:
-            raise ValueError(f"of run {manifest.run}, group {manifest.group}")
+            raise Rejected(f"of run {manifest.run}, group {manifest.group}", kind="other_run")
         if self.model is not None and manifest.model != self.model:
-            raise ValueError(f"of another model, {manifest.model} instead of {self.model}")
+            raise Rejected(f"of another model, {manifest.model} instead of {self.model}", kind="other_model")
         if self.largest is not None and manifest.size > self.largest:
             raise ValueError(f"size={manifest.size}: this model's weights take {self.largest} bytes at most")
         return manifest
@@ -238,7 +258,7 @@ class Shelf:
         except FileNotFoundError as error:
             if not self._lies_there(self.record(manifest)):
                 raise  # both were deleted since the folder was listed
-            raise ValueError("its weights are missing") from error
+            raise Rejected("its weights are missing", kind="damaged") from error
         with self._noted(self.blob(manifest)):
             return _verified(content, manifest, finite=finite)
 
@@ -286,22 +306,24 @@ def _check(is_file: bool, found: int | None, *, most: int, size: int | None) -> 
     if not is_file:
         raise ValueError("not a regular file")
     if size is not None and found is not None and found != size:
-        raise ValueError(f"the weights are not those of the manifest: {found} bytes instead of {size}")
+        raise Rejected(f"the weights are not those of the manifest: {found} bytes instead of {size}", kind="damaged")
     if found is None or found > most:
         raise ValueError(f"too large: {found} bytes")
 
 
 def _verified(content: bytes, manifest: Manifest, *, finite: bool) -> Weights:
     if len(content) != manifest.size or hashlib.sha256(content).hexdigest() != manifest.sha256:
-        raise ValueError("the weights are not those of the manifest")
+        raise Rejected("the weights are not those of the manifest", kind="damaged")
     try:
         weights = load(content)
         found = fingerprint(weights)
         diverged = finite and not all(bool(tensor.isfinite().all()) for tensor in weights.values())
     except Exception as error:  # SafetensorError and what torch makes of odd shapes
-        raise ValueError(f"the weights cannot be read: {error}") from error
+        raise Rejected(f"the weights cannot be read: {error}", kind="damaged") from error
     if found != manifest.model:
-        raise ValueError(f"the weights are those of another model: {found} instead of {manifest.model}")
+        raise Rejected(
+            f"the weights are those of another model: {found} instead of {manifest.model}", kind="other_model"
+        )
     if diverged:
-        raise ValueError("the weights are not finite")
+        raise Rejected("the weights are not finite", kind="not_finite")
     return weights

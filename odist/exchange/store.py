@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -45,7 +46,7 @@ S3_OPTIONS: dict[str, Any] = {
 class StoreExchange:
     """One group's end of an exchange through a store.
 
-    group, peers: this group and the others; url: root of the store; run: id of the run, so that
+    group, peers: this group and those that it learns from; readers: those that learn from it, None for its peers; url: root of the store; run: id of the run, so that
     snapshots of another run in the same place are rejected
     model: fingerprint that a peer's weights must have; None takes any
     largest: bytes that the file of a peer's weights may have; num_steps: of the run; None: any number
@@ -72,6 +73,7 @@ class StoreExchange:
             peers=setup.peers,
             url=options.url or str(setup.folder / "exchange"),
             run=setup.run,
+            readers=schedule.readers,
             model=fingerprint(setup.weights),
             largest=sum(tensor.nbytes + HEADER_BYTES for tensor in setup.weights.values()) + HEADER_BYTES,
             num_steps=setup.num_steps,
@@ -91,6 +93,7 @@ class StoreExchange:
         peers: Sequence[int],
         url: str,
         run: str,
+        readers: Sequence[int] | None = None,
         model: str | None = None,
         largest: int | None = None,
         num_steps: int | None = None,
@@ -113,7 +116,7 @@ class StoreExchange:
         self.publisher = Publisher(
             self.shelf,
             group=group,
-            peers=peers,
+            readers=peers if readers is None else readers,
             run=run,
             keep=keep,
             history=history,
@@ -230,6 +233,11 @@ class StoreExchange:
         self.publish_failed += 1
         return False
 
+    def follow(self, peers: Sequence[int]) -> None:
+        """See `Exchange`."""
+        if self.poller is not None:
+            self.poller.follow(peers)
+
     def fetch(
         self, peer: int, *, step: int | None = None, newer_than: tuple[int, int] | None = None
     ) -> Snapshot | None:
@@ -255,18 +263,20 @@ class StoreExchange:
         return printable(f"{self.url}: {type(error).__name__}: {error}")
 
     def log(self) -> dict[str, Any]:
-        """Failures so far, for the log."""
-        counts = {
-            "exchange_rejected": len(self.shelf.rejected),
+        """Failures so far, for the log; rejected entries of the store also by kind, see `odist.exchange.shelf.Rejected`."""
+        kinds = Counter(rejection.kind for rejection in list(self.shelf.rejected.values()))
+        counts: dict[str, Any] = {
+            "exchange_rejected": kinds.total(),
+            "exchange_rejections": dict(sorted(kinds.items())),
             "exchange_problems": self.problems,
             "publish_failed": self.publish_failed,
         }
-        found: dict[str, Any] = {name: count for name, count in counts.items() if count}
+        found = {name: count for name, count in counts.items() if count}
         reason = self._why()
         return {**found, "exchange_reason": reason} if reason else found
 
     def _why(self) -> str:
-        rejected = [f"{name}: {reason}" for name, reason in list(self.shelf.rejected.items())[-1:]]
+        rejected = [f"{name}: {found.reason}" for name, found in list(self.shelf.rejected.items())[-1:]]
         return "; ".join(filter(None, [*rejected, self.last_problem, self.shelf.stuck()]))
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from odist.exchange import StoreOptions
 from odist.exchange.background import Background
 from odist.exchange.shelf import Shelf
 from odist.exchange.store import options_for
+from odist.exchange.topology import Topology
 from odist.optim import Clock
 from odist.run.folder import Run
 from odist.teachers import PeersOptions, peers_options
@@ -43,13 +44,14 @@ def mend(run: Run, config: Config, *, say: Callable[[str], None]) -> None:
         return
     asking = Asking(peers, Clock(run.horizon["examples_per_step"], run.horizon["num_steps"]))
     over = {group for group in groups if run.group_results(group).is_file()}
+    topology = Topology(peers.topology, peers.degree, num_groups=config.num_groups, seed=config.seed)
     asked = [
         (peer, step)
         for group in groups
-        for peer in groups
-        if group not in over and peer != group
-        for step in asking.wanted(after=saved[group], until=saved[peer])
-        if peer in over or step not in asking.held(at=saved[peer])
+        if group not in over
+        for step, heard in asking.wanted(after=saved[group], until=max(saved.values()))
+        for peer in topology.peers(group, step=heard)
+        if step <= saved[peer] and (peer in over or step not in asking.held(at=saved[peer]))
     ]
     url = store.url or str(run.path / "exchange")
     lost = _not_in_store(run, asked, url=url) if asked else []
@@ -84,13 +86,13 @@ class Asking:
     def interval(self) -> int:
         return max(1, self.clock.steps(self.peers.interval))
 
-    def wanted(self, *, after: int, until: int) -> Iterator[int]:
-        """Steps up to `until` whose snapshots a group that goes on after step `after` asks a peer for."""
+    def wanted(self, *, after: int, until: int) -> Iterator[tuple[int, int]]:
+        """Steps up to `until` whose snapshots a group that goes on after step `after` asks for, and where it asks for them."""
         interval, burn_in = self.interval, self.clock.steps(self.peers.burn_in)
         for step in range(interval, until + 1, interval):
-            heard = step + self.peers.lag * interval  # where it is asked for
+            heard = step + self.peers.lag * interval
             if heard >= after and heard < self.clock.num_steps and heard + interval > burn_in:
-                yield step
+                yield step, heard
 
     def held(self, *, at: int) -> list[int]:
         """Steps whose snapshots a group publishes again when it goes on after step `at`: see `Peers.state_dict`."""

@@ -1,7 +1,18 @@
 """What a run says while it trains: rows in metrics.jsonl, and progress on the terminal.
 
 Rows are for machines and always written; progress is a bar per group on a terminal and plain lines
-elsewhere.
+elsewhere. Every row has kind (train, evaluate), group, step (completed), examples, seconds (of training) and time (since the
+epoch). Of teachers that are other groups a `train` row says, where there is something to say:
+
+    teacher_age_steps, teacher_age_seconds    of the oldest snapshot in use; null: none yet
+    swaps                 [step, group, incarnation, snapshot's step, sha256] of every snapshot taken since the last row
+    teacher_stale         groups that have sent nothing new for many refreshes: gone, or far slower (freshest)
+    teacher_ignored       predictions left out so far because they were not finite (freshest)
+    waited_seconds        since the last row, for peers and for the store (lock-step)
+    exchange_rejected     entries of the store that are not used; exchange_rejections: the same by kind (not_a_manifest,
+                          other_run, other_model, damaged, not_finite, unreadable); exchange_reason: the last one in words
+    exchange_problems     looks into the store that failed so far
+    publish_failed        own snapshots that could not be written so far
 """
 
 from __future__ import annotations
@@ -21,6 +32,7 @@ from odist.run.progress import Bars, Pace, duration
 
 NOTE = "note: "  # begins a line for the user, also in the log of a group's process
 PLAIN_SECONDS = 10.0  # between two plain lines of a group
+LEAST_WORTH_SAYING = 0.1  # seconds waited, or snapshots, that a person is told of
 
 
 def note(text: str) -> None:
@@ -104,9 +116,22 @@ def describe(row: dict[str, Any]) -> str:
     elif "teacher_age_steps" in row:
         reason = row.get("exchange_reason")
         words.append(f"no teacher yet ({reason})" if reason else "no teacher yet")
+    if row.get("teacher_stale"):
+        words.append(f"nothing new from group {', '.join(map(str, row['teacher_stale']))}")
+    words += _losses(row)
     if row.get("examples_per_second"):
         words.append(f"{row['examples_per_second']:,.0f} examples/s")
     return ", ".join(words)
+
+
+def _losses(row: dict[str, Any]) -> list[str]:
+    """What the exchange has cost, in words: time waited since the last row, snapshots refused or not written so far."""
+    said = [
+        ("exchange_rejected", f"{row.get('exchange_rejected')} rejected"),
+        ("publish_failed", f"{row.get('publish_failed')} not published"),
+        ("waited_seconds", f"waited {row.get('waited_seconds') or 0:.1f} s"),
+    ]
+    return [words for name, words in said if (row.get(name) or 0) >= LEAST_WORTH_SAYING]
 
 
 def describe_briefly(row: dict[str, Any], *, validation: float | None, room: int) -> str:
@@ -122,6 +147,7 @@ def describe_briefly(row: dict[str, Any], *, validation: float | None, room: int
         (4, f"distillation {distillation:.4f}" if distillation is not None else ""),
         (2, f"teacher {age} steps old" if age is not None else "no teacher" if "teacher_age_steps" in row else ""),
         (3, f"{_thousands(speed)} examples/s" if speed else ""),
+        *((5, words) for words in _losses(row)),
     ]
     kept = [word for word in words if word[1]]
     while len(kept) > 1 and len("  ".join(text for _, text in kept)) > room:

@@ -26,6 +26,11 @@ LOSSES = {
 }
 AVERAGES = ("probabilities", "logits")
 DISTRIBUTIONS = {"uniform": "equal shares", "unigram": "the label frequencies"}
+TOPOLOGIES = {
+    "all": "all others",
+    "ring": "the next ones, by their numbers",
+    "random": "some, drawn anew at every reload",
+}
 TIMINGS = {"lockstep": "the agreed snapshot, the same bits every time", "freshest": "the newest there is"}
 
 
@@ -101,6 +106,22 @@ class PeersOptions(ModelOptions):
         node="exchange",
         younger=True,
     )
+    topology: str = key(
+        "all",
+        "which groups teach a group",
+        choices=TOPOLOGIES,
+        node="exchange",
+        younger=True,
+        only_with="algorithm=codistill",
+    )
+    degree: int = key(
+        1,
+        "ring, random: peers that teach a group at a time",
+        bounds=POSITIVE,
+        node="exchange",
+        younger=True,
+        only_with="algorithm=codistill",
+    )
     timing: str = key("lockstep", "which snapshot of a peer is used", choices=TIMINGS, node="exchange")
     timeout: float = key(
         600.0, "lockstep: seconds to wait for a peer before saving and giving up", bounds=POSITIVE, node="exchange"
@@ -118,6 +139,16 @@ class PeersOptions(ModelOptions):
             raise UserError(
                 f"num_groups={config.num_groups}: algorithm={config.algorithm.name} needs peers to learn from, "
                 "so at least 2 groups: num_groups=2."
+            )
+        if self.topology == "all" and self.degree != 1:
+            raise UserError(
+                f"exchange.degree={self.degree} with exchange.topology=all: every group learns from all others. Type "
+                "exchange.topology=ring or exchange.topology=random, or leave the degree out."
+            )
+        if self.degree >= config.num_groups:
+            raise UserError(
+                f"exchange.degree={self.degree} with num_groups={config.num_groups}: a group has {config.num_groups - 1} "
+                f"peers at most. Type exchange.degree={config.num_groups - 1} or less."
             )
         if self.publish == "average" and config.train.average == "none":
             raise UserError(

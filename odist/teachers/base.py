@@ -28,7 +28,7 @@ class TeacherSetup:
     """What the teacher of one group may use.
 
     task: for its forward and its prior; student: the group's own model; mesh: its workers and its place among the groups
-    clock: by which examples become steps; batches: of the group, on its device
+    seed: the run's; clock: by which examples become steps; batches: of the group, on its device
     load_runs: folders of finished runs -> the models that predict for them
     open_exchange: peers, schedule -> this group's end of the exchange
     stop: whether somebody who waits has to save and end
@@ -37,6 +37,7 @@ class TeacherSetup:
     task: Task
     student: nn.Module
     mesh: Mesh
+    seed: int
     clock: Clock
     batches: Batches
     load_runs: Callable[[Sequence[str]], list[nn.Module]]
@@ -151,6 +152,13 @@ class Panel:
         model.requires_grad_(False)
         self.models[peer] = model
         self.carry.setdefault(peer, {})
+        self.swap_step = step
+        self._window.clear()
+
+    def remove(self, peer: int, *, step: int) -> None:
+        """Use no model for `peer` from `step` on, and forget its carry."""
+        del self.models[peer]
+        del self.carry[peer]
         self.swap_step = step
         self._window.clear()
 

@@ -20,18 +20,21 @@ from torch import Tensor, nn
 from odist.errors import Interrupted, LostWorkers
 from odist.exchange.background import Background
 from odist.exchange.base import Exchange, Schedule, Snapshot
+from odist.exchange.topology import Topology
 from odist.losses import Soft
 from odist.mesh import Mesh
 from odist.tasks.base import Batch, Forward
 from odist.teachers import PeersOptions
 from odist.teachers.base import Batches, Panel, TeacherSetup, rising
 
+STALE_REFRESHES = 10  # freshest: without anything new from a peer, after which the log names it
+
 
 class Peers:
     """Teachers that train at the same time.
 
-    student: the group's own model, copied for each peer; group: its index; peers: the groups that teach, which may
-    include its own
+    student: the group's own model, copied for each peer; group: its index; peers: step of a reload -> the groups that teach from
+    it on, which may include its own
     schedule: when snapshots are taken; lock-step waits for the agreed ones until `stop` says so
     burn_in: steps before the teachers are heard; ramp: steps over which their weight then rises
     others: see `Panel`
@@ -40,20 +43,21 @@ class Peers:
     @classmethod
     def of(cls, options: PeersOptions, setup: TeacherSetup) -> Peers:
         mesh, clock = setup.mesh, setup.clock
-        group = mesh.group.index
-        peers = [peer for peer in range(mesh.group.size) if options.include_self or peer != group]
+        group, own = mesh.group.index, [mesh.group.index] if options.include_self else []
+        topology = Topology(options.topology, options.degree, num_groups=mesh.group.size, seed=setup.seed)
         schedule = Schedule(
             interval=max(1, clock.steps(options.interval)),
             lag=options.lag,
             lockstep=options.timing == "lockstep",
             timeout=options.timeout,
+            readers=topology.readers(group),
         )
         return cls(
             setup.task.forward,
             student=setup.student,
-            exchange=setup.open_exchange(peers, schedule),
+            exchange=setup.open_exchange(sorted([*topology.ever(group), *own]), schedule),
             group=group,
-            peers=peers,
+            peers=lambda step: sorted([*topology.peers(group, step=step), *own]),
             schedule=schedule,
             burn_in=clock.steps(options.burn_in),
             ramp=clock.steps(options.ramp),
@@ -71,7 +75,7 @@ class Peers:
         student: nn.Module,
         exchange: Exchange,
         group: int,
-        peers: Sequence[int],
+        peers: Callable[[int], Sequence[int]],
         schedule: Schedule,
         burn_in: int,
         ramp: int = 0,
@@ -89,21 +93,24 @@ class Peers:
         self.num_swaps = 0  # in the whole run
         self.heard = False  # whether a teacher was ever listened to
         self.ignored = 0  # predictions of a peer that were no finite numbers
+        self.waited = 0.0  # seconds, for snapshots and for readers, since the last row of the log
         self.lookahead = lookahead
         self.student = student
         self.exchange = exchange
         self.group = group
-        self.peers = list(peers)
+        self.peers = peers
         self.interval, self.lag = schedule.interval, schedule.lag
         self.burn_in = burn_in
         self.ramp = ramp
         self.num_steps = num_steps
         self.snapshots: dict[int, Snapshot] = {}  # in use, by peer
+        self._unchanged: dict[int, int] = {}  # refreshes since a peer's last snapshot was taken
         self._now = 0  # completed steps at the last refresh
         self._heard_at = 0  # the step that last used the snapshots
+        self._look_ahead(0)
 
     def forwards(self, step: int) -> int:
-        return 0 if step < self.burn_in else len(self.peers)
+        return 0 if step < self.burn_in else len(self.peers(0))
 
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         heard_until = step + (self.lag + 1) * self.interval
@@ -125,10 +132,24 @@ class Peers:
         wanted = step - self.lag * self.interval
         if self.lockstep and wanted <= 0:
             return
-        for snapshot in self._same_everywhere((lambda: self._agreed(wanted)) if self.lockstep else self._freshest):
+        for peer in self.snapshots:
+            self._unchanged[peer] = self._unchanged.get(peer, 0) + 1
+        peers = self.peers(step)
+        taken = self._same_everywhere(
+            lambda: self._agreed(wanted, peers=peers) if self.lockstep else self._freshest(peers)
+        )
+        for snapshot in taken:
             self._use(snapshot, step=step)
             self.num_swaps += 1
             self.swaps.append((step, snapshot.group, snapshot.incarnation, snapshot.step, snapshot.sha256))
+        if any(peer in self.snapshots for peer in peers):  # else old teachers are better than none
+            for peer in [peer for peer in self.snapshots if peer not in peers]:
+                self._drop(peer, step=step)
+        self._look_ahead(step)
+
+    def _look_ahead(self, step: int) -> None:
+        """Let the exchange look for those that are due at the reload after `step`."""
+        self.exchange.follow(self.peers((step // self.interval + 1) * self.interval))
 
     def _same_everywhere(self, look: Callable[[], list[Snapshot]]) -> list[Snapshot]:
         """The snapshots to take; one process of the group looks and waits, and hands them to the others.
@@ -147,8 +168,8 @@ class Peers:
             raise (Interrupted if outcome == Interrupted.exit_code else LostWorkers)(text)
         return [Snapshot(**one) for one in taken]
 
-    def _agreed(self, step: int) -> list[Snapshot]:
-        """Every peer's snapshot of `step`, waited for.
+    def _agreed(self, step: int, *, peers: Sequence[int]) -> list[Snapshot]:
+        """Each of these peers' snapshot of `step`, waited for.
 
         It is taken as it was agreed, even with numbers that are not finite: that peer has diverged, and so has this run.
         """
@@ -156,17 +177,17 @@ class Peers:
 
         def look() -> bool:
             self.exchange.flush()  # a peer that cannot read this group's weights does not come to `step`
-            for peer in self.peers:
+            for peer in peers:
                 snapshot = None if peer in found else self.exchange.fetch(peer, step=step)
                 if snapshot is not None:
                     found[peer] = snapshot
-            return len(found) == len(self.peers)
+            return len(found) == len(peers)
 
         def missing() -> str:
-            return f"group {next(peer for peer in self.peers if peer not in found)}"
+            return f"group {next(peer for peer in peers if peer not in found)}"
 
         self._wait(look, lambda: f"{missing()} has not published its weights of step {step}")
-        return [found[peer] for peer in self.peers]
+        return [found[peer] for peer in peers]
 
     def _wait_for_readers(self) -> list[Snapshot]:
         self._wait(self.exchange.flush, lambda: f"the weights of group {self.group} cannot be written for its peers")
@@ -189,7 +210,8 @@ class Peers:
             if not look():
                 raise LostWorkers(f"{problem()}.")
             return
-        asking, deadline = Background("exchange"), time.monotonic() + self.timeout
+        asking, began = Background("exchange"), time.monotonic()
+        deadline = began + self.timeout
         answer = asking.submit(ask)
         try:
             while not concurrent.futures.wait([answer], timeout=0.02).done:
@@ -202,6 +224,7 @@ class Peers:
                     )
             answer.result()
         finally:
+            self.waited += time.monotonic() - began
             over.set()
             asking.close()
 
@@ -209,10 +232,10 @@ class Peers:
         reason = self.exchange.log().get("exchange_reason")
         return f"The exchange says: {reason}. " if reason else ""
 
-    def _freshest(self) -> list[Snapshot]:
-        """Whatever is newer than what is in use."""
-        held = {peer: self.snapshots[peer].age if peer in self.snapshots else None for peer in self.peers}
-        found = [self.exchange.fetch(peer, newer_than=held[peer]) for peer in self.peers]
+    def _freshest(self, peers: Sequence[int]) -> list[Snapshot]:
+        """Whatever of these peers is newer than what is in use."""
+        held = {peer: self.snapshots[peer].age if peer in self.snapshots else None for peer in peers}
+        found = [self.exchange.fetch(peer, newer_than=held[peer]) for peer in peers]
         return [snapshot for snapshot in found if snapshot is not None]
 
     def _use(self, snapshot: Snapshot, *, step: int) -> None:
@@ -223,6 +246,12 @@ class Peers:
         teacher.load_state_dict(snapshot.weights)
         self.panel.place(snapshot.group, teacher, step=step)
         self.snapshots[snapshot.group] = snapshot
+        self._unchanged[snapshot.group] = 0
+
+    def _drop(self, peer: int, *, step: int) -> None:
+        self.panel.remove(peer, step=step)
+        del self.snapshots[peer]
+        self._unchanged.pop(peer, None)
 
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
         self._heard_at = step
@@ -245,9 +274,14 @@ class Peers:
         }
 
     def log(self) -> dict[str, Any]:
+        """What a row of metrics.jsonl says of the teachers; see odist.run.log."""
         swaps, self.swaps = self.swaps, []
+        waited, self.waited = self.waited, 0.0
+        stale = sorted(peer for peer, count in self._unchanged.items() if count >= STALE_REFRESHES)
         found = {
             **({"swaps": swaps} if swaps else {}),
+            **({"waited_seconds": round(waited, 3)} if self.lockstep and self.exchange.durable else {}),
+            **({"teacher_stale": stale} if stale and not self.lockstep else {}),
             **({"teacher_ignored": self.ignored} if self.ignored else {}),
             **self.exchange.log(),
         }
@@ -272,6 +306,7 @@ class Peers:
         published = [self.exchange.fetch(self.group, step=step) for step in steps if step != self._now]
         return {
             "panel": self.panel.state_dict(),
+            "now": self._now,
             "heard_at": self._heard_at,
             "heard": self.heard,
             "num_swaps": self.num_swaps,
@@ -290,6 +325,8 @@ class Peers:
         self.swaps = state["swaps"]
         self.num_swaps = state.get("num_swaps", len(self.swaps))  # older checkpoints have neither
         self.heard = state.get("heard", bool(self.snapshots))
+        self._now = state.get("now", 0)  # nor this
+        self._look_ahead(self._now)
 
 
 def _as_dict(snapshot: Snapshot) -> dict[str, Any]:
