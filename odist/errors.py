@@ -11,10 +11,12 @@ class OdistError(Exception):
     """Base: ends the command with `exit_code` and the message.
 
     lost_groups: groups that ended with this error while all others finished
+    said: another process of the job shows the message
     """
 
     exit_code = 1
     lost_groups: tuple[int, ...] = ()
+    said: bool = False
 
 
 class CannotWrite(OdistError):

@@ -31,11 +31,13 @@ class Mesh:
 
     group: which copy of the model it trains; replica: which of the group's processes it is
     workers: virtual workers of the group, over all its processes
+    process_group: by which the processes of the group hear each other; None: all that torch.distributed knows
     """
 
     group: Axis = field(default_factory=Axis)
     replica: Axis = field(default_factory=Axis)
     workers: int = 1
+    process_group: dist.ProcessGroup | None = None
 
     @property
     def local_workers(self) -> range:
@@ -53,7 +55,7 @@ class Mesh:
         if self.replica.size == 1:
             return [tensor]
         everywhere = [torch.empty_like(tensor) for _ in range(self.replica.size)]
-        dist.all_gather(everywhere, tensor.contiguous())
+        dist.all_gather(everywhere, tensor.contiguous(), group=self.process_group)
         return everywhere
 
     def gather_ragged(self, tensor: Tensor) -> list[Tensor]:
@@ -103,7 +105,8 @@ class Mesh:
             torch.save(state, buffer)
         size = self.from_writer([buffer.tell()])[0]
         content = torch.frombuffer(bytearray(buffer.getvalue() or size), dtype=torch.uint8)
-        dist.broadcast(content, src=0)
+        source = 0 if self.process_group is None else dist.get_global_rank(self.process_group, 0)
+        dist.broadcast(content, src=source, group=self.process_group)
         return state if self.is_writer else torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
 
     def any(self, answer: bool) -> bool:

@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "run",
     },
     "cli": {"bench", "claims", "engine", "launch", "measure", "prepare", "registry", "run"},
+    "__main__": {"cli"},
 }
 
 # Packages of others, and the only rooms, or modules of a room, that may import them.
@@ -89,7 +90,7 @@ RESERVED = {
             "rng",
             "bench",
         ),
-        *("launch.worker", "launch.results", "measure.images", "measure.language", "run.trackers"),
+        *("launch.worker", "launch.results", "launch.job", "measure.images", "measure.language", "run.trackers"),
     },
     "pickle": {"engine.checkpoint"},  # for the name of the error that torch.load raises
 }

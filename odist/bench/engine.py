@@ -130,7 +130,7 @@ class Engine:
         for _ in range(steps):
             done, *_ = [next(fit) for fit in self._fits]
             if done % self.trainers[0].cadence.log == 0:
-                checkpoint.prune(self.run, self.config.num_groups, keep=self.config.train.keep_checkpoints)
+                checkpoint.prune(self.run, self.config.trained_groups, keep=self.config.train.keep_checkpoints)
                 self.run.set_status(step=done)
 
     def close(self) -> None:

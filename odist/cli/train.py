@@ -25,6 +25,8 @@ from odist.config.folder import config_folder, config_folders
 from odist.config.read import register
 from odist.errors import Interrupted, LostWorkers, OdistError, UserError
 from odist.launch import launch
+from odist.launch.leading import Leading
+from odist.launch.ranks import Ranks, find_ranks
 from odist.launch.remarks import remarks
 from odist.launch.stop import Stop
 from odist.run.log import note
@@ -36,8 +38,9 @@ SWEEP_VARIABLE = "ODIST_SWEEP_DIR"  # read by conf/config.yaml; Hydra and its pl
 class Job:
     """What Hydra calls for every combination; goes to other processes with the joblib and submitit launchers."""
 
-    def __init__(self, sweep: Sweep, stop: Stop) -> None:
+    def __init__(self, sweep: Sweep, stop: Stop, leading: Leading | None = None) -> None:
         self.sweep = sweep
+        self.leading = leading  # of the processes that an engine has started
         self.stop = stop
         self.failure: BaseException | None = None  # of a single run
 
@@ -72,10 +75,12 @@ class Job:
         from omegaconf import OmegaConf
 
         content: Any = OmegaConf.to_container(composed, resolve=True)
-        config = launch.prepare_config(content)
+        leading = self.leading or Leading(Ranks())
+        config = launch.prepare_config(content, ranks=leading.ranks)
+        job = leading.job() if config.launch.name == "env" else None
         for remark in remarks(config):
             note(remark)
-        run = launch.train(config, overrides=overrides, stop=self.stop, in_multirun=in_multirun)
+        run = launch.train(config, overrides=overrides, stop=self.stop, in_multirun=in_multirun, job=job)
         print(result_line(run))
         for remark in untaught(run):
             note(remark)
@@ -103,14 +108,46 @@ def train(words: list[str]) -> None:
     Raises UserError for anything wrong in the words, Interrupted, Diverged, LostWorkers when a launcher lost a
     process, and OdistError when jobs of a multirun failed.
     """
-    arguments = read_arguments(words)
+    ranks = find_ranks(os.environ)
+    if ranks is None or ranks.size == 1:
+        _run(read_arguments(words), None if ranks is None else Leading(ranks))
+    elif ranks.rank == 0:
+        with Leading(ranks) as leading:
+            arguments = read_arguments(words)
+            _start_in_place(arguments, ranks)
+            _run(arguments, leading)
+    else:
+        from odist.launch import in_place, job
+
+        stop = Stop(silent=True)
+        with stop.listening():
+            code = in_place.follow(job.Job(ranks), stop=stop)
+        if code:
+            sys.exit(code)
+
+
+def _start_in_place(arguments: Arguments, ranks: Ranks) -> None:
+    """Choose launch=env where an engine has started several processes; refuse what cannot be done there."""
+    what = f"torchrun, srun or Kubernetes has started {ranks.size} processes for this command"
+    launch = arguments.value_of("launch")
+    if arguments.is_multirun:
+        raise UserError(f"{what}, which train one run together: type the runs of -m one by one.")
+    if launch not in (None, "env"):
+        raise UserError(
+            f"launch={launch}: {what}. Leave launch out, so that they train in place, or type the command without the engine."
+        )
+    if launch is None:
+        arguments.overrides.append("launch=env")
+
+
+def _run(arguments: Arguments, leading: Leading | None) -> None:
     arguments.overrides += _sweeper_settings(arguments.overrides)
     if arguments.wants_help:
         _show_help(arguments)
         return
     sweep = Sweep.beside(local_folder(arguments.value_of("run.dir") or "runs", key="run.dir"))
     stop = Stop(sweep.stop_file if arguments.is_multirun else None)
-    job = Job(sweep, stop)
+    job = Job(sweep, stop, leading)
     records: list[Record] = []
     tracebacks = _wants_tracebacks()
     with stop.listening(), _environment(arguments.words(), sweep.path):

@@ -202,10 +202,23 @@ class ExchangeConfig:
     name: str = key(MISSING, "how groups see each other's weights", parts="exchange")
 
 
+LAUNCHES = {
+    "inline": "all groups take turns in one process",
+    "local": "processes on this machine",
+    "env": "in place, in processes that torchrun, srun or Kubernetes has started",
+}
+
+
 @dataclass
 class LaunchConfig:
-    name: str = key(MISSING, "how processes are started", choices=("inline", "local"))
+    name: str = key(MISSING, "how processes are started", choices=LAUNCHES)
     processes: int = key(1, "launch=local: processes that carry the virtual workers of one group", bounds=POSITIVE)
+    group: int | None = key(
+        None,
+        "train this group alone; other jobs with the same exchange.url and run.id train the others",
+        bounds=NOT_NEGATIVE,
+        younger=True,
+    )
     restarts: int = key(3, "launch=local: restarts of a group's processes after a crash", bounds=NOT_NEGATIVE)
     patience: float = key(
         600.0, "launch=local: seconds without a sign of life before a group is ended", bounds=POSITIVE
@@ -263,6 +276,7 @@ class RunConfig:
     dir: str | None = key(
         None, "run folder; null: runs/ and an own name; with -m the folder of all runs", place="typed"
     )
+    id: str | None = key(None, "name of the run in a store that several jobs share; null: one of its own")
     progress: bool = key(True, "show bars on a terminal, lines elsewhere")
     sinks: list[str] = key([], "trackers that follow the run: tensorboard, wandb, mlflow")
 
@@ -284,3 +298,9 @@ class Config:
     launch: LaunchConfig = key(LaunchConfig(), "which processes do the work")
     train: TrainConfig = key(TrainConfig(), "length, batch, evaluations and checkpoints")
     run: RunConfig = key(RunConfig(), "run folder and what is shown; the results do not depend on it")
+
+    @property
+    def trained_groups(self) -> range:
+        """The groups that the run folder of this configuration trains: all, or `launch.group` alone."""
+        only = self.launch.group
+        return range(self.num_groups) if only is None else range(only, only + 1)

@@ -12,7 +12,7 @@ import hashlib
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,13 @@ def recover(run: Run, group: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def prune(run: Run, num_groups: int, *, keep: int) -> None:
-    """Delete every checkpoint that is older than the newest `keep` which all groups have saved."""
-    common = sorted(set.intersection(*(set(run.checkpoint_steps(group)) for group in range(num_groups))))
+def prune(run: Run, groups: Sequence[int], *, keep: int) -> None:
+    """Delete every checkpoint that is older than the newest `keep` which all of `groups` have saved."""
+    common = sorted(set.intersection(*(set(run.checkpoint_steps(group)) for group in groups)))
     if not common:
         return
     oldest_kept = common[-max(1, keep) :][0]
-    for group in range(num_groups):
+    for group in groups:
         for step in run.checkpoint_steps(group):
             if step < oldest_kept:
                 shutil.rmtree(run.checkpoint_root(group) / step_name(step), ignore_errors=True)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 @dataclass
 class MemoryOptions:
     def check(self, config: Config) -> None:
-        if config.launch.name == "local":
-            raise UserError(
-                "exchange=memory reaches only groups of one process; with launch=local type exchange=store."
-            )
+        launch = config.launch
+        if launch.name != "inline" or launch.group is not None:
+            given = f"launch={launch.name}" if launch.group is None else f"launch.group={launch.group}"
+            raise UserError(f"exchange=memory reaches only groups of one process; with {given} type exchange=store.")
 
 
 @dataclass

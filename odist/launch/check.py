@@ -19,7 +19,7 @@ from odist.engine.devices import require
 from odist.errors import UserError
 from odist.run import sinks
 from odist.run.folder import Run
-from odist.teachers import ModelOptions, PeersOptions
+from odist.teachers import ModelOptions, PeersOptions, peers_options
 
 PREPARED_BY = {"lm": "text"}  # the verb's name where it is not the task's
 MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer"), "imagenet": ("resnet", "wrn")}
@@ -113,23 +113,56 @@ def _check_optim(config: Config) -> None:
 
 def _check_launch(config: Config) -> None:
     launch = config.launch
+    _check_group(config)
     require(launch.device, asked=f"launch.device={launch.device}", instead="launch.device=cpu")
     if launch.processes == 1:
         return
-    if launch.name != "local":
+    if launch.name == "inline":
         raise UserError(f"launch.processes={launch.processes}: only launch=local starts processes.")
+    env = launch.name == "env"
+    given = f"{launch.processes} processes for each group" if env else f"launch.processes={launch.processes}"
     if not registry.find("strategies", config.algorithm.strategy).spreads_workers:
         raise UserError(
-            f"launch.processes={launch.processes}: algorithm.strategy={config.algorithm.strategy} runs in one process "
-            "per group. Leave launch.processes out, or type algorithm.strategy=allreduce."
+            f"{given}: algorithm.strategy={config.algorithm.strategy} runs in one process "
+            f"per group. {'Start one' if env else 'Leave launch.processes out'}, or type algorithm.strategy=allreduce."
         )
     each, rest = divmod(config.workers, launch.processes)
     if rest or each & (each - 1):
         carried = {number: config.workers / number for number in range(1, config.workers + 1)}
         fits = [number for number, share in carried.items() if share.is_integer() and int(share).bit_count() == 1]
         raise UserError(
-            f"launch.processes={launch.processes} cannot carry workers={config.workers}: each process takes "
-            f"1, 2, 4, 8 ... of them. Choose launch.processes={' or launch.processes='.join(map(str, fits))}."
+            f"{given} cannot carry workers={config.workers}: each process takes 1, 2, 4, 8 ... of them. "
+            + (
+                f"Start {' or '.join(str(number * len(config.trained_groups)) for number in fits)} in all."
+                if env
+                else f"Choose launch.processes={' or launch.processes='.join(map(str, fits))}."
+            )
+        )
+
+
+def _check_group(config: Config) -> None:
+    only = config.launch.group
+    if only is None:
+        return
+    if only >= config.num_groups:
+        raise UserError(
+            f"launch.group={only} with num_groups={config.num_groups}: groups are counted from 0, so the last is "
+            f"launch.group={config.num_groups - 1}."
+        )
+    if peers_options(config) is None:
+        return
+    absent = [
+        example
+        for example, value in (
+            ("exchange.url=s3://bucket/folder", getattr(options_of(config, "exchange"), "url", "")),
+            ("run.id=NAME", config.run.id),
+        )
+        if value is None
+    ]
+    if absent:
+        raise UserError(
+            f"launch.group={only}: this job and those of the other groups meet in a store that all of them see, under one "
+            f"name. Add {' and '.join(absent)}, the same in all jobs."
         )
 
 

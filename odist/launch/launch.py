@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from odist.config.identity import to_dict
 from odist.config.read import described, load
@@ -15,6 +15,7 @@ from odist.errors import CannotWrite, Damaged, Diverged, Interrupted, LostWorker
 from odist.files import write_atomically
 from odist.launch.check import validate
 from odist.launch.opening import claimed, open_or_create
+from odist.launch.ranks import Ranks, lay_out
 from odist.launch.stop import Stop
 from odist.run import provenance, sinks
 from odist.run.damage import naming, writing
@@ -23,10 +24,18 @@ from odist.run.log import note
 from odist.run.mending import mend_state
 from odist.run.places import local_folder
 
+if TYPE_CHECKING:
+    from odist.launch.job import Job
 
-def prepare_config(content: dict[str, Any]) -> Config:
-    """The typed, checked configuration, with its places as absolute paths."""
+
+def prepare_config(content: dict[str, Any], *, ranks: Ranks | None = None) -> Config:
+    """The typed, checked configuration, with its places as absolute paths.
+
+    ranks: with launch=env, of the job, which is laid out for it
+    """
     config = load(content)
+    if config.launch.name == "env":
+        lay_out(config, ranks or Ranks())
     if config.run.dir is not None:
         config.run.dir = str(local_folder(config.run.dir, key="run.dir"))
     for name, value, key in described(config):
@@ -43,9 +52,12 @@ def _absolute(place: str) -> str:
     return place if "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
-def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool = False) -> Run:
+def train(
+    config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool = False, job: Job | None = None
+) -> Run:
     """Start or continue the run of `config` and return it finished.
 
+    job: with launch=env, the job whose rank 0 this process is
     A finished run is returned at once. Raises Interrupted (saved), Diverged, UserError.
     """
     if stop():
@@ -70,9 +82,9 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
         run.set_status(pid=pid, pid_started=provenance.process_start(pid), host=platform.node())
         try:
             with naming(run.path), sinks.forwarding(run, config.run.sinks):
-                _start(run, config, stop)
+                _start(run, config, stop, job)
         except UserError:
-            if created and not any(run.checkpoint_root(group).exists() for group in range(config.num_groups)):
+            if created and not any(run.checkpoint_root(group).exists() for group in config.trained_groups):
                 shutil.rmtree(run.path)  # refused before the first step: as if never started
             raise
         except CannotWrite as error:
@@ -80,7 +92,9 @@ def train(config: Config, *, overrides: list[str], stop: Stop, in_multirun: bool
             raise
         except (Interrupted, Diverged, LostWorkers) as error:
             _record_end(run, error)
-            raise type(error)(f"{run.path}: {error}") from error
+            located = type(error)(f"{run.path}: {error}")
+            located.said = error.said
+            raise located from error
         except BaseException as error:
             _record_end(run, error)
             error.add_note(str(run.path))  # for the list of failed jobs of a multirun
@@ -97,16 +111,21 @@ def _whole(run: Run) -> bool:
         return False
 
 
-def _start(run: Run, config: Config, stop: Stop) -> None:
-    from odist.launch import worker
+def _start(run: Run, config: Config, stop: Stop, job: Job | None) -> None:
+    from odist.launch import results, worker
 
     if config.launch.name == "inline":
         worker.main(run, stop=stop)
         return
-    from odist.launch import processes, results
-
     try:
-        processes.train(run, config, stop=stop)
+        if job is not None:
+            from odist.launch import in_place
+
+            in_place.lead(run, config, job, stop=stop)
+        else:
+            from odist.launch import processes
+
+            processes.train(run, config, stop=stop)
     except OdistError as error:
         if error.lost_groups:
             results.combine(run, missing=error.lost_groups)

@@ -40,7 +40,8 @@ def content_of(config: Config) -> dict[str, Any]:
 def run_name(config: Config, digest: str) -> str:
     """Name of the folder: task, folder of prepared data, algorithm, seed and eight digits of the hash."""
     data = "" if config.data.path is None else re.sub(r"[^\w.]+", "_", Path(config.data.path).name)[:40]
-    return f"{config.task.name}-{f'{data}-' if data else ''}{config.algorithm.name}-s{config.seed}-{digest[:8]}"
+    only = "" if config.launch.group is None else f"-group-{config.launch.group}"
+    return f"{config.task.name}-{f'{data}-' if data else ''}{config.algorithm.name}{only}-s{config.seed}-{digest[:8]}"
 
 
 def run_path(config: Config, digest: str, *, in_multirun: bool) -> Path:
@@ -75,7 +76,7 @@ def open_or_create(config: Config, *, overrides: list[str], in_multirun: bool) -
         return run, False
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists and is not a run folder. Choose another run.dir, or remove it.")
-    env = provenance.environment(config_hash=digest, data_fingerprint=content.get("data.path"))
+    env = provenance.environment(config_hash=digest, data_fingerprint=content.get("data.path"), run_id=config.run.id)
     return _create(path, config, overrides=overrides, env=env), True
 
 
@@ -96,6 +97,11 @@ def _create(path: Path, config: Config, *, overrides: list[str], env: dict[str, 
 
 def _check_same(run: Run, config: Config, *, content: dict[str, Any], digest: str) -> None:
     known = load(run.config)
+    if config.run.id is not None and config.run.id != run.env.get("run_id", config.run.id):
+        raise UserError(
+            f"run.id={config.run.id}: the run in {run.path} was begun as run.id={run.env['run_id']}. Type that, or choose "
+            "another run.dir."
+        )
     if run.env.get("config_hash") == digest:
         return
     changed = differences(known, config)

@@ -62,7 +62,7 @@ def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
     (run.path / "logs").mkdir(exist_ok=True)
     watch = Watch(run, config)
     restart.mend(run, config, say=watch.say)
-    groups = [Group(index) for index in range(config.num_groups)]
+    groups = [Group(index) for index in config.trained_groups]
     run.set_status(state="running", started=time.time())
     try:
         for group in groups:
@@ -88,10 +88,10 @@ def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
             path.unlink(missing_ok=True)
     lost = {group.index: group.lost for group in groups if group.lost is not None}
     if lost:
-        raise _sum_up(lost, sound=len(groups) - len(lost))
+        raise sum_up(lost, sound=len(groups) - len(lost))
 
 
-def _sum_up(lost: dict[int, OdistError], *, sound: int) -> OdistError:
+def sum_up(lost: dict[int, OdistError], *, sound: int) -> OdistError:
     """The error with which a run ends some of whose groups were lost."""
     text = "\n".join(map(str, lost.values()))
     if not sound:
@@ -153,7 +153,7 @@ def _attend(run: Run, config: Config, group: Group) -> None:
     _lose(config, group, error or _crash(run, config, group, before=codes))
 
 
-def _goes_on_alone(config: Config) -> bool:
+def goes_on_alone(config: Config) -> bool:
     """Whether the groups lose nothing but a fresher teacher when one of them is gone."""
     peers = peers_options(config)
     return peers is not None and peers.timing == "freshest"
@@ -161,7 +161,7 @@ def _goes_on_alone(config: Config) -> bool:
 
 def _lose(config: Config, group: Group, error: OdistError) -> None:
     """Give up a group. Under freshest timing its peers go on with an older teacher; otherwise the run ends."""
-    if not _goes_on_alone(config) or isinstance(error, Interrupted | UserError | CannotWrite):
+    if not goes_on_alone(config) or isinstance(error, Interrupted | UserError | CannotWrite):
         raise error
     group.over, group.lost = True, error
 
@@ -213,7 +213,7 @@ def _crash(run: Run, config: Config, group: Group, *, before: Sequence[int | Non
     ended = f"crashed {times} {restarts}, the last time with exit code {code}."
     if code < 0:
         ended = f"was killed {times} {restarts}, the last time by {_signal_name(-code)}."
-    kind = LostWorkers if _goes_on_alone(config) or code < 0 else OdistError
+    kind = LostWorkers if goes_on_alone(config) or code < 0 else OdistError
     return kind(
         f"group {group.index} {ended} The same command continues it. {_log(run, group.index, replica)} "
         + "\n".join(["ends with:", *shown] if shown else ["is empty."])

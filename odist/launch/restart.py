@@ -36,6 +36,8 @@ def mend(run: Run, config: Config, *, say: Callable[[str], None]) -> None:
     Raises UserError, with the cure, if they cannot go on because there is no step that all of them have saved.
     """
     peers, store = peers_options(config), options_of(config, "exchange")
+    if config.launch.group is not None:
+        return  # what the others have saved is known to their own jobs
     groups = range(config.num_groups)
     saved = {group: max(run.checkpoint_steps(group), default=0) for group in groups}
     if peers is None or peers.timing != "lockstep" or not isinstance(store, StoreOptions):

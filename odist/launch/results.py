@@ -122,15 +122,16 @@ def combine(run: Run, *, missing: Sequence[int] = ()) -> None:
     """
     config = load(run.path / "config.yaml")
     task = build_task(config)
-    sound = [group for group in range(config.num_groups) if group not in missing]
+    sound = [group for group in config.trained_groups if group not in missing]
+    absent = [group for group in range(config.num_groups) if group not in sound]
     groups = [_group_results(run, group) for group in sound]
     lengths = [group.pop("length") for group in groups]
     length = lengths[0]
-    lost = {"missing_groups": sorted(missing)} if missing else {}
+    lost = {"missing_groups": absent} if absent else {}
     content = {
         "split": "validation",
         "rows": length["rows"],
-        "predictor": predictor(config, missing=missing),
+        "predictor": predictor(config, missing=absent),
         "steps": length["steps"],
         "examples_per_model": length["examples_per_model"],
         "total_examples": length["examples_per_model"] * len(sound),

@@ -19,10 +19,14 @@ STOPPING = "stopping after this step (Ctrl-C again: at once, unsaved)"
 
 
 class Stop:
-    """Becomes true when the run should save and end: after a signal, or when `file` exists (one for a multirun)."""
+    """Becomes true when the run should save and end: after a signal, or when `file` exists (one for a multirun).
 
-    def __init__(self, file: Path | None = None) -> None:
+    silent: another process tells the user
+    """
+
+    def __init__(self, file: Path | None = None, *, silent: bool = False) -> None:
         self.file = file
+        self.silent = silent
         self.requested = False
         self.owner = os.getpid()
         self._first = 0.0
@@ -57,7 +61,9 @@ class Stop:
         if not self.requested:
             self.requested, self._first = True, time.monotonic()
             with contextlib.suppress(OSError):
-                if os.getpid() == self.owner and sys.stderr is sys.__stderr__:
+                if self.silent:
+                    pass
+                elif os.getpid() == self.owner and sys.stderr is sys.__stderr__:
                     os.write(2, f"\n{STOPPING}\n".encode())
                 else:  # bars are on the screen: the next call prints it above them
                     self._to_say = os.getpid() == self.owner

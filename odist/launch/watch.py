@@ -33,10 +33,10 @@ class Watch:
         self.progress: Progress | None = None
         self.rows = Tail.from_end(run.path / "metrics.jsonl")
         self.logs: dict[Path, Tail] = {path: Tail.from_end(path) for path in self._log_paths()}
-        self.steps = {group: max(run.checkpoint_steps(group), default=0) for group in range(config.num_groups)}
+        self.steps = {group: max(run.checkpoint_steps(group), default=0) for group in config.trained_groups}
 
     def _log_paths(self) -> list[Path]:
-        groups, replicas = range(self.config.num_groups), range(self.config.launch.processes)
+        groups, replicas = self.config.trained_groups, range(self.config.launch.processes)
         return [self.run.path / "logs" / f"group-{g}-process-{r}.log" for g in groups for r in replicas]
 
     def look(self) -> None:

@@ -45,14 +45,14 @@ def main(run: Run, *, stop: Callable[[], bool] = lambda: False) -> None:
     set_up_torch(config)
     task = build_task(config)
     clock = make_clock(config, task)
-    with held(run, range(config.num_groups), stop=stop):
+    with held(run, config.trained_groups, stop=stop):
         _train_in_turns(run, config, task, clock=clock, stop=stop)
 
 
 def _train_in_turns(run: Run, config: Config, task: Task, *, clock: Clock, stop: Callable[[], bool]) -> None:
     start = _common_start(run, config)
     progress = make_progress(show=config.run.progress, num_groups=config.num_groups, num_steps=clock.num_steps)
-    meshes = [Mesh(Axis(group, config.num_groups), workers=config.workers) for group in range(config.num_groups)]
+    meshes = [Mesh(Axis(group, config.num_groups), workers=config.workers) for group in config.trained_groups]
     with Session(run, config, task, clock=clock, meshes=meshes, progress=progress, stop=stop, start=start) as session:
         open_run(run, task, clock)
         run.set_status(state="running", step=start, num_steps=clock.num_steps, started=time.time())
@@ -88,15 +88,15 @@ def held(run: Run, groups: Iterable[int], *, stop: Callable[[], bool]) -> Iterat
 
 def _common_start(run: Run, config: Config) -> int:
     """The step from which groups that take turns go on. Raises UserError if they were saved at different steps."""
-    steps = [run.checkpoint_steps(group) for group in range(config.num_groups)]
-    common = checkpoint.newest_sound(run, range(config.num_groups), say=note)
+    steps = [run.checkpoint_steps(group) for group in config.trained_groups]
+    common = checkpoint.newest_sound(run, config.trained_groups, say=note)
     if common is None and all(steps):
         newest = ", ".join(str(group[-1]) for group in steps)
         raise UserError(
             f"{run.path}: its groups were saved after steps {newest}, as processes of their own, and cannot take turns "
             "from there: continue with launch=local."
         )
-    for group in range(config.num_groups):
+    for group in config.trained_groups:
         checkpoint.drop_newer(run, group, than=common or 0)
     return common or 0
 
@@ -123,14 +123,14 @@ def _take_turns(run: Run, config: Config, trainers: Sequence[Trainer], *, start:
     for steps in itertools.zip_longest(*(trainer.fit(start) for trainer in trainers)):
         done = steps[0]
         if done is not None and done % trainers[0].cadence.log == 0:
-            checkpoint.prune(run, config.num_groups, keep=config.train.keep_checkpoints)
+            checkpoint.prune(run, config.trained_groups, keep=config.train.keep_checkpoints)
             run.set_status(step=done)
     if any(trainer.stopped for trainer in trainers):
-        step = checkpoint.common_step(run, range(config.num_groups)) or 0
+        step = checkpoint.common_step(run, config.trained_groups) or 0
         run.set_status(state="interrupted", step=step)
         raise Interrupted(f"saved after step {step} of {clock.num_steps}; the same command continues it.")
     run.set_status(step=clock.num_steps)
-    checkpoint.prune(run, config.num_groups, keep=config.train.keep_checkpoints)
+    checkpoint.prune(run, config.trained_groups, keep=config.train.keep_checkpoints)
 
 
 def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable[[], bool]) -> None:
@@ -149,17 +149,23 @@ def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable
     with held(run, [group] if mesh.is_writer else [], stop=stop):
         if mesh.replica.size > 1:
             store = dist.FileStore(str(rendezvous), mesh.replica.size)  # type: ignore[attr-defined]
-            peers = peers_options(config)
-            patience = timedelta(seconds=600 + (600 if peers is None else peers.timeout))
-            dist.init_process_group("gloo", store=store, rank=replica, world_size=mesh.replica.size, timeout=patience)
-        _train_group(run, config, mesh, stop=stop)
+            limit = time_limit(config)
+            dist.init_process_group("gloo", store=store, rank=replica, world_size=mesh.replica.size, timeout=limit)
+        train_group(run, config, mesh, stop=stop)
 
 
-def _train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], bool]) -> None:
+def time_limit(config: Config) -> timedelta:
+    """How long the processes of a group wait for one of them, which may itself wait for peers or evaluate."""
+    peers = peers_options(config)
+    return timedelta(seconds=600 + (600 if peers is None else peers.timeout))
+
+
+def train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], bool]) -> None:
+    """Train or continue one group as the process of `mesh`, which hears the group's other processes."""
     group = mesh.group.index
     task = build_task(config)
     clock = make_clock(config, task)
-    if mesh.is_writer and group == 0:
+    if mesh.is_writer and group == config.trained_groups[0]:
         open_run(run, task, clock)
     sound = checkpoint.newest_sound(run, [group], say=note) if mesh.is_writer else None
     start = mesh.from_writer([sound or 0])[0]
@@ -180,7 +186,7 @@ def _prune(run: Run, config: Config, group: int) -> None:
     keep = config.train.keep_checkpoints
     peers = peers_options(config)
     if peers is not None and peers.timing == "lockstep":
-        checkpoint.prune(run, config.num_groups, keep=keep)
+        checkpoint.prune(run, config.trained_groups, keep=keep)
     else:
         checkpoint.prune_group(run, group, keep=keep)
 

@@ -17,8 +17,8 @@ from odist import __version__
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "datasets", "pandas", "safetensors", "numba")
 
 
-def environment(*, config_hash: str, data_fingerprint: str | None) -> dict[str, Any]:
-    """Content of a run's env.json."""
+def environment(*, config_hash: str, data_fingerprint: str | None, run_id: str | None = None) -> dict[str, Any]:
+    """Content of a run's env.json. run_id: which the user gave it; None: a new one"""
     return {
         "commit": commit(),
         "source_hash": source_hash(),
@@ -26,7 +26,7 @@ def environment(*, config_hash: str, data_fingerprint: str | None) -> dict[str, 
         "hardware": hardware(),
         "data_fingerprint": data_fingerprint,
         "config_hash": config_hash,
-        "run_id": uuid.uuid4().hex,  # tells the exchange whose snapshots lie in a store
+        "run_id": run_id or uuid.uuid4().hex,  # tells the exchange whose snapshots lie in a store
     }
 
 
