@@ -256,7 +256,7 @@ def test_the_hash_follows_exactly_the_keys_that_decide(key: str) -> None:
     smoke = next(c for c in (load(compose("scale=smoke", *t)) for t in tasks) if key in dict(flatten(to_dict(c))))
     value = dict(flatten(to_dict(smoke)))[key]
     other: Any = not value if isinstance(value, bool) else OTHER[type(value)]
-    if key in ("run.dir", "data.path", "exchange.url", "train.init_from"):
+    if key in ("run.dir", "run.id", "data.path", "exchange.url", "train.init_from"):
         other = "elsewhere"
     if key in ("algorithm.teachers", "run.sinks"):
         other = ["elsewhere"]
