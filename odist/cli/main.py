@@ -308,8 +308,7 @@ def main() -> Any:
     try:
         app(prog_name="odist")
     except OdistError as error:
-        if not error.said:
-            print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", file=sys.stderr)
+        print(f"{'stopped' if isinstance(error, Interrupted) else 'error'}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in NO_PLACE:

@@ -111,19 +111,30 @@ def train(words: list[str]) -> None:
     ranks = find_ranks(os.environ)
     if ranks is None or ranks.size == 1:
         _run(read_arguments(words), None if ranks is None else Leading(ranks))
-    elif ranks.rank == 0:
-        with Leading(ranks) as leading:
-            arguments = read_arguments(words)
-            _start_in_place(arguments, ranks)
-            _run(arguments, leading)
-    else:
-        from odist.launch import in_place, job
+        return
+    try:
+        if ranks.rank == 0:
+            with Leading(ranks) as leading:
+                arguments = read_arguments(words)
+                _start_in_place(arguments, ranks)
+                _run(arguments, leading)
+        else:
+            _follow(ranks)
+    except OdistError as error:
+        if error.said:
+            sys.exit(error.exit_code)
+        raise
 
-        stop = Stop(silent=True)
-        with stop.listening():
-            code = in_place.follow(job.Job(ranks), stop=stop)
-        if code:
-            sys.exit(code)
+
+def _follow(ranks: Ranks) -> None:
+    """Do what rank 0 says and end as it says."""
+    from odist.launch import in_place, job
+
+    stop = Stop(silent=True)
+    with stop.listening():
+        code = in_place.follow(job.Job(ranks), stop=stop)
+    if code:
+        sys.exit(code)
 
 
 def _start_in_place(arguments: Arguments, ranks: Ranks) -> None:
