@@ -61,7 +61,8 @@ def train_all(
     running: list[_Job] = []
     failed: list[str] = []
     # `odist train` checks that a finished run has these settings, and returns at once
-    with _stopping(running), _progress(len(queue), echo) as report:
+    num_reused = sum(_known_finished(path) for _, path, _ in queue)
+    with _stopping(running), _progress(len(queue), echo, num_reused=num_reused) as report:
         while queue or running:
             while queue and len(running) < jobs:
                 run, path, command = queue.pop(0)
@@ -130,23 +131,26 @@ def _stopping(running: list[_Job]) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int, echo: Echo) -> Iterator[_Display]:
+def _progress(total: int, echo: Echo, *, num_reused: int) -> Iterator[_Display]:
     """Bars on a terminal, lines elsewhere."""
     if not sys.stderr.isatty():
-        yield _Display(total, echo, None)
+        yield _Display(total, echo, None, num_reused=num_reused)
         return
     bars = Bars()
     try:
-        yield _Display(total, echo, bars)
+        yield _Display(total, echo, bars, num_reused=num_reused)
     finally:
         bars.close()
 
 
 class _Display:
-    """Tells the user how far the runs are."""
+    """Tells the user how far the runs are, and how long the rest takes if it is like what was trained until now.
 
-    def __init__(self, total: int, echo: Echo, bars: Bars | None) -> None:
-        self.total, self.echo, self.bars = total, echo, bars
+    num_reused: runs that were finished before, come first and take no time
+    """
+
+    def __init__(self, total: int, echo: Echo, bars: Bars | None, *, num_reused: int) -> None:
+        self.total, self.echo, self.bars, self.num_reused = total, echo, bars, num_reused
         self.done = 0
         self.began = time.monotonic()
 
@@ -154,19 +158,29 @@ class _Display:
         if self.bars is None:
             return
         now = time.monotonic()
+        states = {job.run.name: Run(job.path).status for job in running}
+        parts = [state.get("step", 0) / state["num_steps"] for state in states.values() if state.get("num_steps")]
         self.bars.show(
             "runs",
             done=self.done,
             total=self.total,
             amount=f"{self.done}/{self.total}",
-            left=f"after {duration(now - self.began)}",
+            left=self._left(sum(parts)) or f"after {duration(now - self.began)}",
         )
         for job in running:
-            status = Run(job.path).status
+            status = states[job.run.name]
             steps, num_steps = status.get("step", 0), status.get("num_steps") or None
             amount = f"{steps}/{num_steps}" if num_steps else ""
             after = f"after {duration(now - job.started)}"
             self.bars.show(job.run.name, done=steps, total=num_steps, amount=amount, left=after)
+
+    def _left(self, running: float = 0.0) -> str:
+        """How long the rest takes, empty before that can be told. running: parts of runs that are done, in runs"""
+        trained = self.done - self.num_reused + running
+        rest = self.total - self.done - running
+        if trained < 0.05 or rest <= 0:
+            return ""
+        return f"about {duration((time.monotonic() - self.began) * rest / trained)} left"
 
     def ended(self, job: _Job) -> None:
         self.done += 1
@@ -179,4 +193,5 @@ class _Display:
                 self.bars.say(f"{job.run.name} {how}")
         else:
             seconds = time.monotonic() - job.started
-            self.echo(f"[{self.done}/{self.total}] {job.run.name} {how} ({seconds:.0f} s)")
+            left = self._left()
+            self.echo(f"[{self.done}/{self.total}] {job.run.name} {how} ({seconds:.0f} s){', ' if left else ''}{left}")

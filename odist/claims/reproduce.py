@@ -54,6 +54,7 @@ def reproduce(
     variants: Sequence[str] = (),
     dry_run: bool = False,
     only_report: bool = False,
+    keep_checkpoints: bool = False,
     echo: Echo = print,
 ) -> ReproduceResult:
     """Train what a recipe lacks and write its report to `output`/NAME.
@@ -68,6 +69,8 @@ def reproduce(
     dry_run: print the commands and do nothing
     only_report: make the report from the records that exist, train nothing; a recipe that trains the same runs as the
         one that they were made with lends the report its words and claims
+    keep_checkpoints: also those of finished runs that teach no other; a record needs their predictions only, and a run of
+        Criteo's embeddings leaves hundreds of megabytes
     Systems are trained at the settings in `output`/NAME/tuning.json, or else in the one that comes with the project;
     without any, at the preset's, which the report says.
     Raises UserError for an unknown recipe, scale or variant, OdistError naming the runs that failed, Interrupted.
@@ -98,7 +101,7 @@ def reproduce(
         read_lines(home / RUNS_FILE, Record)  # a file that cannot be added to is refused before hours of training
         done: set[Path] = set()
         while True:
-            _train(recipe, work, done=done, jobs=jobs or os.cpu_count() or 1, echo=echo)
+            _train(recipe, work, done=done, jobs=jobs or os.cpu_count() or 1, keep=keep_checkpoints, echo=echo)
             _record(
                 recipe, [*work.plan, *work.beside], paths=[*work.paths, *work.paths_beside], folder=folder, home=home
             )
@@ -149,12 +152,22 @@ def _work(
     return _Work(plan, paths, beside, [_path_beside(run, plan, paths, folder=place) for run in beside])
 
 
-def _train(recipe: Recipe, work: _Work, *, done: set[Path], jobs: int, echo: Echo) -> None:
-    """Train what is not `done` yet, and add it to that; students after their teachers."""
+def _train(recipe: Recipe, work: _Work, *, done: set[Path], jobs: int, keep: bool, echo: Echo) -> None:
+    """Train what is not `done` yet, and add it to that; students after their teachers.
+
+    keep: the checkpoints of runs that are no teachers
+    """
+    teachers = {system.teachers for system in recipe.systems.values()}
     for phase in _phases(recipe, work.plan):
         own = {path: run for path, run in work.trained.items() if run.system in phase and path not in done}
         if own:
-            train_all(list(own.values()), paths=list(own), jobs=jobs, echo=echo)
+            teaching = {path for path, run in own.items() if run.system in teachers}
+
+            def ended(path: Path, teaching: set[Path] = teaching) -> None:
+                if not keep and path not in teaching:
+                    Run(path).drop_checkpoints()
+
+            train_all(list(own.values()), paths=list(own), jobs=jobs, echo=echo, ended=ended)
         done |= own.keys()
 
 

@@ -182,6 +182,12 @@ def reproduce(
         bool, typer.Option("--report-only", help="Rebuild the report from existing records; train nothing.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and do nothing.")] = False,
+    keep_checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--keep-checkpoints", help="Keep those of finished runs, too; without it only teachers keep them."
+        ),
+    ] = False,
     output: ReportsOption = Path("reports"),
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
@@ -198,6 +204,7 @@ def reproduce(
         variants=variant or (),
         dry_run=dry_run,
         only_report=report_only,
+        keep_checkpoints=keep_checkpoints,
     )
 
 

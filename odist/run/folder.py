@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -257,6 +258,10 @@ class Run:
 
     def checkpoint_root(self, group: int) -> Path:
         return self.path / "checkpoints" / f"group-{group}"
+
+    def drop_checkpoints(self) -> None:
+        """Delete the checkpoints of all groups; a finished run keeps its predictions and results."""
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def checkpoint_steps(self, group: int) -> list[int]:
         """Steps of the complete checkpoints of `group`, rising."""
