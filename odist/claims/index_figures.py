@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from odist.claims import style
 from odist.claims.claim import FAILS, HOLDS
 from odist.claims.effects import RATIOS
@@ -213,26 +215,33 @@ def _draw_theory(axes: Axes, points: Sequence[Predicted]) -> None:
 
 
 def regime_map(index: Index) -> str | None:
-    """For each cell of the map, what an ensemble gains against what twice the batch gains; None where it was not run."""
-    rules = index.paper.regime_map
-    judged = index.pages.get(rules.recipe) if rules is not None else None
-    if rules is None or judged is None:
+    """What every system of the map gains on its single model, a row for each cell; None where it was not run."""
+    judged = index.pages.get(index.paper.regime_map or "")
+    if judged is None:
         return None
-    metric, points = judged.recipe.metrics[0], []
-    for variant in judged.recipe.variants:
-        sides = [judged.retrains.get((variant, name)) for name in (rules.single, rules.doubled, rules.ensemble)]
-        present = [side for side in sides if side is not None and side.has(metric, side.seeds)]
-        if len(present) == 3:
-            single, doubled, ensemble = (sum(side.metric(metric, side.seeds)) / len(side.seeds) for side in present)
-            points.append((judged.recipe.variants[variant].label or variant, single - doubled, single - ensemble))
-    if not points:
+    recipe, looks = judged.recipe, looks_of(judged)
+    metric, cells = recipe.metrics[0], []
+    for variant, layer in recipe.variants.items():
+        means = {
+            system: float(np.mean(own.metric(metric, own.seeds)))
+            for system in recipe.systems
+            if (own := judged.retrains.get((variant, system))) is not None and own.has(metric, own.seeds)
+        }
+        if recipe.reference in means and len(means) > 1:
+            single = means.pop(recipe.reference)
+            cells.append((layer.label or variant, {system: single - value for system, value in means.items()}))
+    if not cells:
         return None
-    with style.drawing(WIDTH * 0.7, 4.2) as figure:
+    with style.drawing(WIDTH, 1.4 + 0.42 * len(cells)) as figure:
         axes = figure.subplots()
-        ends = [min(0.0, *(x for _, x, _ in points)), max(0.01, *(x for _, x, _ in points))]
-        axes.plot(ends, ends, color=GREY, linewidth=0.9, linestyle=":")
-        for label, doubled_gain, ensemble_gain in points:
-            axes.plot([doubled_gain], [ensemble_gain], "o", color=style.ALGORITHMS["ensemble"][0])
-            axes.annotate(label, (doubled_gain, ensemble_gain), xytext=(4, 3), textcoords="offset points", fontsize=7)
-        style.finish(axes, x="gain of twice the batch (nats)", y="gain of an ensemble (nats)")
+        axes.axvline(0.0, color=GREY, linewidth=0.9, linestyle=":")
+        for place, (_, gains) in enumerate(cells):
+            for system, gain in gains.items():
+                look = looks[system]
+                axes.plot([gain], [place], look.marker, color=look.colour, markerfacecolor=look.face)
+        axes.set_yticks(range(len(cells)), [label for label, _ in cells], fontsize=8)
+        axes.set_ylim(len(cells) - 0.5, -0.5)
+        style.finish(axes, x=f"gain on one model ({name_of(metric)}, nats; right: better)", y="")
+        drawn = [system for system in recipe.systems if any(system in gains for _, gains in cells)]
+        style.legend(figure, {recipe.systems[system].label: looks[system] for system in drawn})
         return style.svg_text(figure, name="regimes")

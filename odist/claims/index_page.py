@@ -29,7 +29,10 @@ CHURN_CAPTION = (
     "variance, the mean of N models 1/N; churn is its root. Only systems that differ from the single model in the algorithm "
     "alone are in it."
 )
-REGIMES_CAPTION = "Above the dotted line an ensemble gains more than twice the batch does: the paper's regime."
+REGIMES_CAPTION = (
+    "A row is a cell of the language model: batch, learning rate, steps. Where an ensemble lies right of twice the batch, models "
+    "differ by more than the noise of steps: the paper's regime. What averaged weights gain costs nothing."
+)
 HOW_TO_READ = (
     "Here: the ratio left / right for churn and steps, the difference left - right for losses and accuracies, with its 95 % "
     "interval over runs; copies of one run are averaged first. Verdicts rest on p-values adjusted for the other claims of their "
@@ -83,7 +86,7 @@ def html(index: Index) -> str:
         "<h2>Churn against loss</h2>",
         _figure(churn_figure(index), "Loss against churn, and churn against theory", CHURN_CAPTION),
         "<h2>Regimes</h2>",
-        _figure(regime_map(index), "What an ensemble gains against what twice the batch gains", REGIMES_CAPTION),
+        _figure(regime_map(index), "Which noise is removed by what: gains on one model", REGIMES_CAPTION),
         "<h2>Pages</h2>",
         _pages_table(index),
         *[f"<p>{escape(sentence)}</p>" for sentence in index.shared],

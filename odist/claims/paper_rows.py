@@ -35,20 +35,10 @@ class PaperRow:
 
 
 @dataclass(frozen=True)
-class RegimeMap:
-    """The recipe whose variants are the cells of the map, and its systems that the gains are read from."""
-
-    recipe: str
-    single: str
-    doubled: str
-    ensemble: str
-
-
-@dataclass(frozen=True)
 class PaperRows:
     rows: tuple[PaperRow, ...]
     regimes: dict[str, Regime]
-    regime_map: RegimeMap | None
+    regime_map: str | None
     finding: str = ""  # what the page says first
 
 
@@ -88,9 +78,7 @@ def read_paper_rows() -> PaperRows:
     for key, regime in regimes.items():
         if regime.state not in STATES:
             raise UserError(f"{FILE}, regime {key}: no state {regime.state!r}. Choose among: {', '.join(STATES)}.")
-    map_of = content.get("regime_map")
-    found = _made(RegimeMap, map_of, "regime_map") if map_of else None
-    return PaperRows(rows, regimes, found, " ".join(str(content.get("finding", "")).split()))
+    return PaperRows(rows, regimes, content.get("regime_map"), " ".join(str(content.get("finding", "")).split()))
 
 
 def _made(kind: type[Any], content: dict[str, Any], where: str) -> Any:
