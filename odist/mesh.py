@@ -83,14 +83,19 @@ class Mesh:
             torch.save(state, buffer)
         sizes = [int(size) for size in self.gather(torch.tensor([buffer.tell()]))]
         if not self.is_writer:
-            dist.send(torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8), dst=0)
+            content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
+            dist.send(content, dst=self._rank(0), group=self.process_group)
             return []
         return [state, *(self._received(size, source=source) for source, size in enumerate(sizes) if source > 0)]
 
     def _received(self, size: int, *, source: int) -> Any:
         content = torch.empty(size, dtype=torch.uint8)
-        dist.recv(content, src=source)
-        return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
+        dist.recv(content, src=self._rank(source), group=self.process_group)
+        return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
+
+    def _rank(self, replica: int) -> int:
+        """The rank that torch knows a process of the group by."""
+        return replica if self.process_group is None else dist.get_global_rank(self.process_group, replica)
 
     def from_writer(self, numbers: Sequence[int]) -> list[int]:
         """The writer's whole numbers, in every process of the group."""
@@ -105,8 +110,7 @@ class Mesh:
             torch.save(state, buffer)
         size = self.from_writer([buffer.tell()])[0]
         content = torch.frombuffer(bytearray(buffer.getvalue() or size), dtype=torch.uint8)
-        source = 0 if self.process_group is None else dist.get_global_rank(self.process_group, 0)
-        dist.broadcast(content, src=source, group=self.process_group)
+        dist.broadcast(content, src=self._rank(0), group=self.process_group)
         return state if self.is_writer else torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
 
     def any(self, answer: bool) -> bool:

@@ -420,7 +420,7 @@ def test_codistillation_equals_a_plain_loop(train) -> None:
             for ids in np.split(row_orders[group].ids(step), 2):
                 for name, buffer in model.named_buffers():
                     buffer.copy_(before[name])
-                batch = task.batch(ids, "train")
+                batch = task.batch(ids, "train").to("cpu")
                 soft = None
                 if step >= 3:
                     with torch.no_grad():

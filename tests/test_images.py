@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image
 
-from odist.data.augment import MEAN, STD, evaluation_batch, train_batch
+from odist.data.augment import MEAN, STD, evaluation_batch, normalise, train_batch
 from odist.data.images import ImageStore
 from odist.data.jpeg import Box, find_decoder
 from odist.errors import UserError
@@ -77,8 +78,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
 
 
 def to_pixels(batch: np.ndarray) -> np.ndarray:
-    """Undo the normalisation: float64 [n, size, size, 3] in 0 to 255."""
-    return (batch.astype(np.float64) * STD[:, None, None] + MEAN[:, None, None]).transpose(0, 2, 3, 1) * 255
+    """float64 [n, size, size, 3] in 0 to 255."""
+    assert batch.dtype == np.uint8
+    return batch.astype(np.float64)
 
 
 # Evaluation
@@ -107,10 +109,18 @@ def test_evaluation_against_pillow(store: ImageStore, size: int) -> None:
 def test_a_decoded_store_is_evaluated_as_it_is(small: ImageStore) -> None:
     ids = np.array([5, 0, 59, 5])
     batch = evaluation_batch(small, ids, size=16)
-    assert (batch.shape, batch.dtype) == ((4, 3, 16, 16), np.float32)
+    assert (batch.shape, batch.dtype) == ((4, 16, 16, 3), np.uint8)
     np.testing.assert_allclose(to_pixels(batch), small.pixels("validation", ids), atol=1e-3)
     with pytest.raises(UserError, match=r"size=32: the images of .* are decoded at 16 pixels"):
         evaluation_batch(small, ids, size=32)
+
+
+def test_normalised_images_have_the_mean_and_deviation_of_the_training_images_as_their_scale(small: ImageStore) -> None:
+    pixels = small.pixels("validation", np.arange(8))
+    images = normalise(torch.from_numpy(pixels))
+    assert (images.shape, images.dtype, images.is_contiguous()) == ((8, 3, 16, 16), torch.float32, True)
+    expected = ((pixels / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(images.numpy(), expected, atol=1e-5)
 
 
 # Training
@@ -120,14 +130,14 @@ def test_a_crop_depends_on_seed_and_image_alone(store: ImageStore) -> None:
     ids = np.arange(len(SIZES))
     for decoder in ("fast", "pillow"):
         whole = train_batch(store, ids, size=48, seed=7, decoder=decoder)
-        assert (whole.shape, whole.dtype) == ((len(ids), 3, 48, 48), np.float32)
+        assert (whole.shape, whole.dtype) == ((len(ids), 48, 48, 3), np.uint8)
         for threads in (2, 3, 11):
             np.testing.assert_array_equal(train_batch(store, ids, size=48, seed=7, decoder=decoder, num_threads=threads), whole)  # fmt: skip
         picked = np.array([6, 1, 1, 3])
         np.testing.assert_array_equal(train_batch(store, picked, size=48, seed=7, decoder=decoder), whole[picked])
         other = train_batch(store, ids, size=48, seed=8, decoder=decoder)
         assert all(not np.array_equal(one, two) for one, two in zip(other, whole, strict=True))
-    assert train_batch(store, np.array([], dtype=np.int64), size=48, seed=7).shape == (0, 3, 48, 48)
+    assert train_batch(store, np.array([], dtype=np.int64), size=48, seed=7).shape == (0, 48, 48, 3)
 
 
 @pytest.mark.parametrize("crop", ["shifted", "resized"])

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -119,6 +120,8 @@ SPREAD = {
     "codistill-3-groups-2-processes": ([*LOCKSTEP, "num_groups=3"], 2),
     "sync-4-processes": ([*SMALL, "algorithm=sync", "workers=4", "train.batch=25", "model.dropout=0.1", "optim=adamw",
                           "optim.lr=0.01"], 4),
+    "lm-2-processes": (["task=lm", "workers=2", "train.batch=4", "model.dropout=0.1", "train.max_examples=160",
+                        "train.evaluate_batch=40", "task.synthetic.validation_rows=200"], 2),
     "ensemble-2-groups-1-process": ([*SMALL, "algorithm=ensemble", "num_groups=2", "model.dropout=0.1"], 1),
 }  # fmt: skip
 
@@ -140,6 +143,10 @@ def test_the_bits_do_not_depend_on_the_processes(create: Callable[..., Run], nam
     columns = ["kind", "group", "step", "examples", "lr"]
     frames = [run.metrics().sort_values(["group", "step", "kind"], ignore_index=True) for run in (alone, apart)]
     assert frames[0][columns].equals(frames[1][columns])
+    clocks = ["seconds", "time"]
+    evaluations = [frame[frame["kind"] == "evaluate"].drop(columns=clocks) for frame in frames]
+    assert not evaluations[0].empty
+    pd.testing.assert_frame_equal(*(rows.dropna(axis=1, how="all") for rows in evaluations), check_exact=True)
     assert frames[0]["label_loss"].to_numpy() == pytest.approx(
         frames[1]["label_loss"].to_numpy(), rel=1e-6, nan_ok=True
     )

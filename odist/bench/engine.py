@@ -163,4 +163,4 @@ def batches_of(config: Config, task: Task, *, start: int, steps: int) -> tuple[O
         examples_per_step=config.train.batch,
         seed=derive(config.seed, "order", group=0),
     )
-    return order, [task.batch(order.ids(step), "train") for step in range(start, start + steps)]
+    return order, [task.batch(order.ids(step), "train").to("cpu") for step in range(start, start + steps)]

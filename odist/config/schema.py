@@ -207,6 +207,7 @@ LAUNCHES = {
     "local": "processes on this machine",
     "env": "in place, in processes that torchrun, srun or Kubernetes has started",
 }
+DEVICES = {"auto": "cuda where this machine has it", "cpu": "the same bits everywhere", "cuda": "NVIDIA's GPUs"}
 
 
 @dataclass
@@ -224,7 +225,7 @@ class LaunchConfig:
         600.0, "launch=local: seconds without a sign of life before a group is ended", bounds=POSITIVE
     )
     threads: int = key(1, "torch threads of each process; the last bits depend on it", bounds=POSITIVE)
-    device: str = key("cpu", "where it computes", choices=("cpu", "cuda"))
+    device: str = key("cpu", "where it computes; a process takes the device of its number", choices=DEVICES)
 
 
 AVERAGES = {"none": "the last weights", "ema": "their exponential average", "swa": "their plain mean"}

@@ -6,12 +6,14 @@ step to step, so that a model may carry its state. An id is the address of one t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from odist.rng import derive, mix
 
+STREAM_LANES = 32  # lanes of an evaluation that one process reads
 KEPT_LINES = 2  # passes whose order of documents is kept
 
 
@@ -119,8 +121,19 @@ class EvaluationLanes:
 
     def ids(self, step: int) -> np.ndarray:
         """Addresses of the tokens of `step` (0-based), int64 [lanes, tokens + 1]: the last is only a target."""
+        return self._addresses(self.starts, step)
+
+    @property
+    def streams(self) -> Sequence[int]:
+        """Blocks of STREAM_LANES lanes: the same for any number of processes, since another shape may give other bits."""
+        return (len(self),) * -(-self.lanes // STREAM_LANES)
+
+    def part(self, stream: int, step: int) -> np.ndarray:
+        return self._addresses(self.starts[stream * STREAM_LANES : (stream + 1) * STREAM_LANES], step)
+
+    def _addresses(self, starts: np.ndarray, step: int) -> np.ndarray:
         tokens = min(self.unroll, self.lane_length - step * self.unroll)
-        return self._line.addresses_of(self.starts[:, None] + step * self.unroll + np.arange(tokens + 1))
+        return self._line.addresses_of(starts[:, None] + step * self.unroll + np.arange(tokens + 1))
 
     def by_lane(self, values: np.ndarray) -> np.ndarray:
         """Values of all tokens in the order of the steps, as [lanes, lane_length]."""

@@ -6,6 +6,7 @@ cycle walking, as in levanter's `_prp.py`), so nothing is stored and any step ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,9 +27,21 @@ class Order(Protocol):
 
 
 class EvaluationOrder(Order, Protocol):
-    """Which rows each step of an evaluation reads; the steps end."""
+    """Which rows each step of an evaluation reads; the steps end.
+
+    A step's rows are divided among streams, which do not depend on each other: a model carries its state through each.
+    """
 
     def __len__(self) -> int: ...
+
+    @property
+    def streams(self) -> Sequence[int]:
+        """The number of batches of each stream."""
+        ...
+
+    def part(self, stream: int, step: int) -> np.ndarray:
+        """The ids of a stream's batch number `step` (0-based)."""
+        ...
 
 
 def order_seed(seed: int, *, group: int, partition: str) -> int:
@@ -118,6 +131,14 @@ class SequentialOrder:
     def ids(self, step: int) -> np.ndarray:
         start = step * self.examples_per_step
         return np.arange(start, min(start + self.examples_per_step, self.num_rows), dtype=np.int64)
+
+    @property
+    def streams(self) -> Sequence[int]:
+        """Every step is a stream of its own."""
+        return (1,) * len(self)
+
+    def part(self, stream: int, step: int) -> np.ndarray:
+        return self.ids(stream + step)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import numpy as np
 
 from odist.config.read import load
 from odist.config.schema import Config
-from odist.engine.devices import available, require
+from odist.engine.devices import available, on_device, require
 from odist.engine.finished import fitted_fingerprint, load_models, predictor
 from odist.engine.prediction import predict_split
-from odist.engine.problem import build_task, on_device, set_up_torch
+from odist.engine.problem import build_task, set_up_torch
 from odist.errors import UserError
 from odist.measure.churn import form_of
 from odist.measure.prediction_files import data_fingerprint, write_predictions
@@ -58,6 +58,7 @@ def evaluate(
     prediction = predict_split(
         task, models, split=split, batch_size=config.train.evaluate_batch, device=config.launch.device
     )
+    assert prediction is not None  # this process is alone
     labelled = bool((prediction.targets >= 0).all())
     if not labelled and output is None:
         raise UserError(

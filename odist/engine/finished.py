@@ -10,7 +10,8 @@ from torch import nn
 from odist.config.read import load
 from odist.config.schema import Config
 from odist.engine import checkpoint
-from odist.engine.problem import build_model, build_task, on_device
+from odist.engine.devices import on_device
+from odist.engine.problem import build_model, build_task
 from odist.errors import UserError
 from odist.run.folder import Run
 from odist.tasks.base import Task

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 
@@ -57,8 +55,3 @@ def build_model(config: Config, task: Task, *, group: int) -> nn.Module:
     """The model of a group at step 0; group 0's is the same for every algorithm of one seed."""
     torch.manual_seed(derive(config.seed, "init", group=group))
     return task.build_model().to(config.launch.device)
-
-
-def on_device(config: Config, device: str) -> Config:
-    """The configuration of a run whose models shall compute on `device`, wherever they were trained."""
-    return replace(config, launch=replace(config.launch, device=device))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from odist.data.loader import Loader
 from odist.engine import checkpoint
 from odist.engine.average import WeightAverage
-from odist.engine.prediction import predict_batches
+from odist.engine.prediction import measure_spread
 from odist.errors import Diverged, Interrupted, LostWorkers
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
@@ -28,7 +28,7 @@ from odist.rng import derive
 from odist.run.folder import Run, step_name
 from odist.run.log import MetricsLog
 from odist.run.predictions import LAST_WEIGHTS, LAST_WEIGHTS_FILE
-from odist.strategies.base import Strategy
+from odist.strategies.base import Strategy, label_weights
 from odist.tasks.base import Batch, Carry, Task
 from odist.teachers.base import Teacher
 
@@ -70,8 +70,7 @@ class Trainer:
 
     loader: step -> one batch per virtual worker; seed: the run's; stop: asked once per step with the
     number of completed steps, the same answer for every group
-    average: predicts in place of the weights, and is what peers see with publish_average; None: no average, or another
-    process of the group keeps it, which writes the group's files
+    average: predicts in place of the weights, and is what peers see with publish_average; every process of the group keeps it
     """
 
     task: Task
@@ -153,9 +152,10 @@ class Trainer:
         return self.model if self.average is None else self.average.ready(done)
 
     def _train_step(self, step: int) -> None:
-        batches = [batch.to(self.device) for batch in self.loader[step]]
-        counts = self.strategy.count(batches)
-        for worker, batch, count in zip(self.mesh.local_workers, batches, counts, strict=True):
+        staged = self.loader[step]  # in the host's memory, whose sums an accelerator need not be asked for
+        counts = self.strategy.count(staged)
+        batches = [batch.to(self.device) for batch in staged]
+        for worker, batch, own, count in zip(self.mesh.local_workers, batches, staged, counts, strict=True):
             with self.strategy.worker(worker):
                 self._seed(derive(self.seed, "dropout", group=self.mesh.group.index, replica=worker, step=step))
                 logits, self.carry[worker] = self.task.forward(self.model, batch, self.carry.get(worker))
@@ -163,9 +163,9 @@ class Trainer:
                 sums = self.task.loss(logits, batch, soft)
                 (sums.total / count).backward()
             self.window.label = self.window.label + sums.label.detach()
-            weights = float(batch.weights.sum())
+            weights = label_weights(own)
             self.window.count += weights
-            self.window.examples += len(batch.targets)
+            self.window.examples += len(own.targets)
             if sums.distillation is not None:
                 self.window.distillation = self.window.distillation + sums.distillation.detach()
                 self.window.soft_count += weights
@@ -215,8 +215,6 @@ class Trainer:
             )
 
     def _log_evaluation(self, done: int, *, rows: int | None) -> None:
-        if not self.mesh.is_writer:
-            return
         results = self._evaluate(self.predicting(done), rows, file=f"{step_name(done)}.npy")
         if self.average is not None:
             own = self._evaluate(self.model, rows, file=f"{step_name(done)}{LAST_WEIGHTS_FILE}")
@@ -236,20 +234,20 @@ class Trainer:
             )
 
     def _evaluate(self, model: nn.Module, rows: int | None, *, file: str) -> dict[str, float]:
-        """Metrics of a model on the first `rows` validation rows, None for all; its predictions go to `file` if they are kept."""
-        metrics, size = self.task.metrics(), self.cadence.evaluate_batch
-        kept = []
-        for logits, batch in predict_batches(
-            self.task, model, split="validation", rows=rows, batch_size=size, device=self.device
-        ):
-            metrics.update(logits, batch.targets, batch.weights, bayes=batch.bayes)
-            if self.cadence.keep_evaluations:
-                kept.append(self.task.probabilities(logits.float(), batch).cpu().numpy().astype(np.float32))
-        if kept:
+        """Metrics of a model on the first `rows` validation rows, None for all; its predictions go to `file` if they are kept.
+
+        All processes of the group take part; the writer has the numbers.
+        """
+        order = self.task.evaluation_order("validation", rows=rows, batch_size=self.cadence.evaluate_batch)
+        keep = self.cadence.keep_evaluations
+        metrics, kept = measure_spread(
+            self.task, model, order, split="validation", device=self.device, mesh=self.mesh, keep=keep
+        )
+        if kept is not None:
             root = self.run.evaluation_root(self.mesh.group.index)
             root.mkdir(parents=True, exist_ok=True)
-            np.save(root / file, np.concatenate(kept))
-        return metrics.result()
+            np.save(root / file, kept)
+        return metrics
 
     def save(self, done: int) -> None:
         """Save everything that the next step needs; all processes of the group call it, one writes."""

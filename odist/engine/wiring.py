@@ -63,6 +63,7 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
     start: completed steps of the checkpoint that the caller loads next; 0: of none
     """
     config, task, clock, group = parts.config, parts.task, parts.clock, mesh.group.index
+    device = config.launch.device
     model = build_model(config, task, group=group)
     if start == 0 and config.train.init_from is not None:
         load_first_weights(config.train.init_from, config, model, group=group)
@@ -78,14 +79,14 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
 
     def batches(step: int, workers: range = mesh.local_workers) -> list[Batch]:
         ids = np.split(order.ids(step), mesh.workers)
-        made = [task.batch(ids[worker], "train") for worker in workers]
+        made = [task.batch(ids[worker], "train").staged(device) for worker in workers]
         if task.main_metric in CROSS_ENTROPIES:
             for worker, batch in zip(workers, made, strict=True):
                 _check_labels(config, batch, ids[worker])
         return made
 
     def first_batch(step: int) -> Batch:
-        return batches(step, range(1))[0].to(config.launch.device)
+        return batches(step, range(1))[0].to(device)
 
     train, peers = config.train, peers_options(config)
     teacher = build_teacher(parts, mesh, model=model, batches=lambda step: loader[step])
@@ -111,10 +112,8 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
         log=parts.log,
         seed=config.seed,
         stop=stop,
-        device=config.launch.device,
-        average=build_average(config, model, clock=clock, forward=task.forward, batch_at=first_batch)
-        if mesh.is_writer
-        else None,
+        device=device,
+        average=build_average(config, model, clock=clock, forward=task.forward, batch_at=first_batch),
         publish_average=peers is not None and peers.publish == "average",
     )
 

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from odist.config.schema import Config
+from odist.engine.devices import backend
 from odist.errors import Interrupted, LostWorkers, OdistError
 from odist.launch.ranks import Ranks
 from odist.launch.worker import time_limit
@@ -80,7 +81,11 @@ class Job:
         limit = time_limit(config)
         replicas = config.launch.processes
         dist.init_process_group(
-            "gloo", store=self._store, rank=self.ranks.rank, world_size=self.ranks.size, timeout=limit
+            backend(config.launch.device),
+            store=self._store,
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
+            timeout=limit,
         )
         names = ("group", "replica")
         layout = init_device_mesh("cpu", (len(config.trained_groups), replicas), mesh_dim_names=names)

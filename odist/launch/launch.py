@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from odist.config.identity import to_dict
 from odist.config.read import described, load
 from odist.config.schema import Config
+from odist.engine.devices import settled
 from odist.errors import CannotWrite, Damaged, Diverged, Interrupted, LostWorkers, OdistError, UserError
 from odist.files import write_atomically
 from odist.launch.check import validate
@@ -33,7 +34,7 @@ def prepare_config(content: dict[str, Any], *, ranks: Ranks | None = None) -> Co
 
     ranks: with launch=env, of the job, which is laid out for it
     """
-    config = load(content)
+    config = settled(load(content))
     if config.launch.name == "env":
         lay_out(config, ranks or Ranks())
     if config.run.dir is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from odist.config.schema import Config
 from odist.engine import checkpoint
 from odist.engine.evaluation import log_mean_evaluations
 from odist.engine.finished import predictor
-from odist.engine.prediction import predict_batches, predict_split
+from odist.engine.prediction import SplitPrediction, measure_spread, predict_split
 from odist.engine.problem import build_task
 from odist.engine.trainer import CROSS_ENTROPIES, Trainer
 from odist.errors import Damaged
@@ -35,16 +34,27 @@ TRAINING = "training_"  # begins the names of metrics of training rows
 
 
 def finish_group(trainer: Trainer, config: Config) -> None:
-    """Write a trained group's predictions, and its results beside them as the mark that it is done."""
+    """Write a trained group's predictions, and its results beside them as the mark that it is done.
+
+    All processes of the group predict, one writes.
+    """
     task, clock, group = trainer.task, trainer.clock, trainer.mesh.group.index
     root = trainer.run.prediction_root("validation")
     model = trainer.predicting(clock.num_steps)
-    prediction = predict_split(task, [model], batch_size=config.train.evaluate_batch, device=trainer.device)
-    results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes, split="validation")
+    predicted = _predicted(trainer, model, config)
+    of_last_weights = None if trainer.average is None else _predicted(trainer, trainer.model, config)
+    if predicted is None:
+        return
+    prediction, results = predicted
     training = {"seconds": round(trainer.seconds, 3), "weight_hash": checkpoint.weight_hash(trainer.model)}
-    own = {**results, **_on_training_rows(trainer, config, model), **training, **trainer.teacher.summary()}
-    if trainer.average is not None:
-        own |= {"average_hash": checkpoint.weight_hash(model), "last_weights": _last_weights(trainer, config, root)}
+    own = {**results, **training, **trainer.teacher.summary()}
+    arrays = {f"group-{group}.npy": prediction.probabilities.astype(np.float32), "targets.npy": prediction.targets}
+    if prediction.bayes is not None:
+        arrays["bayes.npy"] = prediction.bayes  # as the targets, every group's the same
+    if of_last_weights is not None:
+        last, last_results = of_last_weights
+        own |= {"average_hash": checkpoint.weight_hash(model), "last_weights": last_results}
+        arrays[f"group-{group}{LAST_WEIGHTS_FILE}"] = last.probabilities.astype(np.float32)
     length = {
         "rows": len(prediction.targets),
         "steps": clock.num_steps,
@@ -53,42 +63,32 @@ def finish_group(trainer: Trainer, config: Config) -> None:
     }
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
-        save_array(root / f"group-{group}.npy", prediction.probabilities.astype(np.float32))
-        save_array(root / "targets.npy", prediction.targets)  # every group's the same
-        if prediction.bayes is not None:
-            save_array(root / "bayes.npy", prediction.bayes)
+        for name, array in arrays.items():
+            save_array(root / name, array)
         write_atomically(trainer.run.group_results(group), json.dumps({**own, "length": length}) + "\n")
 
 
-def _last_weights(trainer: Trainer, config: Config, root: Path) -> dict[str, Any]:
-    """Results of the weights themselves, whose predictions go beside those of their average."""
-    batch_size = config.train.evaluate_batch
-    prediction = predict_split(trainer.task, [trainer.model], batch_size=batch_size, device=trainer.device)
-    with writing(root):
-        root.mkdir(parents=True, exist_ok=True)
-        name = f"group-{trainer.mesh.group.index}{LAST_WEIGHTS_FILE}"
-        save_array(root / name, prediction.probabilities.astype(np.float32))
-    results = trainer.task.results(
-        prediction.probabilities, prediction.targets, bayes=prediction.bayes, split="validation"
-    )
-    return results | _on_training_rows(trainer, config, trainer.model)
+def _predicted(
+    trainer: Trainer, model: torch.nn.Module, config: Config
+) -> tuple[SplitPrediction, dict[str, Any]] | None:
+    """What a model predicts for the validation part, and its results; None elsewhere than in the writer."""
+    size, mesh = config.train.evaluate_batch, trainer.mesh
+    prediction = predict_split(trainer.task, [model], batch_size=size, device=trainer.device, mesh=mesh)
+    on_training_rows = _on_training_rows(trainer, config, model)
+    if prediction is None:
+        return None
+    probabilities, targets, bayes = prediction.probabilities, prediction.targets, prediction.bayes
+    return prediction, trainer.task.results(probabilities, targets, bayes=bayes, split="validation") | on_training_rows
 
 
 def _on_training_rows(trainer: Trainer, config: Config, model: torch.nn.Module) -> dict[str, Any]:
     """Metrics of the first `train.training_rows` training rows, not augmented: whether a model fits what it has learnt from."""
     if not config.train.training_rows:
         return {}
-    metrics = trainer.task.metrics()
-    for logits, batch in predict_batches(
-        trainer.task,
-        model,
-        split="train",
-        rows=config.train.training_rows,
-        batch_size=config.train.evaluate_batch,
-        device=trainer.device,
-    ):
-        metrics.update(logits, batch.targets, batch.weights, bayes=batch.bayes)
-    return {f"{TRAINING}{name}": value for name, value in metrics.result().items()}
+    rows, size = config.train.training_rows, config.train.evaluate_batch
+    order = trainer.task.evaluation_order("train", rows=rows, batch_size=size)
+    metrics, _ = measure_spread(trainer.task, model, order, split="train", device=trainer.device, mesh=trainer.mesh)
+    return {f"{TRAINING}{name}": value for name, value in metrics.items()}
 
 
 def _group_results(run: Run, group: int) -> dict[str, Any]:

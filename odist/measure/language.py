@@ -41,6 +41,12 @@ class LanguageMetrics:
         sums = (each.sum(), (each * loss).sum(), (each * correct).sum(), *optimal, none + len(labels))
         self.sums = self.sums.to(flat.device) + torch.stack(sums)
 
+    def totals(self) -> dict[str, np.ndarray]:
+        return {"sums": self.sums.cpu().numpy()}
+
+    def add(self, totals: dict[str, np.ndarray]) -> None:
+        self.sums = self.sums.cpu() + torch.from_numpy(totals["sums"])
+
     def result(self) -> dict[str, Any]:
         """rows (tokens), cross_entropy (nats), perplexity, bits_per_byte, top1; excess_cross_entropy over the optimum
         where the generator knows it. None where there are no tokens."""

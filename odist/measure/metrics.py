@@ -49,7 +49,22 @@ def _calibration_error(sums: np.ndarray) -> float:
     return float(np.abs(sums[:, 1] - sums[:, 2]).sum() / sums[:, 0].sum())
 
 
-class BinaryMetrics:
+class _Totals:
+    """Metrics that are made of nothing but sums, by name in `arrays`."""
+
+    arrays: dict[str, np.ndarray]
+
+    def totals(self) -> dict[str, np.ndarray]:
+        """The sums themselves."""
+        return self.arrays
+
+    def add(self, totals: dict[str, np.ndarray]) -> None:
+        """Take in the sums of other batches."""
+        for name, values in totals.items():
+            self.arrays[name] += values
+
+
+class BinaryMetrics(_Totals):
     """Log loss, AUC, accuracy, Brier score and calibration of a binary task, from logits.
 
     The AUC comes from a histogram of the logits clipped to +-16 (width of a bin: 32 / num_score_bins,
@@ -115,7 +130,7 @@ class BinaryMetrics:
         return result
 
 
-class MulticlassMetrics:
+class MulticlassMetrics(_Totals):
     """Cross-entropy, accuracy and calibration of a task of C exclusive classes, from logits."""
 
     FIELDS = ("weight", "loss", "top1", "top5")

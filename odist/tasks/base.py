@@ -7,7 +7,7 @@ most of it from `odist.tasks.rows.RowTask`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,22 +26,33 @@ class Batch:
 
     inputs: tensors, each [batch, ...]; targets: [batch, ...]; weights: [batch, ...] label weights
     bayes: [batch, ...] optimal probabilities where the generator knows them
+    finish: makes the model's inputs of these, on the device, so that images travel there as bytes; None: they are those
     """
 
     inputs: tuple[Tensor, ...]
     targets: Tensor
     weights: Tensor
     bayes: Tensor | None = None
+    finish: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
 
     def to(self, device: str) -> Batch:
-        """Move every tensor to `device`; the same object when it is there already."""
-        if self.targets.device.type == device:
+        """The batch on `device` as the model takes it; the host does not wait for the copy of a staged one."""
+        if self.finish is None and str(self.targets.device) == device:
             return self
-        return Batch(
-            tuple(tensor.to(device, non_blocking=True) for tensor in self.inputs),
-            self.targets.to(device, non_blocking=True),
-            self.weights.to(device, non_blocking=True),
-            None if self.bayes is None else self.bayes.to(device, non_blocking=True),
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return moved if self.finish is None else replace(moved, inputs=self.finish(moved.inputs), finish=None)
+
+    def staged(self, device: str) -> Batch:
+        """The batch prepared for `to(device)` as far as a thread beside the training can do it: for a GPU, in pinned memory."""
+        return self.to(device) if device == "cpu" else self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            inputs=tuple(change(tensor) for tensor in self.inputs),
+            targets=change(self.targets),
+            weights=change(self.weights),
+            bayes=None if self.bayes is None else change(self.bayes),
         )
 
 
@@ -49,6 +60,14 @@ class Metrics(Protocol):
     """Sums over the examples of all batches."""
 
     def update(self, logits: Any, targets: Any, weights: Any, *, bayes: Any | None = None) -> None: ...
+
+    def totals(self) -> dict[str, np.ndarray]:
+        """The sums themselves, float64."""
+        ...
+
+    def add(self, totals: dict[str, np.ndarray]) -> None:
+        """Take in the sums of other batches."""
+        ...
 
     def result(self) -> dict[str, float]: ...
 

@@ -32,7 +32,10 @@ Images = tuple[np.ndarray, np.ndarray]
 
 
 class Source(RowSource, Protocol):
-    """Images float32 [n, 3, size, size] and classes int64 [n], by number; `seed` crops them at random."""
+    """Images and classes int64 [n], by number; `seed` crops them at random.
+
+    Images are float32 [n, 3, size, size] as a network takes them, or uint8 [n, size, size, 3] that are still to be normalised.
+    """
 
     num_classes: int
 
@@ -88,7 +91,8 @@ class ImageNetTask(RowTask):
             seeds = list(dict.fromkeys(ids[:, 1].tolist()))  # of one epoch, or of two where the one ends
             parts = [self.source.images(ids[ids[:, 1] == own, 0], split, seed=own) for own in seeds]
             images, classes = (np.concatenate(each) if len(seeds) > 1 else each[0] for each in zip(*parts, strict=True))
-        return Batch((torch.from_numpy(images),), torch.from_numpy(classes), torch.ones(len(classes)))
+        finish = _normalised if images.dtype == np.uint8 else None
+        return Batch((torch.from_numpy(images),), torch.from_numpy(classes), torch.ones(len(classes)), finish=finish)
 
     def forward(self, model: nn.Module, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         return model(*batch.inputs), None
@@ -109,6 +113,12 @@ class ImageNetTask(RowTask):
 
     def prior(self) -> Tensor:
         return torch.from_numpy(self.source.prior()).float()
+
+
+def _normalised(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    from odist.data.augment import normalise
+
+    return tuple(normalise(images) for images in inputs)
 
 
 class SyntheticSource(SyntheticRows):
