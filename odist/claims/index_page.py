@@ -44,7 +44,7 @@ STYLE = """
   --holds: #0072B2; --fails: #A63E00; --open: #595959; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #161616; --line: #444444; --soft: #222222;
   --holds: #6DB9E8; --fails: #F29661; --open: #B0B0B0; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 78rem; margin: 0 auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 104rem; margin: 0 auto;
   padding: 1rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.2rem; }
 p, li { max-width: 46rem; }
@@ -59,7 +59,8 @@ figure { margin: 1rem 0; } figure > div { background: #ffffff; padding: 0.5rem; 
 figure svg { display: block; width: 100%; height: auto; min-width: 34rem; }
 figcaption { font-size: 0.86rem; max-width: 46rem; margin-top: 0.4rem; }
 .claim td:not([rowspan]) { border-bottom: none; }
-.command { min-width: 13rem; } td[data-of="system"] { min-width: 12rem; }
+.command { min-width: 9rem; max-width: 15rem; } td[data-of="system"] { min-width: 10rem; }
+.wide { overflow-x: auto; }
 @media (max-width: 52rem) {
   thead { display: none; } table, tbody, tr, td, th { display: block; } tr { border-bottom: 2px solid var(--line); padding: 0.4rem 0; }
   th, td { border: none; padding: 0.15rem 0; } td[data-of]::before { content: attr(data-of) ": "; font-weight: 600; }
@@ -130,7 +131,7 @@ def _rows_table(index: Index) -> str:
     lines = ["<table>", "<thead><tr>" + "".join(f'<th scope="col">{one}</th>' for one in headings) + "</tr></thead>"]
     for row in index.rows:
         lines += ["<tbody>", *_row_lines(row), "</tbody>"]
-    return "\n".join([*lines, "</table>"])
+    return '<div class="wide">\n' + "\n".join([*lines, "</table>", "</div>"])
 
 
 def _row_lines(row: Row) -> list[str]:
