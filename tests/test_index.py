@@ -43,7 +43,20 @@ def test_the_committed_page_and_the_table_of_readme_are_current(index: Index, pa
 
 
 def test_every_row_of_the_papers_checklist_is_there_once(index: Index, page: str) -> None:
-    expected = [f"L{n}" for n in range(1, 12)] + ["I1", "I2", "I3", "C1", "C2", "C3", "X1", "R1", "G1", "G2", "G3", "G4"]
+    expected = [f"L{n}" for n in range(1, 12)] + [
+        "I1",
+        "I2",
+        "I3",
+        "C1",
+        "C2",
+        "C3",
+        "X1",
+        "R1",
+        "G1",
+        "G2",
+        "G3",
+        "G4",
+    ]
     assert [row.row.id for row in index.rows] == expected
     assert re.findall(r'<th scope="row"[^>]*>([A-Z]\d+)</th>', page) == expected
     assert all(row.command for row in index.rows)

@@ -136,12 +136,56 @@ def churn(
             "--slice", help="Churn within each value of: decile, label, position, or a column of the first file."
         ),
     ] = None,
+    limits: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--max",
+            metavar="MEASURE=NUMBER",
+            help="Release gate: exit with 5 if the second moved further from the first (the released one); 2x: twice the "
+            "--baseline's. Repeat for several.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON", help="Gate: churn between retrains of the released system, by `odist churn --json`."
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Gate: column whose rows belong together, such as a user, for intervals.")
+    ] = None,
+    weight: Annotated[str | None, typer.Option(help="Gate: column of the rows' weights.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Gate: also write it to a .md or JUnit .xml.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure prediction churn: how much predictions change when the same system is simply retrained."""
+    """Measure prediction churn between retrains of one system, or gate a release: how far NEW moved from OLD."""
+    if limits:
+        from odist.cli.gate import release
+
+        release(
+            retrains,
+            limits=limits,
+            baseline=baseline,
+            report=report,
+            json=json,
+            split=split.value,
+            column=column or (),
+            target=target,
+            key=key,
+            by_order=no_key,
+            slices=slices or (),
+            cluster=cluster,
+            weight=weight,
+            threshold=threshold,
+        )
+        return
+    from odist.cli.gate import refuse_without_limits
     from odist.cli.printing import as_json, print_churn
     from odist.measure.predictions import compare_retrains
 
+    refuse_without_limits({"--baseline": baseline, "--cluster": cluster, "--weight": weight, "--report": report})
     result = compare_retrains(
         retrains,
         split=split.value,

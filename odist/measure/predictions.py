@@ -84,7 +84,7 @@ def compare_retrains(
                 f"{retrains[0].form.value}. Retrains are compared in one form."
             )
     retrains, notes = match_rows(retrains, key=key, by_order=by_order)
-    targets = _common_targets(retrains)
+    targets = common_targets(retrains)
     if threshold != 0.5 and retrains[0].form is not Form.binary:
         notes.append("The threshold is not used: these are not probabilities of two classes.")
     result = churn(
@@ -92,7 +92,7 @@ def compare_retrains(
         targets=targets,
         form=retrains[0].form,
         threshold=threshold,
-        slices=_chosen_slices(retrains, targets, slices),
+        slices=chosen_slices(retrains, targets, slices),
         confidence=confidence,
         names=_distinct_names(retrains),
     )
@@ -107,7 +107,7 @@ def _missing(retrains: Sequence[Retrain]) -> list[str]:
     return [sentence for sentence in words if sentence]
 
 
-def _common_targets(retrains: list[Retrain]) -> np.ndarray | None:
+def common_targets(retrains: list[Retrain]) -> np.ndarray | None:
     """The labels, checked to be equal wherever they are known: rows in another order would show here."""
     known = [retrain for retrain in retrains if retrain.targets is not None]
     for retrain in known[1:]:
@@ -123,7 +123,7 @@ def _common_targets(retrains: list[Retrain]) -> np.ndarray | None:
     return known[0].targets if known else None
 
 
-def _chosen_slices(retrains: list[Retrain], targets: np.ndarray | None, names: Sequence[str]) -> dict[str, np.ndarray]:
+def chosen_slices(retrains: list[Retrain], targets: np.ndarray | None, names: Sequence[str]) -> dict[str, np.ndarray]:
     built_in = built_in_slices([retrain.probabilities for retrain in retrains], targets)
     chosen = {}
     for name in names:
