@@ -1,8 +1,7 @@
-"""Processes by group and replica, and sums over the virtual workers of a group.
+"""Processes by group and replica, and what the processes of a group tell each other.
 
 Virtual workers are not processes: `workers` is the algorithm's number of data-parallel workers,
-`replica` the process that carries some of them. Sums over workers run in one fixed pairwise tree,
-so that their bits do not depend on how many processes carry them.
+`replica` the process that carries some of them.
 """
 
 from __future__ import annotations
@@ -116,87 +115,3 @@ class Mesh:
     def any(self, answer: bool) -> bool:
         """Whether `answer` is true in any process of the group."""
         return any(int(said) for said in self.gather(torch.tensor(int(answer))))
-
-    def tree_total(self, tree: TreeSum) -> list[Tensor | None]:
-        """The sum over all virtual workers of the group, from each process's own sub-tree.
-
-        The sub-trees are joined in the same pairwise order, so the bits do not depend on the number of processes.
-        """
-        own = tree.total()
-        if self.replica.size == 1:
-            return own
-        joined = TreeSum()
-        for part in self._gather_parts(own):
-            joined.add(part)
-        return joined.total()
-
-    def _gather_parts(self, own: list[Tensor | None]) -> list[list[Tensor | None]]:
-        """Every process's list; all dense tensors of one type travel as one."""
-        kinds = [0 if tensor is None else 2 if tensor.is_sparse else 1 for tensor in own]
-        if len({tuple(said.tolist()) for said in self.gather(torch.tensor(kinds, dtype=torch.uint8))}) > 1:
-            return self.gather_state(own)  # a parameter that only some processes' workers used
-        everywhere: list[Sequence[Tensor | None]] = [[None] * self.replica.size for _ in own]
-        dense: dict[torch.dtype, dict[int, Tensor]] = {}  # by type and place in the list
-        for place, tensor in enumerate(own):
-            if tensor is not None and tensor.is_sparse:
-                everywhere[place] = self._gather_sparse(tensor)
-            elif tensor is not None:
-                dense.setdefault(tensor.dtype, {})[place] = tensor
-        for alike in dense.values():
-            sizes = [tensor.numel() for tensor in alike.values()]
-            flat = torch.cat([tensor.flatten() for tensor in alike.values()])
-            pieces = [whole.split(sizes) for whole in self.gather(flat)]
-            for number, (place, tensor) in enumerate(alike.items()):
-                everywhere[place] = [piece[number].view_as(tensor) for piece in pieces]
-        return [[entries[process] for entries in everywhere] for process in range(self.replica.size)]
-
-    def _gather_sparse(self, tensor: Tensor) -> list[Tensor]:
-        whole = tensor.coalesce()
-        indices = self.gather_ragged(whole.indices().T.contiguous())
-        values = self.gather_ragged(whole.values())
-        return [
-            torch.sparse_coo_tensor(i.T, v, tensor.shape, is_coalesced=True)
-            for i, v in zip(indices, values, strict=True)
-        ]
-
-
-class TreeSum:
-    """Sum lists of tensors pairwise, in the order they come: ((0+1)+(2+3))+((4+5)+6).
-
-    Holds at most log2(workers) + 1 lists. An aligned block of 2^k entries is summed to the same bits
-    by any process, so 1, 2 and 4 processes agree. Overwrites the tensors that it is given.
-    """
-
-    def __init__(self) -> None:
-        self._stack: list[tuple[int, list[Tensor | None]]] = []
-
-    def add(self, tensors: list[Tensor | None]) -> None:
-        """Add the next worker's list; None stands for zero."""
-        level = 0
-        while self._stack and self._stack[-1][0] == level:
-            tensors = _pairwise(self._stack.pop()[1], tensors)
-            level += 1
-        self._stack.append((level, tensors))
-
-    def total(self) -> list[Tensor | None]:
-        """The sum over all workers; the tree is empty afterwards."""
-        if not self._stack:
-            raise ValueError("nothing was added to the sum")
-        total = self._stack.pop()[1]
-        while self._stack:
-            total = _pairwise(self._stack.pop()[1], total)
-        return total
-
-
-def _pairwise(left: list[Tensor | None], right: list[Tensor | None]) -> list[Tensor | None]:
-    return [_add(a, b) for a, b in zip(left, right, strict=True)]
-
-
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    if a.is_sparse:
-        # Each side is coalesced first, so the order of additions inside a row is the tree's.
-        return (a.coalesce() + b.coalesce()).coalesce()
-    with torch.no_grad():
-        return a.add_(b)

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odist.config.schema import OptimConfig
-from odist.mesh import Axis, Mesh, TreeSum
+from odist.mesh import Axis, Mesh
 from odist.optim import Clock, Optimizer
 from odist.strategies.allreduce import AllReduce
+from odist.sums import GroupSum
 from odist.tasks.base import Batch
 
 WORKERS = 8
@@ -90,13 +91,19 @@ def plain(tensor: Tensor | None) -> Tensor | None:
     return tensor.to_dense() if tensor is not None and tensor.is_sparse else tensor
 
 
+LIKE = [torch.zeros(shape) for shape in [(5, 3), (2, 2), (6, 3), (4,), (4, 2), (), (7,)]]
+LIKE[3] = LIKE[3].double()
+
+
 def tree_totals(mesh: Mesh) -> list[list[Tensor | None]]:
     totals = []
     for of_worker in (tensors, sometimes):
-        tree = TreeSum()
-        for worker in mesh.local_workers:
-            tree.add(of_worker(worker))
-        totals.append([plain(tensor) for tensor in mesh.tree_total(tree)])
+        sums = GroupSum(mesh, LIKE[: len(of_worker(0))] if of_worker is tensors else [LIKE[0], LIKE[2], torch.ones(2)])
+        for _ in range(2):  # buffers are used again
+            for worker in mesh.local_workers:
+                sums.add(of_worker(worker))
+            total = sums.total()
+        totals.append([plain(tensor) for tensor in total])
     return totals
 
 

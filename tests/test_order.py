@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from odist.data.loader import Loader
 from odist.data.order import SequentialOrder, ShuffledOrder, permute
-from odist.mesh import TreeSum
 from odist.rng import derive, mix, uniform
+from odist.sums import TreeSum
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odist.mesh import Mesh, TreeSum
+from odist.mesh import Mesh
 from odist.optim import Optimizer
 from odist.strategies.base import StrategySetup, clones, copy_into, float_buffers, label_weights
+from odist.sums import GroupSum
 from odist.tasks.base import Batch
 
 
@@ -30,8 +31,6 @@ class AllReduce:
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
-        self._gradients = TreeSum()
-        self._buffers = TreeSum()
         self._start: list[Tensor] = []
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -39,6 +38,7 @@ class AllReduce:
         self.optimizer = optimizer
         self.parameters = list(model.parameters())
         self.buffers = float_buffers(model)
+        self._sums = GroupSum(self.mesh, [*self.parameters, *self.buffers])
         self._restored = list(model.buffers()) if self.buffers else []  # with BatchNorm's counters of batches
 
     def count(self, batches: Sequence[Batch]) -> Sequence[float]:
@@ -56,18 +56,16 @@ class AllReduce:
         self.optimizer.zero_grad()
         yield
         if not alone:
-            self._gradients.add([parameter.grad for parameter in self.parameters])
+            self._sums.add([*(parameter.grad for parameter in self.parameters), *clones(self.buffers)])
             self.optimizer.zero_grad()
-            if self.buffers:
-                self._buffers.add(list(clones(self.buffers)))
 
     def step(self, step: int) -> None:
         if self.mesh.workers > 1:
-            for parameter, gradient in zip(self.parameters, self.mesh.tree_total(self._gradients), strict=True):
+            sums = self._sums.total()
+            for parameter, gradient in zip(self.parameters, sums, strict=False):
                 parameter.grad = gradient
-            if self.buffers:
-                sums = [total for total in self.mesh.tree_total(self._buffers) if total is not None]
-                copy_into(self.buffers, [total / self.mesh.workers for total in sums])
+            statistics = [total for total in sums[len(self.parameters) :] if total is not None]
+            copy_into(self.buffers, [total / self.mesh.workers for total in statistics])
         self.optimizer.update(step)
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from odist.mesh import Mesh, TreeSum
+from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
+from odist.sums import TreeSum
 from odist.tasks.base import Batch
 
 
