@@ -24,6 +24,17 @@ class Axis:
     size: int = 1
 
 
+@dataclass
+class StopFlag:
+    """Whether the processes of a group are to save and end, which each tells the others with the counts of a step.
+
+    wanted: by this process; heard: whether any wanted it when the last counts were gathered, None before
+    """
+
+    wanted: bool = False
+    heard: bool | None = None
+
+
 @dataclass(frozen=True)
 class Mesh:
     """The place of one process.
@@ -37,6 +48,7 @@ class Mesh:
     replica: Axis = field(default_factory=Axis)
     workers: int = 1
     process_group: dist.ProcessGroup | None = None
+    stop: StopFlag = field(default_factory=StopFlag, compare=False)
 
     @property
     def local_workers(self) -> range:
@@ -111,6 +123,17 @@ class Mesh:
         content = torch.frombuffer(bytearray(buffer.getvalue() or size), dtype=torch.uint8)
         dist.broadcast(content, src=self._rank(0), group=self.process_group)
         return state if self.is_writer else torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
+
+    def gather_counts(self, own: Tensor) -> Tensor:
+        """The counts of all processes' workers (float64, in their order), in the one small message of a step.
+
+        It carries whether a process wants to stop, too: see `StopFlag`.
+        """
+        if self.replica.size == 1:
+            return own
+        said = torch.stack(self.gather(torch.cat([own, own.new_tensor([self.stop.wanted])])))
+        self.stop.heard = bool(said[:, -1].any())
+        return said[:, :-1].flatten()
 
     def any(self, answer: bool) -> bool:
         """Whether `answer` is true in any process of the group."""

@@ -38,7 +38,7 @@ def torchrun(*words: str | Path, processes: int, cwd: Path, restarts: int = 0) -
         f"--nproc-per-node={processes}",
         f"--max-restarts={restarts}",
     ]
-    command = [*engine, "--master-port=0", "-m", "odist", "train", *TINY, *map(str, words)]
+    command = [*engine, "--standalone", "-m", "odist", "train", *TINY, *map(str, words)]
     return subprocess.Popen(
         command, cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -156,9 +156,10 @@ class Trainer:
         counts = self.strategy.count(staged)
         batches = [batch.to(self.device) for batch in staged]
         for worker, batch, own, count in zip(self.mesh.local_workers, batches, staged, counts, strict=True):
-            with self.strategy.worker(worker):
+            with self.strategy.worker(worker) as spread:
                 self._seed(derive(self.seed, "dropout", group=self.mesh.group.index, replica=worker, step=step))
-                logits, self.carry[worker] = self.task.forward(self.model, batch, self.carry.get(worker))
+                model = self.model if spread is None else spread
+                logits, self.carry[worker] = self.task.forward(model, batch, self.carry.get(worker))
                 soft = self.teacher.soft_targets(step, worker, batch, logits.detach())
                 sums = self.task.loss(logits, batch, soft)
                 (sums.total / count).backward()

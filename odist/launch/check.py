@@ -127,11 +127,16 @@ def _check_launch(config: Config) -> None:
             f"per group. {'Start one' if env else 'Leave launch.processes out'}, or type algorithm.strategy=allreduce."
         )
     each, rest = divmod(config.workers, launch.processes)
-    if rest or each & (each - 1):
+    exact = getattr(options_of(config, "strategies"), "reduce", "exact") == "exact"
+    if rest or (exact and each & (each - 1)):
         carried = {number: config.workers / number for number in range(1, config.workers + 1)}
-        fits = [number for number, share in carried.items() if share.is_integer() and int(share).bit_count() == 1]
+        shares = {number: int(share) for number, share in carried.items() if share.is_integer()}
+        fits = [number for number, share in shares.items() if not exact or share.bit_count() == 1]
+        takes = (
+            "1, 2, 4, 8 ... of them (or with algorithm.reduce=fast any number)" if exact else "the same number of them"
+        )
         raise UserError(
-            f"{given} cannot carry workers={config.workers}: each process takes 1, 2, 4, 8 ... of them. "
+            f"{given} cannot carry workers={config.workers}: each process takes {takes}. "
             + (
                 f"Start {' or '.join(str(number * len(config.trained_groups)) for number in fits)} in all."
                 if env

@@ -59,6 +59,8 @@ def find_ranks(variables: Mapping[str, str]) -> Ranks | None:
             "`export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1)` before srun."
         )
     port = _number(variables, "MASTER_PORT", default=PORT)
+    if port == 0 and size > 1:
+        raise UserError("MASTER_PORT=0: nobody listens there. On one machine start torchrun with --standalone.")
     attempt = _number(variables, "TORCHELASTIC_RESTART_COUNT")
     return Ranks(rank, size, local_rank, address, port, one_machine=one_machine, attempt=attempt)
 

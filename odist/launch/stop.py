@@ -75,7 +75,10 @@ class Stop:
 
 
 class AgreedStop:
-    """One answer per step for all groups of a process and all processes of a group, whenever the signal comes."""
+    """One answer per step for all groups of a process and all processes of a group, whenever the signal comes.
+
+    Several processes agree by the counts of their next step, or by a message of their own if the strategy has none.
+    """
 
     def __init__(self, stop: Callable[[], bool], mesh: Mesh) -> None:
         self._stop = stop
@@ -85,5 +88,8 @@ class AgreedStop:
 
     def __call__(self, step: int) -> bool:
         if step != self._step:
-            self._step, self._answer = step, self._mesh.any(self._stop())
+            flag, self._step = self._mesh.stop, step
+            flag.wanted = self._stop()
+            self._answer = self._mesh.any(flag.wanted) if flag.heard is None else flag.heard
+            flag.heard = None
         return self._answer

@@ -6,9 +6,45 @@ Options stand below `algorithm.` in the configuration. This file is read for hel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from odist.config.key import MISSING, NOT_NEGATIVE, POSITIVE, key
+from odist.errors import UserError
 from odist.registry import Part
+
+if TYPE_CHECKING:
+    from odist.config.schema import Config
+
+
+REDUCTIONS = {
+    "exact": "the same bits for any number of processes",
+    "fast": "by DistributedDataParallel, while backward runs",
+}
+
+
+@dataclass
+class AllReduceOptions:
+    reduce: str = key(
+        "exact",
+        "how gradients are summed over processes",
+        choices=REDUCTIONS,
+        younger=True,
+        only_with="algorithm.strategy=allreduce",
+    )
+    compress: str = key(
+        "none",
+        "fast: gradients travel in this type",
+        choices=("none", "bf16"),
+        younger=True,
+        only_with="algorithm.reduce=fast",
+    )
+
+    def check(self, config: Config) -> None:
+        if self.compress != "none" and self.reduce == "exact":
+            raise UserError(
+                f"algorithm.compress={self.compress} with algorithm.reduce=exact: compressed gradients are not exact. Add "
+                "algorithm.reduce=fast."
+            )
 
 
 @dataclass
@@ -22,7 +58,7 @@ class LocalSGDOptions:
 
 
 STRATEGIES = {
-    "allreduce": Part("odist.strategies.allreduce:AllReduce", "one gradient over all"),
+    "allreduce": Part("odist.strategies.allreduce:AllReduce", "one gradient over all", AllReduceOptions),
     "delayed": Part(
         "odist.strategies.delayed:Delayed", "gradients of older weights, as in asynchronous SGD", DelayedOptions
     ),

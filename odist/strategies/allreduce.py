@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from odist.mesh import Mesh
 from odist.optim import Optimizer
+from odist.strategies import AllReduceOptions
 from odist.strategies.base import StrategySetup, clones, copy_into, float_buffers, label_weights
 from odist.sums import GroupSum
 from odist.tasks.base import Batch
@@ -26,7 +27,11 @@ class AllReduce:
     spreads_workers = True
 
     @classmethod
-    def of(cls, options: None, setup: StrategySetup) -> AllReduce:
+    def of(cls, options: AllReduceOptions, setup: StrategySetup) -> AllReduce:
+        if options.reduce == "fast" and setup.mesh.replica.size > 1:
+            from odist.strategies.data_parallel import DataParallel
+
+            return DataParallel(setup.mesh, compress=options.compress == "bf16")
         return cls(setup.mesh)
 
     def __init__(self, mesh: Mesh) -> None:
@@ -43,29 +48,36 @@ class AllReduce:
 
     def count(self, batches: Sequence[Batch]) -> Sequence[float]:
         own = torch.tensor([label_weights(batch) for batch in batches], dtype=torch.float64)
-        total = sum(torch.cat(self.mesh.gather(own)).tolist())
+        total = sum(self.mesh.gather_counts(own).tolist())
         return [total] * len(batches)
 
     @contextmanager
-    def worker(self, worker: int) -> Iterator[None]:
+    def worker(self, worker: int) -> Iterator[nn.Module | None]:
         alone = self.mesh.workers == 1
-        if self.buffers and not alone:
-            if worker == self.mesh.local_workers.start:
-                self._start = clones(self._restored)
-            copy_into(self._restored, self._start)
+        if not alone:
+            self._begin(worker)
         self.optimizer.zero_grad()
-        yield
+        yield None
         if not alone:
             self._sums.add([*(parameter.grad for parameter in self.parameters), *clones(self.buffers)])
             self.optimizer.zero_grad()
+
+    def _begin(self, worker: int) -> None:
+        """Give a worker the statistics that all begin the step with."""
+        if worker == self.mesh.local_workers.start:
+            self._start = clones(self._restored)
+        copy_into(self._restored, self._start)
+
+    def _keep_mean(self, sums: Sequence[Tensor | None]) -> None:
+        """Take the mean of the workers' statistics. sums: over all workers"""
+        copy_into(self.buffers, [total / self.mesh.workers for total in sums if total is not None])
 
     def step(self, step: int) -> None:
         if self.mesh.workers > 1:
             sums = self._sums.total()
             for parameter, gradient in zip(self.parameters, sums, strict=False):
                 parameter.grad = gradient
-            statistics = [total for total in sums[len(self.parameters) :] if total is not None]
-            copy_into(self.buffers, [total / self.mesh.workers for total in statistics])
+            self._keep_mean(sums[len(self.parameters) :])
         self.optimizer.update(step)
 
     def state_dict(self) -> dict[str, Any]:

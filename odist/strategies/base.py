@@ -49,8 +49,11 @@ class Strategy(Protocol):
         """What each worker's summed loss is divided by, known before any forward."""
         ...
 
-    def worker(self, worker: int) -> AbstractContextManager[None]:
-        """Put worker `worker`'s weights, buffers and optimizer state in place."""
+    def worker(self, worker: int) -> AbstractContextManager[nn.Module | None]:
+        """Put worker `worker`'s weights, buffers and optimizer state in place.
+
+        The module that it gives, if any, is called in place of the model for the forward that is differentiated.
+        """
         ...
 
     def step(self, step: int) -> None:
