@@ -103,7 +103,7 @@ class _DenseShares:
         known = self._received[:, self._length :] > 0
         mine = self._sum_slice(known)
         gathered = self._sent.view(-1)[: self._mesh.replica.size * self._length]
-        dist.all_gather_into_tensor(gathered, mine, group=self._mesh.process_group)
+        _all_gather(gathered, mine, self._mesh)
         return self._cut_out(gathered.view(-1, max(1, self._length)), own, there=known.any(dim=0).tolist())
 
     def _sum_slice(self, known: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class _SparseShares:
         padded = own.new_zeros(longest)
         padded[: len(own)] = own
         target = own.new_empty(longest * len(lengths))
-        dist.all_gather_into_tensor(target, padded, group=self._mesh.process_group)
+        _all_gather(target, padded, self._mesh)
         pieces = zip(target.view(len(lengths), longest), lengths.tolist(), strict=True)
         return torch.cat([piece[:length] for piece, length in pieces])
 
@@ -249,6 +249,12 @@ class _SparseShares:
         order = torch.argsort(rows)
         values = torch.cat([part.values() for part in parts])[order]
         return torch.sparse_coo_tensor(rows[order][None], values, parts[0].shape, is_coalesced=True)
+
+
+def _all_gather(target: Tensor, own: Tensor, mesh: Mesh) -> None:
+    """Lay the tensors of all processes one behind the other into `target`."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
+    gather(target, own, group=mesh.process_group)
 
 
 def _join(parts: Sequence[list[Tensor | None]]) -> list[Tensor | None]:

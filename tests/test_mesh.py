@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from odist.config.schema import OptimConfig
 from odist.mesh import Axis, Mesh
 from odist.optim import Clock, Optimizer
+from odist.strategies import AllReduceOptions
 from odist.strategies.allreduce import AllReduce
+from odist.strategies.base import StrategySetup
 from odist.sums import GroupSum
 from odist.tasks.base import Batch
 
@@ -207,19 +209,29 @@ STEPS = 3
 
 def train_normed(mesh: Mesh) -> dict[str, Any]:
     """Steps of a model with BatchNorm as the trainer makes them, through the public interface of a strategy."""
+    return train_steps(mesh, Normed, normed_batch, AllReduceOptions(), OptimConfig(name="sgd", lr=0.1, momentum=0.9))
+
+
+def train_steps(
+    mesh: Mesh,
+    build: Callable[[], nn.Module],
+    batch_of: Callable[[int, int], Batch],
+    options: AllReduceOptions,
+    optim: OptimConfig,
+) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = Normed()
-    optimizer = Optimizer(model, OptimConfig(name="sgd", lr=0.1, momentum=0.9), clock=Clock(WORKERS, STEPS))
-    strategy = AllReduce(mesh)
+    model, clock = build(), Clock(WORKERS, STEPS)
+    optimizer = Optimizer(model, optim, clock=clock)
+    strategy = AllReduce.of(options, StrategySetup(mesh, clock))
     strategy.prepare(model, optimizer)
     model.train()
     history = []
     for step in range(STEPS):
         weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        batches = [normed_batch(step, worker) for worker in mesh.local_workers]
+        batches = [batch_of(step, worker) for worker in mesh.local_workers]
         for worker, batch, count in zip(mesh.local_workers, batches, strategy.count(batches), strict=True):
-            with strategy.worker(worker):
-                logits = model(batch.inputs[0])
+            with strategy.worker(worker) as spread:
+                logits = (model if spread is None else spread)(batch.inputs[0])
                 (F.binary_cross_entropy_with_logits(logits, batch.targets, reduction="sum") / count).backward()
         strategy.step(step)
         history.append({"weights": weights, "buffers": {n: b.clone() for n, b in model.named_buffers()}})
@@ -245,3 +257,48 @@ def test_batchnorm_keeps_the_mean_of_the_workers_statistics(tmp_path: Path) -> N
         for one in several:
             assert one["final"].keys() == runs[1][0]["final"].keys()
             assert all(torch.equal(tensor, runs[1][0]["final"][name]) for name, tensor in one["final"].items())
+
+
+class Tables(nn.Module):
+    """A model whose embedding table gets sparse gradients, with running statistics behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(40, 4)
+        self.rest = Normed()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.rest(self.table(ids).sum(dim=1))
+
+
+def table_batch(step: int, worker: int) -> Batch:
+    ids = torch.randint(0, 40, (6 + worker % 3, 3), generator=torch.Generator().manual_seed(100 * step + worker))
+    return Batch((ids,), (ids.sum(dim=1) % 2).float(), torch.ones(len(ids)))
+
+
+PLAIN = OptimConfig(name="sgd", lr=0.1)
+
+
+def train_exactly(mesh: Mesh) -> dict[str, Any]:
+    return train_steps(mesh, Tables, table_batch, AllReduceOptions(), PLAIN)
+
+
+def train_fast(mesh: Mesh) -> dict[str, Any]:
+    return train_steps(mesh, Tables, table_batch, AllReduceOptions(reduce="fast"), PLAIN)
+
+
+def train_compressed(mesh: Mesh) -> dict[str, Any]:
+    return train_steps(mesh, Tables, table_batch, AllReduceOptions(reduce="fast", compress="bf16"), PLAIN)
+
+
+def test_tables_have_the_bits_of_one_process_and_fast_sums_differ_by_rounding(tmp_path: Path) -> None:
+    (alone,) = together(train_exactly, tmp_path, processes=1)
+    first = alone["history"][0]["weights"]
+    for function, tolerance in ((train_exactly, 0.0), (train_fast, 1e-5), (train_compressed, 2e-2)):
+        both = together(function, tmp_path, processes=2)
+        for name, expected in alone["final"].items():
+            found = [one["final"][name] for one in both]
+            assert torch.equal(*found), (function.__name__, name)
+            if expected.is_floating_point():
+                torch.testing.assert_close(found[0], expected, rtol=0, atol=tolerance)
+        assert not torch.equal(both[0]["final"]["table.weight"], first["table.weight"])  # it was trained
