@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, bf16_compress_wrapper
 from torch.nn.parallel import DistributedDataParallel
 
 from odist.mesh import Mesh
@@ -42,7 +42,8 @@ class DataParallel(AllReduce):
             model, process_group=self.mesh.process_group, broadcast_buffers=False, gradient_as_bucket_view=True
         )
         if self._compress:
-            self._spread.register_comm_hook(None, bf16_compress_hook)
+            compressed = bf16_compress_wrapper(allreduce_hook)  # by its name torch refuses it where there is no NCCL
+            self._spread.register_comm_hook(self.mesh.process_group, lambda group, bucket: compressed(group, bucket))
 
     def count(self, batches: Sequence[Batch]) -> Sequence[float]:
         # DistributedDataParallel takes the mean over the processes, and the sum is wanted.
