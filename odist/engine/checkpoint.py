@@ -12,7 +12,7 @@ import hashlib
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,11 @@ Say = Callable[[str], None]
 
 
 def save(
-    run: Run, group: int, *, step: int, model: nn.Module, average: nn.Module | None = None, state: dict[str, Any]
+    run: Run, group: int, *, step: int, weights: Mapping[str, dict[str, torch.Tensor]], state: dict[str, Any]
 ) -> Path:
     """Save a group after `step` completed steps; return the folder.
 
-    average: predicts in place of the model, see odist.engine.average
+    weights: by file, WEIGHTS and, where an average of them predicts, AVERAGE; in the processor's memory
     state: nested dicts and lists of tensors, numbers and strings
     CannotWrite if the disk is full; older checkpoints stay whole.
     """
@@ -45,15 +45,13 @@ def save(
     final = root / step_name(step)
     temporary = root / f".{step_name(step)}.{os.getpid()}.tmp"
     try:
-        models = {WEIGHTS: model, **({} if average is None else {AVERAGE: average})}
-        names = (*models, STATE)
+        names = (*weights, STATE)
         with writing(final):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            for name, one in models.items():
-                weights = {key: tensor.detach().cpu().contiguous() for key, tensor in one.state_dict().items()}
+            for name, one in weights.items():
                 with writing(final, SafetensorError):
-                    save_file(weights, temporary / name)
+                    save_file(one, temporary / name)
             with writing(final, RuntimeError):  # what torch's own writer raises
                 torch.save(state, temporary / STATE)
             for name in names:

@@ -21,6 +21,7 @@ from odist.data.loader import Loader
 from odist.engine import checkpoint
 from odist.engine.average import WeightAverage
 from odist.engine.prediction import measure_spread
+from odist.engine.saving import Saver
 from odist.errors import Diverged, Interrupted, LostWorkers
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
@@ -83,6 +84,7 @@ class Trainer:
     clock: Clock
     cadence: Cadence
     run: Run
+    saver: Saver
     log: MetricsLog
     seed: int
     stop: Callable[[int], bool] = field(default=lambda step: False)
@@ -128,6 +130,7 @@ class Trainer:
             self.teacher.refresh(done)
         except (Interrupted, LostWorkers) as error:
             self.save(done)  # with the refresh still to come
+            self.saver.wait()
             self.stopped = isinstance(error, Interrupted)
             if not self.stopped:
                 raise
@@ -141,6 +144,8 @@ class Trainer:
         self.stopped = self.stop(done) and not last
         if last or self.stopped or _due(done, self.cadence.checkpoint):
             self.save(done)
+        if last or self.stopped:
+            self.saver.wait()
         return not self.stopped
 
     def _offered(self, done: int) -> nn.Module:
@@ -251,7 +256,7 @@ class Trainer:
         return metrics
 
     def save(self, done: int) -> None:
-        """Save everything that the next step needs; all processes of the group call it, one writes."""
+        """Save everything that the next step needs; all processes of the group call it, one writes, in the background."""
         carry: dict[int, Carry] = {}
         for part in self.mesh.gather_to_writer(self.carry):
             carry.update(part)
@@ -272,7 +277,7 @@ class Trainer:
             average = None if self.average is None else self.average.ready(done)
             if self.average is not None:
                 state["average"] = self.average.state_dict()
-            checkpoint.save(self.run, self.mesh.group.index, step=done, model=self.model, average=average, state=state)
+            self.saver.save(step=done, model=self.model, average=average, state=state)
 
     def load(self, step: int) -> None:
         """Continue from the checkpoint of `step`; Damaged if its state is not one that these parts have saved."""

@@ -20,6 +20,7 @@ from odist.data.order import order_seed
 from odist.engine.average import WeightAverage, decay_of
 from odist.engine.finished import load_first_weights, load_teachers, predictor
 from odist.engine.problem import build_model
+from odist.engine.saving import Saver
 from odist.engine.trainer import CROSS_ENTROPIES, Cadence, Trainer
 from odist.errors import UserError
 from odist.exchange.base import Exchange, ExchangeSetup, Published, Schedule
@@ -38,7 +39,7 @@ from odist.teachers.base import Batches, Teacher, TeacherSetup
 class Parts:
     """What the groups of one process share.
 
-    stop: asked by whoever waits; published: in memory, for groups that take turns; exchanges: opened so far
+    stop: asked by whoever waits; published: in memory, for groups that take turns; exchanges, savers: opened so far
     """
 
     config: Config
@@ -49,9 +50,17 @@ class Parts:
     stop: Callable[[], bool]
     published: Published = field(default_factory=dict)
     exchanges: list[Exchange] = field(default_factory=list)
+    savers: list[Saver] = field(default_factory=list)
+
+    def saver(self, group: int) -> Saver:
+        """What writes a group's checkpoints; it is closed with these parts."""
+        self.savers.append(Saver(self.run, group))
+        return self.savers[-1]
 
     def close(self) -> None:
-        """Close what was opened: the exchanges and the log."""
+        """Close what was opened: checkpoints that are being written, the exchanges and the log."""
+        for saver in self.savers:
+            saver.close()
         for end in self.exchanges:
             end.close()
         self.log.close()
@@ -109,6 +118,7 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
             keep_evaluations=train.keep_evaluations and predictor(config) == "mean",
         ),
         run=parts.run,
+        saver=parts.saver(group),
         log=parts.log,
         seed=config.seed,
         stop=stop,

@@ -1,0 +1,66 @@
+"""Checkpoints written in the background: a step pays for a copy of the state, not for the disk.
+
+One checkpoint is written at a time; the next waits for it. What went wrong with one is raised when the next is to be saved,
+or at the end. A process that is killed while it writes leaves the checkpoint before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import nn
+
+from odist.engine import checkpoint
+from odist.errors import OdistError
+from odist.run.folder import Run
+
+
+class Saver:
+    """Writes the checkpoints of one group.
+
+    run: where they go; group: whose they are
+    """
+
+    def __init__(self, run: Run, group: int) -> None:
+        self.run, self.group = run, group
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
+        self._writing: Future[Any] | None = None
+
+    def save(self, *, step: int, model: nn.Module, average: nn.Module | None = None, state: dict[str, Any]) -> None:
+        """Copy the state after `step` completed steps and write it in the background.
+
+        Arguments as in `checkpoint.save`, whose tensors may change as soon as this returns.
+        Raises CannotWrite if the checkpoint before could not be written.
+        """
+        self.wait()
+        models = {checkpoint.WEIGHTS: model, **({} if average is None else {checkpoint.AVERAGE: average})}
+        weights = {name: copied(dict(one.state_dict())) for name, one in models.items()}
+        self._writing = self._writer.submit(
+            checkpoint.save, self.run, self.group, step=step, weights=weights, state=copied(state)
+        )
+
+    def wait(self) -> None:
+        """Return when nothing is being written. Raises what the writing has raised, once."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Finish what is being written; training has ended, and how is said by whoever ended it."""
+        with contextlib.suppress(OdistError):
+            self.wait()
+        self._writer.shutdown()
+
+
+def copied(state: Any) -> Any:
+    """Nested dicts, lists and tuples with copies of their tensors in the processor's memory."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True).contiguous()
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(copied(value) for value in state)
+    return state
