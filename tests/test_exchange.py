@@ -215,7 +215,7 @@ def test_what_does_not_verify_is_rejected_once_and_counted(
     ending, change, reason = DAMAGES[damage]
     publish(make(0, url), 4, 8)
     replace(url, 0, ending, change)
-    receiver = make(1, url, poll=0.01, model=fingerprint(weights(0)))
+    receiver = make(1, url, poll=0.01, models={0: fingerprint(weights(0))})
     assert equal(eventually(lambda: receiver.fetch(0)), 4)  # the next older valid one
     assert receiver.fetch(0, step=8) is None
     time.sleep(0.05)  # some more looks

@@ -156,7 +156,7 @@ def test_weights_larger_than_said_are_not_read(make: Callable[..., StoreExchange
     os.truncate(sorted(folder.glob("*.safetensors"))[1], 1 << 30)
     os.truncate(newest(folder, "safetensors"), 1 << 30)
     say(size=1 << 30)(folder)
-    receiver = make(1, poll=0.01, largest=10_000)
+    receiver = make(1, poll=0.01, largest={0: 10_000})
     assert equal(eventually(lambda: receiver.fetch(0)), 4)
     assert receiver.log()["exchange_rejected"] == 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB

@@ -69,7 +69,7 @@ def read_arguments(words: list[str]) -> Arguments:
         if word == "--":
             continue
         if not word.startswith("-"):
-            found.overrides.append(_at_home(word))
+            found.overrides.append(_as_hydra_reads_it(word))
         elif name in INFO:
             following = None if sign else next(rest, None)
             if following in INFO_VALUES:
@@ -97,8 +97,13 @@ def read_arguments(words: list[str]) -> Arguments:
     return found
 
 
-def _at_home(word: str) -> str:
-    """`word` with the home folder for `~/`, which no shell expands behind `key=` and Hydra cannot read."""
+def _as_hydra_reads_it(word: str) -> str:
+    """`word` with the home folder for `~/`, which no shell expands behind `key=` and Hydra cannot read.
+
+    In `groups=[{model.dropout=0.1},{}]` Hydra wants colons.
+    """
+    if word.lstrip("+").startswith("groups="):
+        return re.sub(r"(?<=[{,])\s*([\w.]+)=", r"\1:", word)
     home = str(Path.home())
     places = {found.name for found in schema_keys() if found.key.place}
     if word.partition("=")[0].lstrip("+") not in places or not re.fullmatch(r"[\w./-]+", home):
@@ -154,4 +159,6 @@ def typed(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
         return f"[{','.join(map(typed, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{name}:{typed(item)}' for name, item in value.items())}}}"
     return "" if value == MISSING else str(value)

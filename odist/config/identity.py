@@ -58,7 +58,8 @@ def younger_keys(node: Any, *, prefix: str = "") -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             found |= younger_keys(value, prefix=f"{prefix}{field.name}.")
         elif key_of(field).younger:
-            found[prefix + field.name] = field.default
+            made = field.default_factory
+            found[prefix + field.name] = field.default if made is dataclasses.MISSING else made()
     return found
 
 

@@ -7,6 +7,7 @@ Every key that a user may set is a field here, one line each: default, meaning, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from odist.config.key import BELOW_ONE, MISSING, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, key
 from odist.config.options import with_own_options
@@ -288,6 +289,9 @@ class Config:
 
     seed: int = key(0, "seed of initialisation, order of rows and dropout", bounds=NOT_NEGATIVE)
     num_groups: int = key(1, "groups, each with a model of its own", bounds=POSITIVE)
+    groups: list[dict[str, Any]] = key(
+        [], "model.KEY and optim.KEY of each group, as in [{model.dropout:0.1},{}]; []: all alike", younger=True
+    )
     workers: int = key(1, "virtual data-parallel workers per group; each adds train.batch to a step", bounds=POSITIVE)
     scale: str = key(MISSING, "sizes of data, model and run")
     task: TaskConfig = key(TaskConfig(), "what is learnt")

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from odist import registry
+from odist.config.groups import of_group
 from odist.config.schema import Config
 from odist.errors import UserError
 from odist.optim import Clock
@@ -53,5 +54,19 @@ def make_clock(config: Config, task: Task) -> Clock:
 
 def build_model(config: Config, task: Task, *, group: int) -> nn.Module:
     """The model of a group at step 0; group 0's is the same for every algorithm of one seed."""
+    own = of_group(config, group)
+    if own.model != config.model:
+        task = build_task(own)
     torch.manual_seed(derive(config.seed, "init", group=group))
     return task.build_model().to(config.launch.device)
+
+
+def forward_flops(config: Config, task: Task, model: nn.Module) -> float:
+    """Floating-point operations of one example's forward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ids = task.evaluation_order("validation", rows=None, batch_size=config.train.batch).ids(0)
+    batch = task.batch(ids, "validation").to(config.launch.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        task.forward(model, batch, None)
+    return float(counter.get_total_flops() / len(ids))

@@ -5,6 +5,8 @@ Every part makes itself from its own options and from what a part of its kind ma
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,17 +15,18 @@ import numpy as np
 from torch import nn
 
 from odist import registry
+from odist.config.groups import of_group
 from odist.config.options import options_of
 from odist.config.schema import Config
 from odist.data.loader import Loader
 from odist.data.order import order_seed
 from odist.engine.average import WeightAverage, decay_of
 from odist.engine.finished import load_first_weights, load_teachers, predictor
-from odist.engine.problem import build_model
+from odist.engine.problem import build_model, forward_flops
 from odist.engine.saving import Saver
 from odist.engine.trainer import CROSS_ENTROPIES, Cadence, Trainer
 from odist.errors import UserError
-from odist.exchange.base import Exchange, ExchangeSetup, Published, Schedule
+from odist.exchange.base import Exchange, ExchangeSetup, Published, Schedule, Weights
 from odist.losses import check_range
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
@@ -76,7 +79,7 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
     model = build_model(config, task, group=group)
     if start == 0 and config.train.init_from is not None:
         load_first_weights(config.train.init_from, config, model, group=group)
-    optimizer = Optimizer(model, config.optim, clock=clock)
+    optimizer = Optimizer(model, of_group(config, group).optim, clock=clock)
     strategy = build_strategy(config, StrategySetup(mesh, clock))
     strategy.prepare(model, optimizer)
     order = task.order(
@@ -176,9 +179,23 @@ def build_strategy(config: Config, setup: StrategySetup) -> Strategy:
 def build_teacher(parts: Parts, mesh: Mesh, *, model: nn.Module, batches: Batches) -> Teacher:
     """The teacher that the configuration names. batches: of its group, in memory"""
     config, task, device = parts.config, parts.task, parts.config.launch.device
+    own = of_group(config, mesh.group.index).model
+
+    def build_peer(peer: int) -> nn.Module:
+        alike = of_group(config, peer).model == own
+        return copy.deepcopy(model) if alike else build_model(config, task, group=peer)
+
+    @functools.cache
+    def relative_cost(peer: int) -> float:
+        if of_group(config, peer).model == own:
+            return 1.0
+        return forward_flops(config, task, build_peer(peer)) / forward_flops(config, task, model)
+
     setup = TeacherSetup(
         task=task,
         student=model,
+        build_peer=build_peer,
+        relative_cost=relative_cost,
         mesh=mesh,
         seed=config.seed,
         clock=parts.clock,
@@ -194,6 +211,15 @@ def build_teacher(parts: Parts, mesh: Mesh, *, model: nn.Module, batches: Batche
 def open_exchange(parts: Parts, mesh: Mesh, *, model: nn.Module, peers: Sequence[int], schedule: Schedule) -> Exchange:
     """One group's end of the exchange that the configuration names; it is closed with `parts`."""
     config, run, group = parts.config, parts.run, mesh.group.index
+
+    known = {repr(of_group(config, group).model): dict(model.state_dict())}
+
+    def weights_of(peer: int) -> Weights:
+        kind = repr(of_group(config, peer).model)
+        if kind not in known:
+            known[kind] = dict(build_model(config, parts.task, group=peer).state_dict())
+        return known[kind]
+
     setup = ExchangeSetup(
         group=group,
         peers=peers,
@@ -201,7 +227,7 @@ def open_exchange(parts: Parts, mesh: Mesh, *, model: nn.Module, peers: Sequence
         folder=run.path,
         run=run.env.get("run_id") or run.name,
         num_steps=parts.clock.num_steps,
-        weights=model.state_dict(),
+        weights_of=weights_of,
         is_writer=mesh.is_writer,
         # the oldest kept one: if newer ones are damaged, the group goes back to it
         last_checkpoint=lambda: min(run.checkpoint_steps(group), default=-1),

@@ -63,7 +63,7 @@ class ExchangeSetup:
 
     group, peers: this group and those that it learns from; schedule: when it asks for their weights
     folder: of the run; run: its id; num_steps: its length
-    weights: of the group's model, for their names, shapes and sizes
+    weights_of: group -> weights of a model like its, for their names, shapes and sizes
     is_writer: whether this process publishes for its group and looks for fresh snapshots
     last_checkpoint: tells the step of this group's oldest kept checkpoint, -1 without one
     published: what the groups of this process have published in memory, the same dict for all of them
@@ -75,7 +75,7 @@ class ExchangeSetup:
     folder: Path
     run: str
     num_steps: int
-    weights: Weights
+    weights_of: Callable[[int], Weights]
     is_writer: bool
     last_checkpoint: Callable[[], int]
     published: Published

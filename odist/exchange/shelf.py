@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -113,8 +113,8 @@ class Shelf:
     """The snapshots of all groups in one store, for reading; several threads may use it.
 
     fs: fsspec file system; root: path in it; local: whether that is a folder of this machine
-    run: whose snapshots are believed; model: fingerprint that weights must have, None for any
-    largest: bytes that their file may have, None for any; num_steps: of the run, None for any number
+    run: whose snapshots are believed; models: fingerprint that the weights of a group must have, by group; None for any
+    largest: bytes that their file may have, by group; None for any; num_steps: of the run, None for any number
     rejected: file, as group-0/NAME, and why it is not used
     """
 
@@ -125,12 +125,12 @@ class Shelf:
         *,
         run: str,
         local: bool,
-        model: str | None = None,
-        largest: int | None = None,
+        models: Mapping[int, str] | None = None,
+        largest: Mapping[int, int] | None = None,
         num_steps: int | None = None,
     ) -> None:
         self.fs, self.root, self.run, self.local = fs, root, run, local
-        self.model, self.largest, self.num_steps = model, largest, num_steps
+        self.models, self.largest, self.num_steps = models or {}, largest or {}, num_steps
         self.rejected: dict[str, Rejection] = {}
         self._stamps: dict[str, tuple[Stamp, ...]] = {}  # of what failed a check: not checked again unless it changes
         self._known: dict[str, Manifest] = {}
@@ -246,10 +246,11 @@ class Shelf:
         manifest = parse(self._read(path, most=MANIFEST_BYTES), name=name, num_steps=self.num_steps)
         if manifest.run != self.run or manifest.group != group:
             raise Rejected(f"of run {manifest.run}, group {manifest.group}", kind="other_run")
-        if self.model is not None and manifest.model != self.model:
-            raise Rejected(f"of another model, {manifest.model} instead of {self.model}", kind="other_model")
-        if self.largest is not None and manifest.size > self.largest:
-            raise ValueError(f"size={manifest.size}: this model's weights take {self.largest} bytes at most")
+        model, largest = self.models.get(group, manifest.model), self.largest.get(group, manifest.size)
+        if manifest.model != model:
+            raise Rejected(f"of another model, {manifest.model} instead of {model}", kind="other_model")
+        if manifest.size > largest:
+            raise ValueError(f"size={manifest.size}: this model's weights take {largest} bytes at most")
         return manifest
 
     def _weights(self, manifest: Manifest, *, finite: bool) -> Weights:

@@ -14,7 +14,7 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -48,8 +48,8 @@ class StoreExchange:
 
     group, peers: this group and those that it learns from; readers: those that learn from it, None for its peers; url: root of the store; run: id of the run, so that
     snapshots of another run in the same place are rejected
-    model: fingerprint that a peer's weights must have; None takes any
-    largest: bytes that the file of a peer's weights may have; num_steps: of the run; None: any number
+    models: fingerprint that the weights of a group must have, by group; None takes any
+    largest: bytes that the file of a group's weights may have, by group; num_steps: of the run; None: any number
     keep: own snapshots kept under `freshest`; history: makes it lock-step, where everything that was
     published can be read some time, and nothing is deleted that a restarted peer may still ask for,
     `history` steps behind the oldest of all groups' last checkpoints
@@ -68,14 +68,19 @@ class StoreExchange:
     @classmethod
     def of(cls, options: StoreOptions, setup: ExchangeSetup) -> StoreExchange:
         schedule = setup.schedule
+        readers = setup.peers if schedule.readers is None else schedule.readers
+        weights = {group: setup.weights_of(group) for group in {setup.group, *setup.peers, *readers}}
         return cls(
             setup.group,
             peers=setup.peers,
             url=options.url or str(setup.folder / "exchange"),
             run=setup.run,
-            readers=schedule.readers,
-            model=fingerprint(setup.weights),
-            largest=sum(tensor.nbytes + HEADER_BYTES for tensor in setup.weights.values()) + HEADER_BYTES,
+            readers=readers,
+            models={group: fingerprint(own) for group, own in weights.items()},
+            largest={
+                group: sum(tensor.nbytes + HEADER_BYTES for tensor in own.values()) + HEADER_BYTES
+                for group, own in weights.items()
+            },
             num_steps=setup.num_steps,
             keep=options.keep,
             remember=2 * schedule.lag + 1 if schedule.lockstep else 0,
@@ -94,8 +99,8 @@ class StoreExchange:
         url: str,
         run: str,
         readers: Sequence[int] | None = None,
-        model: str | None = None,
-        largest: int | None = None,
+        models: Mapping[int, str] | None = None,
+        largest: Mapping[int, int] | None = None,
         num_steps: int | None = None,
         keep: int = 3,
         history: int = 0,
@@ -112,7 +117,7 @@ class StoreExchange:
         self.last_problem = ""
         fs, root = fsspec.core.url_to_fs(url, **options_for(url))
         local = "file" in ({fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol))
-        self.shelf = Shelf(fs, root, run=run, local=local, model=model, largest=largest, num_steps=num_steps)
+        self.shelf = Shelf(fs, root, run=run, local=local, models=models, largest=largest, num_steps=num_steps)
         self.publisher = Publisher(
             self.shelf,
             group=group,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from odist import registry
+from odist.config.groups import of_group
 from odist.config.key import Key, key_of
 from odist.config.options import chosen_parts, options_of, unread_options
 from odist.config.read import described
@@ -34,6 +35,7 @@ def validate(config: Config) -> None:
         _check_value(name, value, key)
     _check_model(config)
     _check_optim(config)
+    _check_groups(config)
     _check_algorithm(config)
     _check_finished_runs(config)
     _check_train(config)
@@ -49,6 +51,23 @@ def _check_value(name: str, value: Any, key: Key) -> None:
     for number in value if isinstance(value, list) else [value]:
         if key.bounds is not None and number is not None and number not in key.bounds:
             raise UserError(f"{name}={value}: expected a number {key.bounds}.")
+
+
+def _check_groups(config: Config) -> None:
+    if config.groups and len(config.groups) != config.num_groups:
+        raise UserError(
+            f"groups: {len(config.groups)} entries with num_groups={config.num_groups}. Give one for every group, {{}} for one "
+            "that has nothing of its own: 'groups=[{model.dropout:0.1},{}]'."
+        )
+    for group in range(len(config.groups)):
+        own = of_group(config, group)
+        try:
+            for name, value, key in described(own):
+                _check_value(name, value, key)
+            _check_model(own)
+            _check_optim(own)
+        except UserError as error:
+            raise UserError(f"groups: group {group}: {error}") from None
 
 
 def _check_model(config: Config) -> None:

@@ -19,7 +19,7 @@ from odist.engine import checkpoint
 from odist.engine.evaluation import log_mean_evaluations
 from odist.engine.finished import predictor
 from odist.engine.prediction import SplitPrediction, measure_spread, predict_split
-from odist.engine.problem import build_task
+from odist.engine.problem import build_task, forward_flops
 from odist.engine.trainer import CROSS_ENTROPIES, Trainer
 from odist.errors import Damaged
 from odist.files import save_array, write_atomically
@@ -198,17 +198,6 @@ def beside_a_constant(task: Task, results: dict[str, Any], targets: np.ndarray) 
             "Try another optim.lr, or train longer."
         )
     return {"constant_prediction": {name: constant}, "remarks": remarks}
-
-
-def forward_flops(config: Config, task: Task, model: torch.nn.Module) -> float:
-    """Floating-point operations of one example's forward."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    ids = task.evaluation_order("validation", rows=None, batch_size=config.train.batch).ids(0)
-    batch = task.batch(ids, "validation").to(config.launch.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        task.forward(model, batch, None)
-    return float(counter.get_total_flops() / len(ids))
 
 
 def training_flops(trainer: Trainer, forward: float) -> int:

@@ -28,6 +28,8 @@ class TeacherSetup:
     """What the teacher of one group may use.
 
     task: for its forward and its prior; student: the group's own model; mesh: its workers and its place among the groups
+    build_peer: a model like that of another group, for its weights; relative_cost: operations of a forward of that model, as
+        a multiple of the student's
     seed: the run's; clock: by which examples become steps; batches: of the group, on its device
     load_runs: folders of finished runs -> the models that predict for them
     open_exchange: peers, schedule -> this group's end of the exchange
@@ -36,6 +38,8 @@ class TeacherSetup:
 
     task: Task
     student: nn.Module
+    build_peer: Callable[[int], nn.Module]
+    relative_cost: Callable[[int], float]
     mesh: Mesh
     seed: int
     clock: Clock
@@ -58,8 +62,8 @@ class Teacher(Protocol):
         """Make the teacher. options: of the dataclass that it declares in `odist.teachers`, None without one."""
         ...
 
-    def forwards(self, step: int) -> int:
-        """Forwards of a model that each example of `step` (0-based) costs."""
+    def forwards(self, step: int) -> float:
+        """Forwards of a model that each example of `step` (0-based) costs, counted in those of the student."""
         ...
 
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
@@ -96,7 +100,7 @@ class NoTeacher:
     def of(cls, options: None, setup: TeacherSetup) -> NoTeacher:
         return cls()
 
-    def forwards(self, step: int) -> int:
+    def forwards(self, step: int) -> float:
         return 0
 
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:

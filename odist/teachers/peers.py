@@ -9,7 +9,6 @@ paper's reality: whatever is newest is taken, and a slow or dead peer costs noth
 from __future__ import annotations
 
 import concurrent.futures
-import copy
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +32,7 @@ STALE_REFRESHES = 10  # freshest: without anything new from a peer, after which 
 class Peers:
     """Teachers that train at the same time.
 
-    student: the group's own model, copied for each peer; group: its index; peers: step of a reload -> the groups that teach from
+    student: the group's own model; build_peer, relative_cost: see `TeacherSetup`; group: its index; peers: step of a reload -> the groups that teach from
     it on, which may include its own
     schedule: when snapshots are taken; lock-step waits for the agreed ones until `stop` says so
     burn_in: steps before the teachers are heard; ramp: steps over which their weight then rises
@@ -55,6 +54,8 @@ class Peers:
         return cls(
             setup.task.forward,
             student=setup.student,
+            build_peer=setup.build_peer,
+            relative_cost=setup.relative_cost,
             exchange=setup.open_exchange(sorted([*topology.ever(group), *own]), schedule),
             group=group,
             peers=lambda step: sorted([*topology.peers(group, step=step), *own]),
@@ -73,6 +74,8 @@ class Peers:
         forward: Forward,
         *,
         student: nn.Module,
+        build_peer: Callable[[int], nn.Module],
+        relative_cost: Callable[[int], float],
         exchange: Exchange,
         group: int,
         peers: Callable[[int], Sequence[int]],
@@ -96,6 +99,7 @@ class Peers:
         self.waited = 0.0  # seconds, for snapshots and for readers, since the last row of the log
         self.lookahead = lookahead
         self.student = student
+        self.build_peer, self.relative_cost = build_peer, relative_cost
         self.exchange = exchange
         self.group = group
         self.peers = peers
@@ -109,8 +113,10 @@ class Peers:
         self._heard_at = 0  # the step that last used the snapshots
         self._look_ahead(0)
 
-    def forwards(self, step: int) -> int:
-        return 0 if step < self.burn_in else len(self.peers(0))
+    def forwards(self, step: int) -> float:
+        if step < self.burn_in:
+            return 0
+        return sum(self.relative_cost(peer) for peer in self.peers(step // self.interval * self.interval))
 
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         heard_until = step + (self.lag + 1) * self.interval
@@ -241,7 +247,7 @@ class Peers:
     def _use(self, snapshot: Snapshot, *, step: int) -> None:
         teacher = self.panel.models.get(snapshot.group)
         if teacher is None:
-            teacher = copy.deepcopy(self.student)
+            teacher = self.build_peer(snapshot.group)
             teacher.zero_grad(set_to_none=True)
         teacher.load_state_dict(snapshot.weights)
         self.panel.place(snapshot.group, teacher, step=step)
