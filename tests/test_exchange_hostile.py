@@ -41,7 +41,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., StoreExchange]]:
 
     def start(group: int, **options: Any) -> StoreExchange:
         url = options.pop("url", str(tmp_path / "exchange"))
-        given = {"run": "this-run", "model": fingerprint(weights(0)), **options}
+        given = {"run": "this-run", "models": {0: fingerprint(weights(0))}, **options}
         ends.append(StoreExchange(group, peers=[1 - group], url=url, **given))
         return ends[-1]
 
