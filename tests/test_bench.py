@@ -321,6 +321,42 @@ def test_codistilling_engine_of_images_hears_its_teacher_in_every_timed_step(tmp
     assert rows["teacher_age_steps"][[4, 6]].tolist() == [1, 1]
 
 
+@pytest.mark.slow
+def test_faults_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    from odist.bench.faults import Size, measure
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    said: list[str] = []
+    size = Size(rows=3_000, buckets=2_600, hidden=(8,), steps=6, interval=2, kill_steps=60, s3=False)
+    rows = measure(rounds=2, say=said.append, size=size, kills=1)
+    assert [row.name for row in rows] == ["peer_dead", "peer_hung", "peer_gone", "kills"]
+    assert [len(row.ratios) for row in rows] == [2, 2, 2, 1]
+    assert min(min(row.ratios) for row in rows) > 0
+    assert rows[-1].ratios == [1.0]  # the bits of an undisturbed run
+    assert any("skipped" in text for text in said)
+    assert list(tmp_path.glob("odist-bench-*")) == []
+
+
+@pytest.mark.slow
+def test_cluster_suite_measures_every_row_and_the_bytes_of_a_ring(tmp_path, monkeypatch):
+    from odist.bench.cluster import Size, measure
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    size = Size(rows=3_000, buckets=26_000, hidden=(64,), processes=(1, 2), steps=2)
+    rows = {row.name: row for row in measure(rounds=2, say=lambda text: None, size=size)}
+    names = ["fast_1", "exact_1", "fast_2", "exact_2", "tree_2", "sent_exact_2", "sent_fast_2", "sent_ddp_2"]
+    assert list(rows) == names
+    assert all(len(row.ratios) == 2 and min(row.ratios) > 0 for row in rows.values())
+    for arm in ("exact", "fast", "ddp"):  # 2 (P - 1) / P of the gradient, and small messages
+        assert rows[f"sent_{arm}_2"].median == pytest.approx(1, abs=0.1)
+    assert list(tmp_path.glob("odist-bench-*")) == []
+
+
+def test_only_faults_are_told_how_many_to_kill():
+    with pytest.raises(UserError, match="only `odist bench faults`"):
+        bench.run("quick", kills=3)
+
+
 def test_a_process_that_ends_is_an_error_with_its_last_words(store, tmp_path):
     from odist.bench.criteo import make_config
     from odist.bench.replica import Replicas

@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "prepare": {"data", "run"},
     "claims": {"data", "measure", "run", "tasks"},
     "bench": {
+        "sums",
         "claims",
         "data",
         "engine",

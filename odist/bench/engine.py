@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from odist.run.folder import Run
 from odist.run.log import Silent
 from odist.tasks.base import Batch, Task
 from odist.teachers import peers_options
+
+RUN_ID = "benchmark"  # of all engines: they may hand each other weights through one store
 
 
 def make_config(
@@ -100,13 +103,22 @@ class Engine:
 
     groups: which of the configuration's groups train here, in turns
     start: completed steps that are taken for granted
+    replica: this process among those of the group, where torch.distributed knows them all
     """
 
-    def __init__(self, folder: Path, config: Config, *, groups: Sequence[int] = (0,), start: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        *,
+        groups: Sequence[int] = (0,),
+        start: int = 0,
+        replica: Axis | None = None,
+    ) -> None:
         self.config = config
-        self.run = Run.create(folder, to_dict(config), overrides=[], env={})
+        self.run = Run.create(folder, to_dict(config), overrides=[], env={"run_id": RUN_ID})
         self.task = build_task(config)
-        meshes = [Mesh(group=Axis(group, config.num_groups)) for group in groups]
+        meshes = [Mesh(Axis(group, config.num_groups), replica or Axis(), config.workers) for group in groups]
         clock = make_clock(config, self.task)
         self._session = Session(
             self.run, config, self.task, clock=clock, meshes=meshes, progress=Silent(), stop=lambda: False
@@ -132,6 +144,15 @@ class Engine:
             if done % self.trainers[0].cadence.log == 0:
                 checkpoint.prune(self.run, self.config.trained_groups, keep=self.config.train.keep_checkpoints)
                 self.run.set_status(step=done)
+
+    def median_step(self, steps: int) -> float:
+        """Make `steps` steps of every group; returns the median seconds of one."""
+        seconds = []
+        for _ in range(steps):
+            began = time.perf_counter()
+            self.train(1)
+            seconds.append(time.perf_counter() - began)
+        return statistics.median(seconds)
 
     def close(self) -> None:
         """End its threads and close its log."""

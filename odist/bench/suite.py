@@ -38,6 +38,10 @@ SUITES = {
     "paired",
     "lm": "The language model in fp32, one thread unless said; examples are tokens, of reading they are records. Ratios "
     "of seconds for the same work, paired",
+    "cluster": "Criteo's model (2560-1024-256) with a dense table, batch 100 in every process, one thread each, gloo on one "
+    "machine; more processes than cores wait for each other. Ratios of seconds or bytes of a step, paired",
+    "faults": "A small Criteo model in fp32, two groups as processes of one thread, a store between them "
+    "(exchange.timing=freshest), a reload of the teacher every 20 steps. Ratios of group 0's median step, paired",
     "images": "Random crops of synthetic photographs and ResNet-8 on images of 32 pixels, one thread; examples are "
     "images. Ratios of seconds for the same work, paired",
 }
@@ -73,21 +77,28 @@ class Result:
         }
 
 
-def run(suite: str, *, rounds: int = 5, output: Path | None = None) -> Result:
+def run(suite: str, *, rounds: int = 5, output: Path | None = None, kills: int | None = None) -> Result:
     """Run a suite; with `output`, write SUITE.json and SUITE.md into that folder.
 
-    rounds: paired measurements of every arm
-    Raises UserError for an unknown suite and when `output` is not a folder, OdistError when a process of the benchmark
+    rounds: paired measurements of every arm; kills: of processes, by the suite faults; None: as many as it likes
+    Raises UserError for an unknown suite, kills of another one, and when `output` is not a folder, OdistError when a process of the benchmark
     ends early.
     """
     if suite not in SUITES:
         raise UserError(f"{suite}: no such suite. {choose(suite, SUITES)}")
     if output is not None and output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: expected a folder; a file lies there.")
+    if kills is not None and suite != "faults":
+        raise UserError(f"--kills {kills}: only `odist bench faults` kills processes.")
+    options = {} if kills is None else {"kills": kills}
     measure = measure_of(suite)
     began, load = time.perf_counter(), os.getloadavg()[0]
-    rows = measure(rounds=rounds, say=lambda text: print(text, file=sys.stderr, flush=True))
-    command = f"odist bench {suite} --rounds {rounds}" + (f" --output {output}" if output else "")
+    rows = measure(rounds=rounds, say=lambda text: print(text, file=sys.stderr, flush=True), **options)
+    command = (
+        f"odist bench {suite} --rounds {rounds}"
+        + (f" --kills {kills}" if kills else "")
+        + (f" --output {output}" if output else "")
+    )
     result = Result(suite, command, rounds, time.perf_counter() - began, (load, os.getloadavg()[0]), rows)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)

@@ -272,20 +272,23 @@ def bench(
         Suite,
         typer.Argument(
             help="quick: training speed of the Criteo model, about a minute. lm: the language model and its text, two minutes. "
-            "images: decoding of JPEG and training of ResNet-8, a minute."
+            "images: decoding of JPEG and training of ResNet-8, a minute. cluster: "
+            "gradients summed by several processes, beside plain DDP, three minutes. faults: a group beside a peer that is dead, hangs or "
+            "cannot be reached, and random kills, four minutes."
         ),
     ],
     rounds: Annotated[int, typer.Option(min=1, help="Paired measurements of everything.")] = 5,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write SUITE.json and SUITE.md into this folder.")
     ] = None,
+    kills: Annotated[int | None, typer.Option(min=0, help="faults: processes that are killed, 20 without it.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure speed as ratios with their goals. Missed goals are reported but do not fail the command."""
     from odist.bench import suite as bench
     from odist.cli.printing import as_json
 
-    result = bench.run(suite.value, rounds=rounds, output=output)
+    result = bench.run(suite.value, rounds=rounds, output=output, kills=kills)
     if json:
         print(as_json(result.to_dict()))
     else:

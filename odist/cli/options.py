@@ -56,6 +56,8 @@ class Suite(StrEnum):
     quick = "quick"
     lm = "lm"
     images = "images"
+    cluster = "cluster"
+    faults = "faults"
 
 
 def _recipe_names(incomplete: str) -> list[str]:
