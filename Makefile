@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all test-lowest fuzz check format reproduce index reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet \
+.PHONY: demo test test-all test-lowest test-cluster fuzz check format reproduce index reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet \
 	golden compare dist check-tag try-wheel clean
 .DEFAULT_GOAL := demo
 
@@ -45,6 +45,11 @@ test-lowest:
 	uv venv --clear --python $(PYTHON) .venv-lowest
 	uv pip install --python .venv-lowest --resolution lowest-direct --torch-backend cpu --editable '.[dev]'
 	.venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile -m 'not slow'
+
+## A run on real engines: Debian's Slurm (apt-get install slurm-wlm munge) and torchrun, each on two nodes that are network
+## namespaces of this machine. Needs Linux and root; what is missing is skipped and named
+test-cluster: $(READY)
+	cd tests/cluster && ../../$(BIN)/python -m pytest -q on_slurm.py on_torchrun.py
 
 ## Hostile input at random: damaged snapshots and checkpoints, hostile rows, text and images; a table of counts
 fuzz: $(READY)
