@@ -26,9 +26,7 @@ from odist.run.log import note
 
 SECONDS_TO_SEE = 60.0  # the run folder from another machine
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_LEAVE_LAST = (
-    2.0  # an engine ends all processes when one leaves badly: rank 0, with its words and code, goes first
-)
+SECONDS_TO_LEAVE_LAST = 2.0  # an engine ends all when one leaves badly: rank 0, with its words and code, goes first
 KINDS = {kind.__name__: kind for kind in (CannotWrite, Damaged, Diverged, LostWorkers, OdistError, UserError)}
 
 
