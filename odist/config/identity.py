@@ -28,6 +28,7 @@ FREE_KEYS = (
     "train.prefetch",
     "train.keep_checkpoints",
     "train.checkpoint_every",
+    "train.checkpoint_copy",
     "train.log_every",
 )
 

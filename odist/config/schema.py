@@ -243,6 +243,12 @@ class TrainConfig:
     keep_evaluations: bool = key(False, "keep the predictions of every evaluation, for the curve of an ensemble's mean")
     checkpoint_every: int = key(0, "examples between checkpoints; 0: at the end", bounds=NOT_NEGATIVE, as_steps=True)
     keep_checkpoints: int = key(1, "newest checkpoints that are kept", bounds=POSITIVE)
+    checkpoint_copy: str | None = key(
+        None,
+        "folder or URL that gets copies of them, from which a new run folder goes on",
+        place="url",
+        younger=True,
+    )
     log_every: int = key(0, "examples between rows of metrics.jsonl; 0: 100 rows", bounds=NOT_NEGATIVE, as_steps=True)
     average: str = key("none", "what predicts: the weights or an average of them", choices=AVERAGES, younger=True)
     average_horizon: int | None = key(

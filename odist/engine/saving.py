@@ -1,4 +1,4 @@
-"""Checkpoints written in the background: a step pays for a copy of the state, not for the disk.
+"""Checkpoints written in the background, and to a second place: a step pays for a copy of the state, not for the disk.
 
 One checkpoint is written at a time; the next waits for it. What went wrong with one is raised when the next is to be saved,
 or at the end. A process that is killed while it writes leaves the checkpoint before.
@@ -15,17 +15,22 @@ from torch import nn
 
 from odist.engine import checkpoint
 from odist.errors import OdistError
+from odist.run.copies import Copy
 from odist.run.folder import Run
+from odist.run.log import note
 
 
 class Saver:
     """Writes the checkpoints of one group.
 
-    run: where they go; group: whose they are
+    run: where they go; group: whose they are; copy: a second place; None: none. What cannot be copied is counted, and the
+    next one is tried again
     """
 
-    def __init__(self, run: Run, group: int) -> None:
-        self.run, self.group = run, group
+    def __init__(self, run: Run, group: int, *, copy: Copy | None = None) -> None:
+        self.run, self.group, self.copy = run, group, copy
+        self.copy_failed = 0
+        self.copy_reason = ""
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self._writing: Future[Any] | None = None
 
@@ -38,9 +43,18 @@ class Saver:
         self.wait()
         models = {checkpoint.WEIGHTS: model, **({} if average is None else {checkpoint.AVERAGE: average})}
         weights = {name: copied(dict(one.state_dict())) for name, one in models.items()}
-        self._writing = self._writer.submit(
-            checkpoint.save, self.run, self.group, step=step, weights=weights, state=copied(state)
-        )
+        self._writing = self._writer.submit(self._write, step, weights, copied(state))
+
+    def _write(self, step: int, weights: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
+        checkpoint.save(self.run, self.group, step=step, weights=weights, state=state)
+        if self.copy is None:
+            return
+        try:
+            self.copy.send(self.group, step=step)
+            self.copy_reason = ""
+        except Exception as error:  # every back end of fsspec has kinds of its own
+            self.copy_failed += 1
+            self.copy_reason = f"{self.copy.url}: {type(error).__name__}: {error}"
 
     def wait(self) -> None:
         """Return when nothing is being written. Raises what the writing has raised, once."""
@@ -53,6 +67,12 @@ class Saver:
         with contextlib.suppress(OdistError):
             self.wait()
         self._writer.shutdown()
+        if self.copy_reason:
+            note(f"the last checkpoint of group {self.group} could not be copied: {self.copy_reason}")
+
+    def log(self) -> dict[str, Any]:
+        """Failures of copying so far, for a row of metrics.jsonl."""
+        return {"copy_failed": self.copy_failed, "copy_reason": self.copy_reason} if self.copy_failed else {}
 
 
 def copied(state: Any) -> Any:

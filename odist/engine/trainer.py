@@ -208,6 +208,7 @@ class Trainer:
             lr=self.optimizer.last_lr,
             examples_per_second=round(sums[4] / max(window.seconds, 1e-9), 1),
             **heard,
+            **self.saver.log(),
         )
         if not math.isfinite(label) or (distillation is not None and not math.isfinite(distillation)):
             raise Diverged(

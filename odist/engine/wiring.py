@@ -30,6 +30,7 @@ from odist.exchange.base import Exchange, ExchangeSetup, Published, Schedule, We
 from odist.losses import check_range
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
+from odist.run.copies import Copy
 from odist.run.folder import Run
 from odist.run.log import MetricsLog
 from odist.strategies.base import Strategy, StrategySetup
@@ -57,7 +58,8 @@ class Parts:
 
     def saver(self, group: int) -> Saver:
         """What writes a group's checkpoints; it is closed with these parts."""
-        self.savers.append(Saver(self.run, group))
+        url = self.config.train.checkpoint_copy
+        self.savers.append(Saver(self.run, group, copy=None if url is None else Copy(url, self.run)))
         return self.savers[-1]
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from odist.config.key import POSITIVE, key
 from odist.errors import UserError
 from odist.registry import Part
+from odist.stores import check_url
 
 if TYPE_CHECKING:
     from odist.config.schema import Config
@@ -33,22 +34,7 @@ class StoreOptions:
     keep: int = key(3, "freshest: own snapshots kept in the store", bounds=POSITIVE)
 
     def check(self, config: Config) -> None:
-        """Whether the packages for the file system of `url` are there; the store itself is not asked."""
-        if self.url is None or "://" not in self.url:
-            return
-        import fsspec
-
-        protocol = self.url.partition("://")[0].rpartition("::")[2]
-        try:
-            fsspec.get_filesystem_class(protocol)
-        except ValueError:
-            raise UserError(
-                f"exchange.url={self.url}: {protocol} is no kind of store that fsspec knows. Give a folder, or a URL such "
-                "as s3://bucket/folder."
-            ) from None
-        except ImportError as error:
-            cure = "Type: pip install 'odist[s3]'" if protocol in ("s3", "s3a") else f"{error}."
-            raise UserError(f"exchange.url={self.url}: a package for {protocol}:// is not installed. {cure}") from None
+        check_url(self.url, key="exchange.url")
 
 
 EXCHANGES = {

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from odist.exchange.base import Weights, fingerprint
 from odist.exchange.shelf import NO_STEP, Manifest, Shelf
 from odist.files import write_atomically
+from odist.stores import OBJECT_STORES, protocols
 
-OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # have no folders; making one could make a bucket
+QUIET_PUBLICATIONS = 10  # own ones without news from a later start of the group, after which that one counts as gone
 
 
 class Publisher:
@@ -29,6 +30,8 @@ class Publisher:
     keep: own snapshots that are kept; history: steps behind the oldest last checkpoint of this group and its readers before
     which own ones are deleted instead, 0 for `keep`; last_checkpoint: tells the step of this group's own newest
     incarnation: how often the group had been started, known once `open` was called
+    superseded_by: incarnation of a later start of the group that publishes too, whose snapshots count in place of these; else
+    None
     """
 
     def __init__(
@@ -47,12 +50,15 @@ class Publisher:
         self.keep, self.history, self.last_checkpoint = keep, history, last_checkpoint
         self.incarnation = 0
         self._tag = hashlib.sha256(run.encode()).hexdigest()[:6]  # tells this run's leftovers from others'
+        self.superseded_by: int | None = None
         self._newest = (NO_STEP, NO_STEP)  # age of what this process has written
+        self._written: set[str] = set()  # names of the weights in it that are still there
+        self._last_news = ""  # the newest weights of a later start, and own publications since they came
+        self._quiet = 0
 
     def open(self) -> None:
         """Make this group's folder ready for writing."""
-        protocols = {self.fs.protocol} if isinstance(self.fs.protocol, str) else set(self.fs.protocol)
-        if protocols & OBJECT_STORES:
+        if protocols(self.fs) & OBJECT_STORES:
             self._check_bucket()
         else:
             self.fs.makedirs(self.shelf.folder(self.group), exist_ok=True)
@@ -99,6 +105,7 @@ class Publisher:
                 self.fs.put_file(local, blob)
             self._put_text(record, json.dumps(asdict(manifest)))
             self._newest = max(self._newest, (self.incarnation, step))
+            self._written.add(manifest.blob)
         except BaseException:
             with contextlib.suppress(Exception):
                 self.fs.rm_file(blob)
@@ -117,9 +124,8 @@ class Publisher:
         """Delete own snapshots that nobody can need, see `keep` and `history`; what fails now is tried next time."""
         with contextlib.suppress(Exception):
             own = sorted(self.shelf.manifests(self.group, anew=not self.history), key=lambda m: m.age)
-            if own and own[-1].age > self._newest > (NO_STEP, NO_STEP):
-                # This process alone writes here, so that one is damaged or foreign: outrank it, or it teaches for ever.
-                self.incarnation = max(self.incarnation, own[-1].incarnation + 1)
+            self._written &= {manifest.blob for manifest in own}
+            self._compare(own[-1] if own else None)
             if self.history:
                 saved = [
                     max((m.checkpoint for m in self.shelf.manifests(reader)), default=NO_STEP)
@@ -133,6 +139,22 @@ class Publisher:
                 for path in (self.shelf.record(manifest), self.shelf.blob(manifest)):
                     with contextlib.suppress(FileNotFoundError):
                         self.fs.rm_file(path)
+
+    def _compare(self, newest: Manifest | None) -> None:
+        """Give way to a later start of this group; outrank what is damaged or foreign, or it teaches for ever.
+
+        newest: of the snapshots in the group's folder
+        """
+        self.superseded_by = None
+        if newest is None or not newest.age > self._newest > (NO_STEP, NO_STEP):
+            return
+        self._quiet = self._quiet + 1 if newest.blob == self._last_news else 0
+        self._last_news = newest.blob
+        later = newest.incarnation > self.incarnation and newest.blob not in self._written
+        if later and self._quiet < QUIET_PUBLICATIONS:
+            self.superseded_by = newest.incarnation
+        else:
+            self.incarnation = max(self.incarnation, newest.incarnation + 1)
 
     def _sweep(self) -> None:
         """Remove what a killed writer of this group and run left: temporary files and weights without manifest.

@@ -18,8 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-import fsspec
-
 from odist.errors import LostWorkers
 from odist.exchange import StoreOptions
 from odist.exchange.background import Background
@@ -27,20 +25,13 @@ from odist.exchange.base import ExchangeSetup, Snapshot, Weights, fingerprint
 from odist.exchange.poller import Poller
 from odist.exchange.publisher import Publisher
 from odist.exchange.shelf import NO_STEP, Shelf, printable
+from odist.stores import is_local, open_store
 
 HEADER_BYTES = 4096  # more than safetensors spends on the name and shape of a tensor
 SECONDS_TO_OPEN = 20.0  # lock-step: for the first sign of life of a store
 SECONDS_TO_START = 3.0  # freshest: for the same, before training begins without it
 SECONDS_TO_CLOSE = 10.0  # for what is still being written at the end
 SECONDS_TO_RETRY = 1.0  # between two tries to write what could not be written
-# A server that is gone is to be noticed in seconds; without these botocore tries for a minute and a half.
-S3_OPTIONS: dict[str, Any] = {
-    "config_kwargs": {
-        "connect_timeout": 3,
-        "read_timeout": 20,
-        "retries": {"total_max_attempts": 2, "mode": "standard"},
-    },
-}
 
 
 class StoreExchange:
@@ -115,9 +106,8 @@ class StoreExchange:
         self.publish_failed = 0
         self.problems = 0  # looks that ended in an error
         self.last_problem = ""
-        fs, root = fsspec.core.url_to_fs(url, **options_for(url))
-        local = "file" in ({fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol))
-        self.shelf = Shelf(fs, root, run=run, local=local, models=models, largest=largest, num_steps=num_steps)
+        fs, root = open_store(url)
+        self.shelf = Shelf(fs, root, run=run, local=is_local(fs), models=models, largest=largest, num_steps=num_steps)
         self.publisher = Publisher(
             self.shelf,
             group=group,
@@ -275,6 +265,7 @@ class StoreExchange:
             "exchange_rejections": dict(sorted(kinds.items())),
             "exchange_problems": self.problems,
             "publish_failed": self.publish_failed,
+            "publish_superseded": self.publisher.superseded_by,
         }
         found = {name: count for name, count in counts.items() if count}
         reason = self._why()
@@ -293,8 +284,3 @@ class StoreExchange:
         if self.poller is not None:
             self.poller.close()
         self._writer.close()
-
-
-def options_for(url: str) -> dict[str, Any]:
-    """What a file system is told beside its URL; credentials and endpoints come from the environment."""
-    return S3_OPTIONS if url.startswith(("s3://", "s3a://")) else {}

@@ -20,6 +20,7 @@ from odist.engine.devices import require
 from odist.errors import UserError
 from odist.run import sinks
 from odist.run.folder import Run
+from odist.stores import check_url
 from odist.teachers import ModelOptions, PeersOptions, peers_options
 
 PREPARED_BY = {"lm": "text"}  # the verb's name where it is not the task's
@@ -191,6 +192,7 @@ def _check_group(config: Config) -> None:
 
 
 def _check_train(config: Config) -> None:
+    check_url(config.train.checkpoint_copy, key="train.checkpoint_copy")
     if config.train.keep_evaluations and config.train.evaluate_rows is not None:
         raise UserError(
             f"train.keep_evaluations=true with train.evaluate_rows={config.train.evaluate_rows}: the curve of an "

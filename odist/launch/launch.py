@@ -19,6 +19,7 @@ from odist.launch.opening import claimed, open_or_create
 from odist.launch.ranks import Ranks, lay_out
 from odist.launch.stop import Stop
 from odist.run import provenance, sinks
+from odist.run.copies import Copy
 from odist.run.damage import naming, writing
 from odist.run.folder import Run
 from odist.run.log import note
@@ -68,6 +69,7 @@ def train(
         print(f"{run.path}: finished already, nothing to train.")
         return run
     with claimed(run):
+        _restore(run, config, created=created)
         mend_state(run, say=note)
         if run.status.get("state") == "diverged":
             raise Diverged(
@@ -101,6 +103,18 @@ def train(
             error.add_note(str(run.path))  # for the list of failed jobs of a multirun
             raise
     return run
+
+
+def _restore(run: Run, config: Config, *, created: bool) -> None:
+    """Bring checkpoints back from `train.checkpoint_copy` into a run folder without any."""
+    if config.train.checkpoint_copy is None:
+        return
+    try:
+        Copy(config.train.checkpoint_copy, run).restore(config.trained_groups, say=note)
+    except UserError:
+        if created:
+            shutil.rmtree(run.path)  # as if never started
+        raise
 
 
 def _whole(run: Run) -> bool:

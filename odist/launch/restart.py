@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import fsspec
-
 from odist.config.options import options_of
 from odist.config.schema import Config
 from odist.engine import checkpoint
@@ -20,10 +18,10 @@ from odist.errors import UserError
 from odist.exchange import StoreOptions
 from odist.exchange.background import Background
 from odist.exchange.shelf import Shelf
-from odist.exchange.store import options_for
 from odist.exchange.topology import Topology
 from odist.optim import Clock
 from odist.run.folder import Run
+from odist.stores import is_local, open_store
 from odist.teachers import PeersOptions, peers_options
 
 SECONDS_TO_LOOK = 60.0  # into the store; groups will find out by themselves what it does not answer
@@ -106,9 +104,8 @@ def _not_in_store(run: Run, asked: list[tuple[int, int]], *, url: str) -> list[t
     """Which of these groups' snapshots cannot be read; none if the store does not answer."""
 
     def look() -> list[tuple[int, int]]:
-        fs, root = fsspec.core.url_to_fs(url, **options_for(url))
-        protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-        shelf = Shelf(fs, root, run=run.env.get("run_id") or run.name, local="file" in protocols)
+        fs, root = open_store(url)
+        shelf = Shelf(fs, root, run=run.env.get("run_id") or run.name, local=is_local(fs))
         return [
             (group, step)
             for group, step in asked

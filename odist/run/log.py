@@ -13,6 +13,8 @@ epoch). Of teachers that are other groups a `train` row says, where there is som
                           other_run, other_model, damaged, not_finite, unreadable); exchange_reason: the last one in words
     exchange_problems     looks into the store that failed so far
     publish_failed        own snapshots that could not be written so far
+    publish_superseded    incarnation of a later start of this group, whose snapshots count in place of this process's
+    copy_failed           checkpoints that could not be copied to train.checkpoint_copy so far; copy_reason: why the last one
 """
 
 from __future__ import annotations

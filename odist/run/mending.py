@@ -79,6 +79,8 @@ def _mended_env(run: Run, config: Config, *, digest: str, data_fingerprint: str 
 
 def mend_state(run: Run, *, say: Say) -> None:
     """Set aside damaged files that training writes again: status, horizon, log of metrics, results and predictions."""
+    for half in run.path.glob(".status.json.*.tmp"):  # of a command that was killed while it wrote
+        half.unlink(missing_ok=True)
     for name, read in (
         ("status.json", lambda: run.status),
         ("horizon.json", lambda: run.horizon),

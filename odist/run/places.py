@@ -23,9 +23,10 @@ def local_folder(text: str, *, key: str) -> Path:
     shown = text if len(text) <= 80 else f"{text[:40]}...{text[-30:]}"
     given = f"{key}{' ' if key.startswith('-') else '='}{shown!r}".replace("'", "")
     if URL.match(text):
-        raise UserError(
-            f"{given}: expected a folder of this machine, not a URL. Write there and copy it when it is finished."
-        )
+        cure = "Write there and copy it when it is finished."
+        if key == "run.dir":
+            cure = f"Give one, and train.checkpoint_copy={shown} for copies of its checkpoints from which any machine goes on."
+        raise UserError(f"{given}: expected a folder of this machine, not a URL. {cure}")
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in text):
         raise UserError(f"{given}: holds a line break or another control character. Choose a name without one.")
     try:
