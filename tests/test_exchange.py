@@ -22,6 +22,7 @@ from torch import Tensor
 from odist.errors import UserError
 from odist.exchange.base import Snapshot, fingerprint
 from odist.exchange.memory import MemoryExchange
+from odist.exchange.publisher import QUIET_PUBLICATIONS
 from odist.exchange.store import StoreExchange
 from odist.launch.launch import prepare_config
 from odist.launch.remarks import remarks
@@ -188,6 +189,25 @@ def test_leftovers_of_a_killed_writer_are_swept_by_its_own_group_and_run(
     assert [name[:15] for name in mine] == ["step-0000000004"] * 2
     assert len(files(url, 0)) == 4
     assert len(files(url, 1)) == 4  # the manifest of 4, two blobs, the temporary file
+
+
+def test_a_process_that_was_started_again_elsewhere_teaches_no_more(
+    url: str, make: Callable[..., StoreExchange]
+) -> None:
+    """It was thought dead and wakes up; only when the later one is gone do its snapshots count again."""
+    zombie = make(0, url)
+    publish(zombie, 4, 8)
+    again, receiver = make(0, url), make(1, url, poll=0.01)
+    publish(again, 4)
+    eventually(lambda: (found := receiver.fetch(0)) and found.age == (1, 4))
+    publish(zombie, 400)
+    assert zombie.log()["publish_superseded"] == 1
+    publish(again, 8)
+    eventually(lambda: (found := receiver.fetch(0)) and found.age == (1, 8))
+    assert "publish_superseded" not in again.log()
+    publish(zombie, *range(404, 404 + QUIET_PUBLICATIONS + 2))
+    assert "publish_superseded" not in zombie.log()
+    assert eventually(lambda: receiver.fetch(0, newer_than=(1, 400))).incarnation == 2
 
 
 DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {

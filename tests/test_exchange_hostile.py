@@ -31,6 +31,7 @@ from odist.exchange.store import StoreExchange
 from odist.mesh import Axis, Mesh
 from odist.run.folder import Run
 from odist.run.log import MetricsLog, make_progress
+from odist.teachers import peers
 from odist.teachers.peers import STALE_REFRESHES, Peers
 
 
@@ -322,7 +323,10 @@ def test_the_message_of_a_wait_says_what_was_rejected(teacher: Callable[..., Pee
     assert waiting.log()["waited_seconds"] == 0
 
 
-def test_freshest_names_a_peer_that_sends_nothing_new(teacher: Callable[..., Peers], tmp_path: Path) -> None:
+def test_freshest_names_a_peer_that_sends_nothing_new(
+    teacher: Callable[..., Peers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "STALE_SECONDS", 0.0)
     url = str(tmp_path / "exchange")
     listening = teacher(f"exchange.url={url}", "exchange.timing=freshest", "exchange.poll=0.01")
     peer = StoreExchange(1, peers=[0], url=url, run="this-run")

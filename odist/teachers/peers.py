@@ -26,7 +26,8 @@ from odist.tasks.base import Batch, Forward
 from odist.teachers import PeersOptions
 from odist.teachers.base import Batches, Panel, TeacherSetup, rising
 
-STALE_REFRESHES = 10  # freshest: without anything new from a peer, after which the log names it
+# Freshest: reloads without anything new from a peer, and seconds, after which the log names it.
+STALE_REFRESHES, STALE_SECONDS = 10, 30.0
 
 
 class Peers:
@@ -108,7 +109,8 @@ class Peers:
         self.ramp = ramp
         self.num_steps = num_steps
         self.snapshots: dict[int, Snapshot] = {}  # in use, by peer
-        self._unchanged: dict[int, int] = {}  # refreshes since a peer's last snapshot was taken
+        self._unchanged: dict[int, int] = {}  # refreshes since a peer's last snapshot was taken, ...
+        self._taken_at: dict[int, float] = {}  # ... and when that was
         self._now = 0  # completed steps at the last refresh
         self._heard_at = 0  # the step that last used the snapshots
         self._look_ahead(0)
@@ -120,7 +122,9 @@ class Peers:
 
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         heard_until = step + (self.lag + 1) * self.interval
-        if step % self.interval == 0 and heard_until > self.burn_in and step < self.num_steps:
+        last = step >= self.num_steps  # under freshest others may still train, and new groups join
+        due = not self.lockstep if last else step % self.interval == 0
+        if due and heard_until > self.burn_in:
             weights = {name: tensor.detach() for name, tensor in offered().state_dict().items()}
             self.exchange.publish(step, weights)
 
@@ -253,6 +257,7 @@ class Peers:
         self.panel.place(snapshot.group, teacher, step=step)
         self.snapshots[snapshot.group] = snapshot
         self._unchanged[snapshot.group] = 0
+        self._taken_at[snapshot.group] = time.monotonic()
 
     def _drop(self, peer: int, *, step: int) -> None:
         self.panel.remove(peer, step=step)
@@ -283,11 +288,11 @@ class Peers:
         """What a row of metrics.jsonl says of the teachers; see odist.run.log."""
         swaps, self.swaps = self.swaps, []
         waited, self.waited = self.waited, 0.0
-        stale = sorted(peer for peer, count in self._unchanged.items() if count >= STALE_REFRESHES)
+        stale = [] if self.lockstep else sorted(filter(self._is_stale, self._unchanged))
         found = {
             **({"swaps": swaps} if swaps else {}),
             **({"waited_seconds": round(waited, 3)} if self.lockstep and self.exchange.durable else {}),
-            **({"teacher_stale": stale} if stale and not self.lockstep else {}),
+            **({"teacher_stale": stale} if stale else {}),
             **({"teacher_ignored": self.ignored} if self.ignored else {}),
             **self.exchange.log(),
         }
@@ -298,6 +303,10 @@ class Peers:
             "teacher_age_steps": self._heard_at - min(snapshot.step for snapshot in self.snapshots.values()),
             "teacher_age_seconds": round(time.time() - min(s.time for s in self.snapshots.values()), 3),
         }
+
+    def _is_stale(self, peer: int) -> bool:
+        waited = time.monotonic() - self._taken_at[peer]
+        return self._unchanged[peer] >= STALE_REFRESHES and waited >= STALE_SECONDS
 
     def state_dict(self) -> dict[str, Any]:
         """The panel's carry, the snapshots in use and this group's own that peers may still ask for.
