@@ -147,6 +147,8 @@ def test_the_order_of_additions_shows_in_the_bits() -> None:
 
 def collectives(mesh: Mesh) -> dict[str, Any]:
     me = mesh.replica.index
+    mesh.stop.wanted = me == 1
+    counts = mesh.gather_counts(torch.tensor([me / 3, 5.0], dtype=torch.float64)).tolist()
     state = {"carry": {me: [torch.full((me,), float(me)), None]}, "text": f"process {me}", "number": me / 3}
     return {
         "workers": list(mesh.local_workers),
@@ -159,6 +161,8 @@ def collectives(mesh: Mesh) -> dict[str, Any]:
         "numbers": mesh.from_writer([7 + me, -(2**62) - me]),
         "no numbers": mesh.from_writer([]),
         "state": mesh.state_from_writer(state if mesh.is_writer else None),
+        "counts": counts,
+        "stop": mesh.stop.heard,
         "any": [mesh.any(False), mesh.any(me == mesh.replica.size - 1), mesh.any(True)],
     }
 
@@ -181,6 +185,8 @@ def test_every_process_hears_the_same(tmp_path: Path, processes: int) -> None:
             assert (carry.tolist(), nothing) == ([float(who)] * who, None)
         assert heard["numbers"] == [7, -(2**62)]
         assert heard["no numbers"] == []
+        assert heard["counts"] == [number for i in everybody for number in (i / 3, 5.0)]
+        assert heard["stop"] is (None if processes == 1 else True)
         assert heard["any"] == [False, True, True]
 
 

@@ -85,7 +85,10 @@ def _share(run: Run, config: Config, job: Job, listener: Listener) -> OdistError
 
     Returns the group's error when the others have gone on without it to their end, and raises any other.
     """
-    config = on_device(config, choose(config, job.ranks.local_rank))
+    try:
+        config = on_device(config, choose(config, job.ranks.local_rank))
+    except UserError as error:
+        raise _already_said(error, not job.says_first(str(error))) from None
     set_up_torch(config)
     mesh = job.connect(config)
     group = mesh.group.index
@@ -114,6 +117,7 @@ def _share(run: Run, config: Config, job: Job, listener: Listener) -> OdistError
         raise
     if mesh.is_writer:
         job.report(group, None)
+    job.disconnect()
     return None
 
 

@@ -99,6 +99,10 @@ class Job:
             process_group,
         )
 
+    def disconnect(self) -> None:
+        """Give torch's process groups up, once nothing more is to be computed together."""
+        dist.destroy_process_group()
+
     def report(self, group: int, error: OdistError | None) -> None:
         """Tell the other processes how a group has ended; None: well. What is said first counts."""
         said = {} if error is None else {"kind": type(error).__name__, "text": str(error)}
