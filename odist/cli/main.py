@@ -267,6 +267,38 @@ def index(
 
 
 @app.command()
+def plan(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="As of odist train.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes of a group. Default: its workers.")] = None,
+    workers: Annotated[list[int] | None, typer.Option(min=1, help="Workers in all, for the hours; repeat it.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0, help="Measured seconds of one worker's step alone.")] = None,
+    flops: Annotated[
+        float, typer.Option(min=1, help="Operations a second of a worker where none was measured.")
+    ] = 5e13,
+    straggling: Annotated[float, typer.Option(min=0, help="Deviation of the logarithm of a worker's time.")] = 0.1,
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="Gigabits a second of a worker.")] = 10.0,
+    latency: Annotated[float, typer.Option(min=0, help="Microseconds of a message.")] = 50.0,
+    output: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="A figure of the modelled hours.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Count what a configuration costs on a cluster, and model its hours; train nothing."""
+    from odist.cli.plan import plan
+
+    plan(
+        overrides or [],
+        processes=processes,
+        workers=workers or (32, 64, 128, 256),
+        seconds=seconds,
+        flops=flops,
+        straggling=straggling,
+        bandwidth=bandwidth,
+        latency=latency,
+        output=output,
+        json=json,
+    )
+
+
+@app.command()
 def bench(
     suite: Annotated[
         Suite,

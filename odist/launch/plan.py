@@ -1,0 +1,234 @@
+"""What a configuration costs before a cluster is booked: bytes, operations and memory by arithmetic, hours by a model of a step.
+
+The bytes are those of odist's own sums and snapshots. The hours are modelled: a step lasts as long as its slowest worker, and
+then as long as the network needs, which nothing overlaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from odist.config.schema import Config
+from odist.engine.problem import build_model, build_task, forward_flops, make_clock, set_up_torch
+from odist.optim import Optimizer
+from odist.teachers import peers_options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BYTES = 4  # of a number in fp32
+PAPER_SECONDS = {64: 4.00, 128: 4.55, 256: 10.0}  # of a step of the language model: Anil et al. 2018, Figures 1a and 1b
+WORKERS = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one process sends in a step, on average over the processes of its group and over a reload interval.
+
+    all_reduce: gradients within the group, as slices (exact) or as a ring (fast) alike; tables: rows of embedding tables with
+    sparse gradients, at most; snapshots: to the exchange; hand_on: what the process that reads them hands to the others
+    predictions: were they exchanged at every step instead of snapshots
+    """
+
+    all_reduce: float
+    tables: float
+    snapshots: float
+    hand_on: float
+    predictions: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The costs of a configuration.
+
+    gradient_bytes: dense, in fp32; row_bytes: of the table rows that one worker's batch touches; snapshot_bytes: of a model
+    flops: of a training step of one group, its teachers' forwards apart; teacher_flops: those, once they are heard
+    memory: extra bytes of a process for teachers; interval: steps between reloads
+    interval_like_all_reduce: interval at which the snapshots that a group reads are as many bytes as one ring over all groups
+        would send over each of its links; any longer one sends less between groups
+    interval_like_predictions: interval at which they are as many bytes as the peers' predictions at every step
+    """
+
+    parameters: int
+    gradient_bytes: int
+    row_bytes: int
+    snapshot_bytes: int
+    num_groups: int
+    processes: int
+    peers: int
+    examples_per_step: int
+    num_steps: int
+    interval: int | None
+    flops: float
+    teacher_flops: float
+    memory: int
+    traffic: Traffic
+    interval_like_all_reduce: float | None
+    interval_like_predictions: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the model of a step knows of the machines.
+
+    seconds: of one worker's forward and backward alone; straggling: deviation of its logarithm from step to step
+    bandwidth: bytes a second of one worker; latency: seconds of a message
+    """
+
+    seconds: float
+    straggling: float = 0.1
+    bandwidth: float = 1.25e9
+    latency: float = 5e-5
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Modelled, not measured: a step of so many workers in all, and the hours of the configured number of steps."""
+
+    workers: int
+    groups: int
+    seconds_of_step: float
+    hours: float
+
+
+def make_plan(config: Config, *, processes: int | None = None) -> Plan:
+    """Count what a run of `config` costs.
+
+    processes: of a group; None: as the configuration has it, or its workers where it trains in one process
+    """
+    set_up_torch(config)
+    task = build_task(config)
+    clock = make_clock(config, task)
+    model = build_model(config, task, group=0)
+    Optimizer(model, config.optim, clock=clock)  # which gradients are sparse is its choice
+    forward = forward_flops(config, task, model)
+    options = peers_options(config)
+    degree = config.num_groups - 1
+    if options is not None and options.topology != "all":
+        degree = min(options.degree, degree)
+    peers = 0 if options is None else degree + int(options.include_self)
+    interval = None if options is None else max(1, clock.steps(options.interval))
+    size = processes or (config.launch.processes if config.launch.processes > 1 else config.workers)
+    dense = sum(BYTES * parameter.numel() for parameter in _dense(model))
+    rows = _row_bytes(config, task, model)
+    snapshot = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    outputs = _outputs(config, task, model)
+    examples = clock.examples_per_step
+    ring = 2 * (size - 1) / size
+    traffic = Traffic(
+        all_reduce=ring * dense,
+        tables=(size - 1) / size * rows + (size - 1) * rows,
+        snapshots=0.0 if interval is None else snapshot / interval / size,
+        hand_on=0.0 if interval is None else peers * snapshot * (size - 1) / interval / size,
+        predictions=peers * examples / size * outputs * BYTES,
+    )
+    everybody = config.num_groups * size
+    one_ring = 2 * (everybody - 1) / everybody * dense
+    return Plan(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        gradient_bytes=dense,
+        row_bytes=rows,
+        snapshot_bytes=snapshot,
+        num_groups=config.num_groups,
+        processes=size,
+        peers=peers,
+        examples_per_step=examples,
+        num_steps=clock.num_steps,
+        interval=interval,
+        flops=3 * forward * examples,
+        teacher_flops=peers * forward * examples,
+        memory=peers * snapshot,
+        traffic=traffic,
+        interval_like_all_reduce=peers * snapshot / one_ring if peers and one_ring else None,
+        interval_like_predictions=snapshot / (examples * outputs * BYTES) if peers else None,
+    )
+
+
+def _dense(model: nn.Module) -> list[nn.Parameter]:
+    sparse = {id(module.weight) for module in model.modules() if getattr(module, "sparse", False)}
+    return [parameter for parameter in model.parameters() if id(parameter) not in sparse]
+
+
+def _row_bytes(config: Config, task: Any, model: nn.Module) -> int:
+    """Bytes of the sparse gradients of one worker's batch, rows and their numbers: of one real backward."""
+    if len(_dense(model)) == len(list(model.parameters())):
+        return 0
+    ids = task.evaluation_order("validation", rows=None, batch_size=config.train.batch).ids(0)
+    batch = task.batch(ids, "validation").to(config.launch.device)
+    logits, _ = task.forward(model, batch, None)
+    task.loss(logits, batch, None).total.backward()
+    total = 0
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            gradient = parameter.grad.coalesce()
+            total += gradient.values().numel() * BYTES + gradient.indices().numel() * 8
+    model.zero_grad(set_to_none=True)
+    return total
+
+
+def _outputs(config: Config, task: Any, model: nn.Module) -> float:
+    """Numbers that a model predicts for one example: 1, the classes, or the pieces of every token of a sequence."""
+    import torch
+
+    ids = task.evaluation_order("validation", rows=None, batch_size=config.train.batch).ids(0)
+    with torch.no_grad():
+        logits, _ = task.forward(model, task.batch(ids, "validation").to(config.launch.device), None)
+    return float(logits.numel() / len(ids))
+
+
+def slowest(workers: int, *, straggling: float) -> float:
+    """Expected largest of `workers` log-normal times whose mean is 1 and whose logarithm deviates by `straggling`.
+
+    The mean of the quantiles that the largest of n draws takes: F(x)^n is uniform.
+    """
+    shares = (np.arange(2000) + 0.5) / 2000
+    normal = NormalDist()
+    quantiles = [normal.inv_cdf(float(share)) for share in shares ** (1 / workers)]
+    return float(np.mean(np.exp(straggling * np.array(quantiles) - 0.5 * straggling**2)))
+
+
+def step_seconds(plan: Plan, network: Network, *, workers: int) -> float:
+    """Modelled seconds of a step of one group of `workers`: its slowest worker, then a ring of its dense gradient."""
+    teachers = 1 + plan.teacher_flops / plan.flops
+    compute = network.seconds * teachers * slowest(workers, straggling=network.straggling)
+    rounds = 2 * (workers - 1)
+    return compute + rounds / workers * plan.gradient_bytes / network.bandwidth + rounds * network.latency
+
+
+def modelled_hours(plan: Plan, network: Network, *, workers: Sequence[int] = WORKERS) -> list[Hours]:
+    """One group of all workers, and the plan's groups of as many in all, for each number of workers.
+
+    A group of its own pays no teacher; snapshots travel beside the steps.
+    """
+    alone = replace(plan, teacher_flops=0.0)
+    found = []
+    for number in workers:
+        sides = [(alone, 1)] + (
+            [(plan, plan.num_groups)] if plan.num_groups > 1 and number % plan.num_groups == 0 else []
+        )
+        for side, groups in sides:
+            seconds = step_seconds(side, network, workers=number // groups)
+            found.append(Hours(number, groups, seconds, seconds * plan.num_steps / 3600))
+    return found
+
+
+def beside_the_paper(plan: Plan, network: Network) -> dict[str, list[float]]:
+    """How much longer a step becomes from 64 to 128 and from 128 to 256 workers: modelled, and in the paper."""
+    sizes = sorted(PAPER_SECONDS)
+    modelled = [step_seconds(plan, network, workers=size) for size in sizes]
+    paper = [PAPER_SECONDS[size] for size in sizes]
+
+    def ratios(values: list[float]) -> list[float]:
+        return [after / before for before, after in pairwise(values)]
+
+    return {"modelled": ratios(modelled), "paper": ratios(paper)}

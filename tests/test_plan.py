@@ -1,0 +1,92 @@
+"""odist plan: its bytes against formulas and against a real run of four processes, its model of a step against simulation."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_config, odist
+
+from odist.launch.plan import Network, make_plan, modelled_hours, slowest, step_seconds
+
+DENSE = ("model.hidden=[64]", "model.embedding_dim=4", "optim.sparse=false", "train.max_examples=4000")
+
+
+def test_bytes_and_operations_are_those_of_the_formulas() -> None:
+    config = make_config("algorithm=codistill", "num_groups=3", "workers=4", "exchange.interval=1000", *DENSE)
+    plan = make_plan(config)
+    assert plan.gradient_bytes == 4 * plan.parameters
+    assert (plan.peers, plan.processes) == (2, 4)
+    assert plan.traffic.all_reduce == pytest.approx(2 * 3 / 4 * plan.gradient_bytes)
+    assert plan.teacher_flops == pytest.approx(2 / 3 * plan.flops)
+    assert plan.memory == 2 * plan.snapshot_bytes
+    interval = plan.interval
+    assert interval is not None
+    assert plan.traffic.snapshots * 4 * interval == pytest.approx(plan.snapshot_bytes)
+    assert plan.traffic.predictions * 4 == pytest.approx(
+        2 * plan.examples_per_step * 4
+    )  # one number of 4 bytes an example
+    assert plan.interval_like_predictions == pytest.approx(plan.snapshot_bytes / (4 * plan.examples_per_step))
+
+
+def test_an_ensemble_exchanges_nothing_and_a_ring_reads_one_peer() -> None:
+    alone = make_plan(make_config("algorithm=ensemble", *DENSE))
+    assert (alone.peers, alone.interval, alone.interval_like_all_reduce) == (0, None, None)
+    ring = make_plan(make_config("algorithm=codistill", "num_groups=4", "exchange.topology=ring", *DENSE))
+    assert ring.peers == 1
+
+
+def test_rows_of_tables_are_counted_where_their_gradients_are_sparse() -> None:
+    plan = make_plan(make_config("algorithm=sync", "workers=2", "model.hidden=[8]", "train.max_examples=4000"))
+    assert plan.row_bytes > 0
+    assert plan.gradient_bytes < 4 * plan.parameters
+
+
+def test_the_slowest_of_many_is_as_slow_as_in_a_simulation() -> None:
+    assert slowest(1, straggling=0.3) == pytest.approx(1, rel=0.01)
+    draw = np.random.default_rng(1)
+    times = np.exp(draw.normal(-0.5 * 0.3**2, 0.3, size=(20_000, 64)))
+    assert slowest(64, straggling=0.3) == pytest.approx(times.max(axis=1).mean(), rel=0.01)
+
+
+def test_a_step_grows_with_workers_and_two_groups_wait_for_half_of_them() -> None:
+    plan = make_plan(make_config("algorithm=codistill", "num_groups=2", *DENSE))
+    network = Network(seconds=1.0, straggling=0.2, bandwidth=1e9, latency=0.001)
+    steps = [step_seconds(plan, network, workers=workers) for workers in (1, 8, 64)]
+    assert steps == sorted(steps)
+    assert steps[0] == pytest.approx(1 + 1 / 3, rel=0.01)  # one peer's forward
+    hours = {(one.workers, one.groups): one for one in modelled_hours(plan, network, workers=(2, 64))}
+    assert hours[64, 1].seconds_of_step == pytest.approx(
+        step_seconds(plan, network, workers=64) - slowest(64, straggling=0.2) / 3
+    )
+    assert hours[64, 2].seconds_of_step == pytest.approx(step_seconds(plan, network, workers=32))
+    assert hours[64, 2].hours == pytest.approx(hours[64, 2].seconds_of_step * plan.num_steps / 3600)
+
+
+def test_the_command_prints_draws_and_refuses(tmp_path: Path) -> None:
+    words = ("algorithm=codistill", "workers=4", "scale=smoke")
+    done = odist("plan", *words, "--json", "--output", "hours.svg", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert {one["groups"] for one in content["modelled"]} == {1, 2}
+    assert content["longer_steps"]["paper"] == pytest.approx([4.55 / 4.00, 10.0 / 4.55])
+    assert (tmp_path / "hours.svg").read_text().startswith("<svg")
+    assert "modelled, not measured" in odist("plan", *words, cwd=tmp_path).stdout.lower()
+    assert odist("plan", "algorithm=nothing", cwd=tmp_path).returncode == 2
+    assert odist("plan", *words, "--output", "hours.png", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.slow
+def test_a_real_run_of_four_processes_sends_what_was_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from odist.bench.cluster import Size, measure
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    size = Size(rows=3_000, buckets=26_000, hidden=(256,), processes=(4,), steps=2)
+    rows = {row.name: row for row in measure(rounds=1, say=lambda text: None, size=size)}
+    plan = make_plan(make_config("algorithm=sync", "workers=4", *DENSE))
+    planned = plan.traffic.all_reduce / plan.gradient_bytes
+    assert rows["sent_exact_4"].median == pytest.approx(planned, rel=0.02)
+    assert rows["sent_fast_4"].median == pytest.approx(planned, rel=0.02)
