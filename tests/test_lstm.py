@@ -60,6 +60,21 @@ def test_outputs_and_all_gradients_equal_the_plain_cells(dtype, tolerance):
         torch.testing.assert_close(gradient, reference, rtol=10 * tolerance, atol=10 * tolerance)
 
 
+def test_products_of_a_lower_type_change_no_more_than_its_rounding():
+    made, made_low = layer(), layer()
+    found = []
+    for one, low in ((made, None), (made_low, torch.float32)):
+        own = arguments(one)
+        outputs, cell = LayerNormLSTMFunction.apply(*own, *(getattr(one, name) for name in NAMES), low)
+        torch.manual_seed(3)
+        loss = (outputs * torch.randn_like(outputs)).sum() + (cell * torch.randn_like(cell)).sum()
+        found.append([outputs, cell, *torch.autograd.grad(loss, [*own, *one.parameters()])])
+    for exact, rounded in zip(*found, strict=True):
+        assert rounded.dtype == torch.float64
+        torch.testing.assert_close(rounded, exact, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(rounded, exact)
+
+
 def test_gradients_are_those_of_finite_differences():
     torch.set_num_threads(1)
     made = layer()

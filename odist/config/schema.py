@@ -109,6 +109,9 @@ class DataConfig:
     holdout: str = key("validation", "what is evaluated", choices=HOLDOUTS)
 
 
+COMPILE = "compile the network with torch.compile; its first steps take a minute"
+
+
 @dataclass
 class ModelConfig:
     name: str = key(MISSING, "registry name", parts="models")
@@ -121,6 +124,7 @@ class MLPConfig(ModelConfig):
     embedding_dim: int = key(16, "columns of an embedding table", bounds=POSITIVE)
     embedding_std: float = key(0.05, "standard deviation of the initial embeddings", bounds=NOT_NEGATIVE)
     hidden: list[int] = key([2560, 1024, 256], "units of each hidden layer", bounds=POSITIVE)
+    compile: bool = key(False, COMPILE, younger=True)
 
 
 @dataclass
@@ -128,6 +132,7 @@ class LSTMConfig(ModelConfig):
     name: str = key("lstm", "registry name", parts="models")
     embedding_dim: int = key(256, "columns of the embedding table", bounds=POSITIVE)
     hidden: list[int] = key([1024, 1024], "units of each layer", bounds=POSITIVE)
+    compile: bool = key(False, COMPILE, younger=True)
 
 
 @dataclass
@@ -137,13 +142,14 @@ class TransformerConfig(ModelConfig):
     width: int = key(512, "size of the hidden states", bounds=POSITIVE)
     heads: int = key(8, "attention heads of a block", bounds=POSITIVE)
     tied: bool = key(True, "whether the softmax uses the embedding's weights")
+    compile: bool = key(False, COMPILE, younger=True)
 
 
 @dataclass
 class ImageNetworkConfig(ModelConfig):
     channels_last: bool = key(False, "memory format of weights and images")
-    bf16: bool = key(False, "convolutions and products in bfloat16; weights, batch norms and losses stay float32")
-    compile: bool = key(False, "compile the network with torch.compile")
+    bf16: bool = key(False, "the older train.precision=bf16, of image networks alone")
+    compile: bool = key(False, COMPILE)
 
 
 @dataclass
@@ -229,6 +235,7 @@ class LaunchConfig:
     device: str = key("cpu", "where it computes; a process takes the device of its number", choices=DEVICES)
 
 
+PRECISIONS = {"auto": "bf16 at scale=paper on a GPU, else fp32", "fp32": "", "bf16": "teachers are cast, too"}
 AVERAGES = {"none": "the last weights", "ema": "their exponential average", "swa": "their plain mean"}
 
 
@@ -271,6 +278,7 @@ class TrainConfig:
         bounds=NOT_NEGATIVE,
         younger=True,
     )
+    precision: str = key("auto", "of products; losses and statistics are fp32", choices=PRECISIONS, younger=True)
     prefetch: int = key(2, "steps prepared ahead by threads", bounds=NOT_NEGATIVE)
     # Group k starts from its group k, or all from its group 0 where it has another number of groups. Optimizer state,
     # schedule and steps start afresh.

@@ -46,7 +46,7 @@ SYNONYMS = {
     **dict.fromkeys(("reloadevery", "exchangeevery", "syncinterval"), "exchange.interval"),
     **dict.fromkeys(("sequencelength", "seqlen", "context", "contextlength", "blocksize", "bptt"), "task.unroll"),
     **dict.fromkeys(("imagesize", "imgsize", "resolution"), "task.size"),
-    **dict.fromkeys(("amp", "mixedprecision", "fp16", "precision", "halfprecision"), "model.bf16"),
+    **dict.fromkeys(("amp", "mixedprecision", "fp16", "precision", "halfprecision", "bf16"), "train.precision"),
     **dict.fromkeys(("nlayer", "nlayers", "numlayers"), "model.layers"),
     **dict.fromkeys(("nhead", "nheads", "numheads"), "model.heads"),
     **dict.fromkeys(("dmodel", "nembd", "hiddensize"), "model.width"),

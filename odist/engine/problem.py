@@ -8,6 +8,7 @@ from torch import nn
 from odist import registry
 from odist.config.groups import of_group
 from odist.config.schema import Config
+from odist.engine.precision import mixed
 from odist.errors import UserError
 from odist.optim import Clock
 from odist.rng import derive
@@ -21,8 +22,9 @@ def set_up_torch(config: Config) -> None:
 
 
 def build_task(config: Config) -> Task:
-    """Make the task of a configuration."""
+    """Make the task of a configuration; its forward computes in the precision of the run."""
     task: Task = registry.find("tasks", config.task.name)(config)
+    task.forward = mixed(task.forward, config)  # type: ignore[method-assign,assignment]
     return task
 
 

@@ -22,6 +22,7 @@ from odist.data.loader import Loader
 from odist.data.order import order_seed
 from odist.engine.average import WeightAverage, decay_of
 from odist.engine.finished import load_first_weights, load_teachers, predictor
+from odist.engine.precision import as_teacher
 from odist.engine.problem import build_model, forward_flops
 from odist.engine.saving import Saver
 from odist.engine.trainer import CROSS_ENTROPIES, Cadence, Trainer
@@ -185,7 +186,7 @@ def build_teacher(parts: Parts, mesh: Mesh, *, model: nn.Module, batches: Batche
 
     def build_peer(peer: int) -> nn.Module:
         alike = of_group(config, peer).model == own
-        return copy.deepcopy(model) if alike else build_model(config, task, group=peer)
+        return as_teacher(copy.deepcopy(model) if alike else build_model(config, task, group=peer), config)
 
     @functools.cache
     def relative_cost(peer: int) -> float:
@@ -202,7 +203,7 @@ def build_teacher(parts: Parts, mesh: Mesh, *, model: nn.Module, batches: Batche
         seed=config.seed,
         clock=parts.clock,
         batches=lambda step: [batch.to(device) for batch in batches(step)],
-        load_runs=lambda paths: load_teachers(paths, config, task),
+        load_runs=lambda paths: [as_teacher(one, config) for one in load_teachers(paths, config, task)],
         open_exchange=lambda peers, schedule: open_exchange(parts, mesh, model=model, peers=peers, schedule=schedule),
         stop=parts.stop,
     )

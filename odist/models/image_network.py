@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from odist.models.compilable import Compilable
 
-class ImageNetwork(nn.Module):
+
+class ImageNetwork(Compilable):
     """A classifier of images whose last layer is `fc`. A subclass has `logits` and calls `settle` when it is built.
 
     channels_last: keep weights and images in that memory format, which is faster on most hardware
@@ -23,18 +23,12 @@ class ImageNetwork(nn.Module):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.bf16 = bf16
-        self.compiled = compile
-        if compile:
-            self.compile()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self.compiled:  # a copy, such as a teacher, is compiled anew
-            self.compile()
+        self.finish(compile=compile)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [batch, classes] of normalised images [batch, 3, height, width]."""
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        kind = images.device.type
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=self.bf16 or torch.is_autocast_enabled(kind)):
             logits = self.logits(images.contiguous(memory_format=self.memory_format))
         return logits.to(self.fc.weight.dtype)
 

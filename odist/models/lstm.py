@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from odist.models.compilable import Compilable
+
 EPSILON = 1e-5
 INPUT_ONLY, AFFINE_ONLY, EVERYTHING = [True, False, False], [False, True, True], [True, True, True]
 
@@ -41,15 +43,17 @@ class LayerNormLSTMFunction(torch.autograd.Function):
         bias: Tensor,
         gain_cell: Tensor,
         bias_cell: Tensor,
+        low: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Hidden states [steps, batch, H] and the last cell [batch, H].
 
         inputs: [steps, batch, width]; hidden, cell: [batch, H]; weight_input: [4H, width]
         weight_hidden: [4H, H]; gain_input, gain_hidden, bias: [4H]; gain_cell, bias_cell: [H]
+        low: type of the operands of matrix products, None for their own; all else keeps its type
         """
         steps, batch, _ = inputs.shape
         size = hidden.shape[1]
-        from_input = inputs.flatten(0, 1).mm(weight_input.t())
+        from_input = _product(inputs.flatten(0, 1), weight_input.t(), low)
         gates, mean_input, rstd_input = _norm(from_input, [4 * size], gain_input, bias, EPSILON)
         gates = gates.view(steps, batch, 4 * size)
         from_hidden = torch.empty_like(gates)
@@ -57,9 +61,12 @@ class LayerNormLSTMFunction(torch.autograd.Function):
         cells, squashed = torch.empty_like(hiddens), inputs.new_empty(steps, batch, size)
         statistics: tuple[list[Tensor], ...] = ([], [], [], [])
         hiddens[0], cells[0] = hidden, cell
-        transposed = weight_hidden.t()
+        transposed = weight_hidden.t() if low is None else weight_hidden.to(low).t()
         for step in range(steps):
-            torch.mm(hiddens[step], transposed, out=from_hidden[step])
+            if low is None:
+                torch.mm(hiddens[step], transposed, out=from_hidden[step])
+            else:
+                from_hidden[step] = hiddens[step].to(low).mm(transposed)
             normed, mean, rstd = _norm(from_hidden[step], [4 * size], gain_hidden, None, EPSILON)
             gate = gates[step].add_(normed)
             gate[:, :size].tanh_()
@@ -71,6 +78,7 @@ class LayerNormLSTMFunction(torch.autograd.Function):
             torch.mul(leave, squashed[step], out=hiddens[step + 1])
             for kept, value in zip(statistics, (mean, rstd, mean_cell, rstd_cell), strict=True):
                 kept.append(value)
+        ctx.low = low
         ctx.save_for_backward(
             *(inputs, weight_input, weight_hidden, gain_input, gain_hidden, bias, gain_cell, bias_cell),
             *(from_input, mean_input, rstd_input, from_hidden, gates, hiddens, cells, squashed),
@@ -86,6 +94,8 @@ class LayerNormLSTMFunction(torch.autograd.Function):
         from_input, mean_input, rstd_input, from_hidden, gates, hiddens, cells, squashed = saved[8:16]
         mean, rstd, mean_cell, rstd_cell = saved[16:]
         steps, batch, size = squashed.shape
+        low = ctx.low
+        weight_back = weight_hidden if low is None else weight_hidden.to(low)
         slopes, slope_cell = _slopes(gates, cells, squashed)
         grad_gates, grad_hidden_product = torch.empty_like(gates), torch.empty_like(gates)
         grad_normed = torch.empty_like(squashed)
@@ -106,9 +116,12 @@ class LayerNormLSTMFunction(torch.autograd.Function):
             )
             grad_hidden_product[step] = product
             if step:
-                hidden = torch.addmm(grad_hiddens[step - 1], product, weight_hidden)
+                if low is None:
+                    hidden = torch.addmm(grad_hiddens[step - 1], product, weight_hidden)
+                else:
+                    hidden = grad_hiddens[step - 1] + product.to(low).mm(weight_back)
             elif ctx.needs_input_grad[1]:
-                hidden = product.mm(weight_hidden)
+                hidden = _product(product, weight_back, low)
         flat, flat_product = grad_gates.flatten(0, 1), grad_hidden_product.flatten(0, 1)
         statistics = mean.flatten(0, 1), rstd.flatten(0, 1)
         _, grad_gain_hidden, _ = _norm_backward(
@@ -123,13 +136,19 @@ class LayerNormLSTMFunction(torch.autograd.Function):
             flat, from_input, [4 * size], mean_input, rstd_input, gain_input, bias, EVERYTHING
         )
         return (
-            grad_product.mm(weight_input).view_as(inputs) if ctx.needs_input_grad[0] else None,
+            _product(grad_product, weight_input, low).view_as(inputs) if ctx.needs_input_grad[0] else None,
             hidden if ctx.needs_input_grad[1] else None,
             carried if ctx.needs_input_grad[2] else None,
-            grad_product.t().mm(inputs.flatten(0, 1)),
-            flat_product.t().mm(hiddens[:-1].flatten(0, 1)),
+            _product(grad_product.t(), inputs.flatten(0, 1), low),
+            _product(flat_product.t(), hiddens[:-1].flatten(0, 1), low),
             *(grad_gain_input, grad_gain_hidden, grad_bias, grad_gain_cell, grad_bias_cell),
+            None,
         )
+
+
+def _product(left: Tensor, right: Tensor, low: torch.dtype | None) -> Tensor:
+    """The matrix product of operands rounded to `low`, in the type of `left`."""
+    return left.mm(right) if low is None else left.to(low).mm(right.to(low)).to(left.dtype)
 
 
 def _slopes(gates: Tensor, cells: Tensor, squashed: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,23 +194,34 @@ class LayerNormLSTM(nn.Module):
         inputs: [steps, batch, width]; state: [2, batch, H]
         """
         parameters = (self.weight_input, self.weight_hidden, self.gain_input, self.gain_hidden, self.bias)
-        hiddens, cell = LayerNormLSTMFunction.apply(
-            inputs, state[0], state[1], *parameters, self.gain_cell, self.bias_cell
-        )
+        kind, own = inputs.device.type, self.gain_cell.dtype
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        with torch.autocast(kind, enabled=False):
+            hiddens, cell = LayerNormLSTMFunction.apply(
+                inputs.to(own), *state.to(own), *parameters, self.gain_cell, self.bias_cell, low
+            )
         return hiddens, torch.stack([hiddens[-1].detach(), cell.detach()])
 
 
-class LSTM(nn.Module):
+class LSTM(Compilable):
     """Language model: embedding, layer-norm LSTM layers, one softmax over the vocabulary.
 
     vocabulary: number of tokens; embedding_dim: width of the embedding; hidden: units of each layer
-    dropout: probability on the input of every layer and of the softmax
+    dropout: probability on the input of every layer and of the softmax; compile: by torch.compile
     Source: Anil et al. 2018, section 3.1 (embedding 256, 2 layers of 1024, layer norm); embedding and softmax are
     untied. Initialisation is our choice: embedding normal 0.1, softmax normal 0.01 and bias 0, so that training
     starts near the uniform prediction, as the paper's curves do.
     """
 
-    def __init__(self, vocabulary: int, *, embedding_dim: int, hidden: Sequence[int], dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        embedding_dim: int,
+        hidden: Sequence[int],
+        dropout: float = 0.0,
+        compile: bool = False,
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, embedding_dim)
         nn.init.normal_(self.embedding.weight, std=0.1)
@@ -201,6 +231,7 @@ class LSTM(nn.Module):
         self.output = nn.Linear(widths[-1], vocabulary)
         nn.init.normal_(self.output.weight, std=0.01)
         nn.init.zeros_(self.output.bias)
+        self.finish(compile=compile)
 
     def forward(self, tokens: Tensor, carry: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Logits [batch, steps, vocabulary] of tokens int64 [batch, steps], and the state after them.

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from odist.models.compilable import Compilable
+
 ROTATION_BASE = 10_000.0
 
 
@@ -55,17 +57,26 @@ def rotate(values: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
 
 
-class Transformer(nn.Module):
+class Transformer(Compilable):
     """Language model: embedding, pre-norm blocks, layer norm, one softmax over the vocabulary.
 
     vocabulary: number of tokens; layers: blocks; width: of the residual stream; heads: divides width
     tied: the softmax uses the embedding's weights; dropout: on the embedding and on what each block adds
+    compile: by torch.compile
     Sizes and initialisation (normal 0.02, what a block adds scaled by 1 / sqrt(2 layers)) are our choice, after GPT-2;
     the paper trains an LSTM only.
     """
 
     def __init__(
-        self, vocabulary: int, *, layers: int, width: int, heads: int, tied: bool = True, dropout: float = 0.0
+        self,
+        vocabulary: int,
+        *,
+        layers: int,
+        width: int,
+        heads: int,
+        tied: bool = True,
+        dropout: float = 0.0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         # A plain parameter: the table of a softmax gets dense gradients under every optimiser.
@@ -80,6 +91,7 @@ class Transformer(nn.Module):
                 nn.init.normal_(parameter, std=0.02 * (2 * layers) ** -0.5)
             elif name.endswith("_in.weight"):
                 nn.init.normal_(parameter, std=0.02)
+        self.finish(compile=compile)
 
     def forward(self, tokens: Tensor, carry: None = None) -> tuple[Tensor, None]:
         """Logits [batch, steps, vocabulary] of tokens int64 [batch, steps]; there is no state to carry."""
