@@ -96,7 +96,7 @@ class Optimizer:
         self.config = config
         self.clock = clock
         self.last_lr = config.lr
-        self._clipped_norm: float | None = None
+        self._clipped_norm: Tensor | None = None
         sparse = set_sparse_gradients(model, config)
         dense = [
             parameter for parameter in model.parameters() if id(parameter) not in sparse and parameter.requires_grad
@@ -121,10 +121,11 @@ class Optimizer:
         self.last_lr = learning_rate(self.config, examples, horizon=self.clock.horizon)
         self._clipped_norm = None
         if self.config.clip_norm is not None:
-            norm = self.grad_norm()
-            self._clipped_norm = norm
-            if norm > self.config.clip_norm:
-                _scale_gradients(self.parameters, self.config.clip_norm / norm)
+            self._clipped_norm = norm = self._norm()
+            if norm.device.type != "cpu":  # clipped where it is: to ask for the norm would be to wait for it
+                _scale_gradients(self.parameters, (self.config.clip_norm / norm).clamp(max=1))
+            elif norm > self.config.clip_norm:
+                _scale_gradients(self.parameters, self.config.clip_norm / float(norm))
         _match_layouts(self.parameters)
         for part in self._parts:
             for group in part.param_groups:
@@ -135,14 +136,17 @@ class Optimizer:
 
     def grad_norm(self) -> float:
         """Norm of the gradient over all parameters: the last update's, before clipping."""
-        if self._clipped_norm is not None:
-            return self._clipped_norm
-        total = 0.0
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                values = parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
-                total += float(_norm(values)) ** 2
-        return math.sqrt(total)
+        return float(self._norm() if self._clipped_norm is None else self._clipped_norm)
+
+    def _norm(self) -> Tensor:
+        """As `grad_norm`, float64 [] where the gradients are."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if not gradients:
+            return torch.zeros((), dtype=torch.float64)
+        norms = [_norm(each.coalesce().values() if each.is_sparse else each) for each in gradients]
+        if norms[0].device.type == "cpu":  # added one by one, in their order
+            return torch.tensor(math.sqrt(sum(float(norm) ** 2 for norm in norms)), dtype=torch.float64)
+        return torch.linalg.vector_norm(torch.stack(norms).double())
 
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self._parts]}
@@ -251,9 +255,11 @@ def _torch_optimizer(parameters: list[dict[str, Any]], config: OptimConfig, *, f
 
 
 @torch.no_grad()
-def _scale_gradients(parameters: Sequence[Tensor], factor: float) -> None:
+def _scale_gradients(parameters: Sequence[Tensor], factor: float | Tensor) -> None:
     for parameter in parameters:
-        if parameter.grad is not None:
+        if parameter.grad is not None and parameter.grad.is_sparse and isinstance(factor, Tensor):
+            parameter.grad._values().mul_(factor)
+        elif parameter.grad is not None:
             parameter.grad.mul_(factor)
 
 

@@ -69,5 +69,6 @@ class Delayed:
         self.optimizer.load_state_dict(state["optimizer"])
         newest = self._versions[-1]
         self._versions.clear()
-        self._versions.extend([*state["older"], newest])
+        older = [[tensor.to(own.device) for tensor, own in zip(each, newest, strict=True)] for each in state["older"]]
+        self._versions.extend([*older, newest])
         self._step = state["step"]
