@@ -86,7 +86,9 @@ class ImageNetConfig(TaskConfig):
     size: int | None = key(None, "pixels a side; null: as stored, of JPEG 224, synthetic 32", bounds=Bounds(8))
     crop: str = key("auto", "how training images are cropped", choices=CROPS)
     decoder: str = key("auto", "what reads JPEG", choices=DECODERS)
-    threads: int = key(1, "threads that decode and crop; the results do not depend on it", bounds=POSITIVE)
+    threads: int | None = key(
+        1, "threads that decode and crop; null: this process's share of the cores", bounds=POSITIVE
+    )
     synthetic: SyntheticImagesConfig = key(SyntheticImagesConfig(), "the generator of data=synthetic")
 
 

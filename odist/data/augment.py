@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -133,8 +132,7 @@ def _gather(
         num_threads = 1
         build(0)
     else:
-        with ThreadPoolExecutor(num_threads, thread_name_prefix="images") as pool:
-            list(pool.map(build, range(num_threads)))
+        list(store.threads(num_threads).map(build, range(num_threads)))
     return result
 
 

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import weakref
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,8 @@ class ImageStore(Store["_Split"]):
     def __init__(self, path: Path, meta: dict[str, Any], classes: list[str], splits: dict[str, _Split]) -> None:
         super().__init__(path, meta, splits)
         self.classes = classes
+        self._pools: dict[int, ThreadPoolExecutor] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def open(cls, path: Path | str) -> ImageStore:
@@ -80,6 +84,13 @@ class ImageStore(Store["_Split"]):
             if len(split.labels) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(classes):
                 raise damaged(path / f"labels-{name}.npy", f"a label outside [0, {len(classes)})")
         return cls(path, meta, classes, splits)
+
+    def threads(self, number: int) -> ThreadPoolExecutor:
+        """Threads that decode images of this store, the same ones for every batch."""
+        with self._lock:
+            if number not in self._pools:
+                self._pools[number] = ThreadPoolExecutor(number, thread_name_prefix="images")
+            return self._pools[number]
 
     @property
     def decoded(self) -> int | None:

@@ -21,14 +21,17 @@ class Loader(Generic[T]):
     num_steps: steps of the run; nothing is prepared beyond
     prefetch: steps prepared ahead; 0 builds in the caller's thread
     keep: built steps kept for a second reader (a teacher that looks ahead)
+    builders: threads that build, each a step, so that none of the threads which they use waits for the last part of a batch
     """
 
-    def __init__(self, build: Callable[[int], T], *, num_steps: int, prefetch: int = 2, keep: int = 1) -> None:
+    def __init__(
+        self, build: Callable[[int], T], *, num_steps: int, prefetch: int = 2, keep: int = 1, builders: int = 1
+    ) -> None:
         self.build = build
         self.num_steps = num_steps
         self.prefetch = prefetch
         self.keep = max(1, keep)
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader") if prefetch else None
+        self._pool = ThreadPoolExecutor(builders, thread_name_prefix="loader") if prefetch else None
         self._ready: OrderedDict[int, Future[T]] = OrderedDict()
 
     def __getitem__(self, step: int) -> T:

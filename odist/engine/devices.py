@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from odist.config.schema import Config
+from odist.config.schema import Config, ImageNetConfig
 from odist.errors import UserError
+from odist.run.provenance import num_cores
 
 
 def available(device: str) -> bool:
@@ -63,6 +64,27 @@ def choose(config: Config, local_rank: int = 0) -> str:
 def backend(device: str) -> str:
     """What torch.distributed talks through between processes on `device`: tensors of the host never go by NCCL."""
     return "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+
+
+def num_threads(config: Config) -> int:
+    """The share that one of this machine's processes has in its cores."""
+    if "SLURM_CPUS_PER_TASK" in os.environ and config.launch.name == "env":
+        return num_cores()  # Slurm has bound the process to its own
+    started = config.launch.processes * len(config.trained_groups) if config.launch.name == "local" else 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if config.launch.name == "env" else started
+    return max(1, num_cores() // here)
+
+
+def with_threads(config: Config) -> Config:
+    """The configuration with this process's share of the cores in place of `task.threads=null`."""
+    if not isinstance(config.task, ImageNetConfig) or config.task.threads is not None:
+        return config
+    return replace(config, task=replace(config.task, threads=num_threads(config)))
+
+
+def placed(config: Config, local_rank: int = 0) -> Config:
+    """The configuration as a process of this machine computes it: on the device that `choose` gives it."""
+    return on_device(config, choose(config, local_rank))
 
 
 def on_device(config: Config, device: str) -> Config:

@@ -8,6 +8,7 @@ from torch import nn
 from odist import registry
 from odist.config.groups import of_group
 from odist.config.schema import Config
+from odist.engine.devices import with_threads
 from odist.engine.precision import mixed
 from odist.errors import UserError
 from odist.optim import Clock
@@ -23,7 +24,7 @@ def set_up_torch(config: Config) -> None:
 
 def build_task(config: Config) -> Task:
     """Make the task of a configuration; its forward computes in the precision of the run."""
-    task: Task = registry.find("tasks", config.task.name)(config)
+    task: Task = registry.find("tasks", config.task.name)(with_threads(config))
     task.forward = mixed(task.forward, config)  # type: ignore[method-assign,assignment]
     return task
 

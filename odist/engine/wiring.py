@@ -17,10 +17,11 @@ from torch import nn
 from odist import registry
 from odist.config.groups import of_group
 from odist.config.options import options_of
-from odist.config.schema import Config
+from odist.config.schema import Config, ImageNetConfig
 from odist.data.loader import Loader
 from odist.data.order import order_seed
 from odist.engine.average import WeightAverage, decay_of
+from odist.engine.devices import with_threads
 from odist.engine.finished import load_first_weights, load_teachers, predictor
 from odist.engine.precision import as_teacher
 from odist.engine.problem import build_model, forward_flops
@@ -104,8 +105,12 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
         return batches(step, range(1))[0].to(device)
 
     train, peers = config.train, peers_options(config)
+    task_config = with_threads(config).task
+    builders = 2 if isinstance(task_config, ImageNetConfig) and (task_config.threads or 1) > 1 else 1
     teacher = build_teacher(parts, mesh, model=model, batches=lambda step: loader[step])
-    loader = Loader(batches, num_steps=clock.num_steps, prefetch=train.prefetch, keep=teacher.lookahead)
+    loader = Loader(
+        batches, num_steps=clock.num_steps, prefetch=train.prefetch, keep=teacher.lookahead, builders=builders
+    )
     return Trainer(
         task=task,
         model=model,

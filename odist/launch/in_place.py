@@ -11,7 +11,7 @@ from pathlib import Path
 from odist.config.identity import to_dict
 from odist.config.read import load
 from odist.config.schema import Config
-from odist.engine.devices import choose, on_device
+from odist.engine.devices import placed
 from odist.engine.problem import set_up_torch
 from odist.errors import CannotWrite, Damaged, Diverged, Interrupted, LostWorkers, OdistError, UserError
 from odist.launch import restart
@@ -86,7 +86,7 @@ def _share(run: Run, config: Config, job: Job, listener: Listener) -> OdistError
     Returns the group's error when the others have gone on without it to their end, and raises any other.
     """
     try:
-        config = on_device(config, choose(config, job.ranks.local_rank))
+        config = placed(config, job.ranks.local_rank)
     except UserError as error:
         raise _already_said(error, not job.says_first(str(error))) from None
     set_up_torch(config)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from odist.config.read import load
 from odist.config.schema import Config
 from odist.engine import checkpoint
-from odist.engine.devices import backend, choose, on_device
+from odist.engine.devices import backend, placed
 from odist.engine.problem import build_task, make_clock, set_up_torch
 from odist.engine.trainer import Trainer
 from odist.errors import GAVE_UP, Interrupted, OdistError, UserError
@@ -43,7 +43,7 @@ def main(run: Run, *, stop: Callable[[], bool] = lambda: False) -> None:
     Raises Interrupted (state saved), Diverged, LostWorkers (state saved), UserError.
     """
     config = load(run.path / "config.yaml")
-    config = on_device(config, choose(config))
+    config = placed(config)
     set_up_torch(config)
     task = build_task(config)
     clock = make_clock(config, task)
@@ -142,8 +142,7 @@ def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable
     Raises as `main`; a finished group returns at once.
     """
     config = load(run.path / "config.yaml")
-    device = choose(config, group * config.launch.processes + replica)
-    config = on_device(config, device)
+    config = placed(config, group * config.launch.processes + replica)
     set_up_torch(config)
     if is_done(run, group, say=note):
         return
@@ -155,7 +154,7 @@ def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable
             store = dist.FileStore(str(rendezvous), mesh.replica.size)  # type: ignore[attr-defined]
             limit = time_limit(config)
             dist.init_process_group(
-                backend(device), store=store, rank=replica, world_size=mesh.replica.size, timeout=limit
+                backend(config.launch.device), store=store, rank=replica, world_size=mesh.replica.size, timeout=limit
             )
         train_group(run, config, mesh, stop=stop)
 

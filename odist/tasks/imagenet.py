@@ -165,7 +165,7 @@ class PreparedSource(PreparedRows):
 
         rows, split = self.stored(rows, split)
         labels = np.asarray(self.store.labels(split)[rows], dtype=np.int64)
-        how: dict[str, Any] = {"split": split, "size": self.size, "num_threads": self.options.threads}
+        how: dict[str, Any] = {"split": split, "size": self.size, "num_threads": self.options.threads or 1}
         how["decoder"] = self.options.decoder
         if seed is None:
             return evaluation_batch(self.store, rows, **how), labels
