@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all test-lowest test-cluster fuzz check format reproduce index reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet \
+.PHONY: demo test test-all test-lowest test-cluster gpu-check fuzz check format reproduce index reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet \
 	golden compare dist check-tag try-wheel clean
 .DEFAULT_GOAL := demo
 
@@ -50,6 +50,13 @@ test-lowest:
 ## namespaces of this machine. Needs Linux and root; what is missing is skipped and named
 test-cluster: $(READY)
 	cd tests/cluster && ../../$(BIN)/python -m pytest -q on_slurm.py on_torchrun.py
+
+## On one GPU, in ten minutes: the tests that need one, then speed and memory of the paper-scale models, reports/hardware/NAME.md
+gpu-check: $(READY)
+	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || \
+		{ echo "gpu-check needs a GPU: torch sees no CUDA device here"; exit 2; }
+	$(BIN)/python -m pytest -q -m gpu tests
+	$(BIN)/odist bench gpu --output reports/hardware
 
 ## Hostile input at random: damaged snapshots and checkpoints, hostile rows, text and images; a table of counts
 fuzz: $(READY)

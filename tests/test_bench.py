@@ -432,3 +432,25 @@ def test_wrong_words_end_with_2(arguments, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_the_page_of_a_device_has_every_model_and_way(tmp_path, monkeypatch):
+    from odist.bench import gpu
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = gpu.run(device="cpu", output=tmp_path / "hardware", say=lambda text: None)
+    assert path == tmp_path / "hardware" / "cpu.md"
+    rows = [line.split("|")[1:-1] for line in path.read_text().splitlines() if line.startswith("| ")][2:]
+    assert [row[0].split(":")[0].strip() for row in rows] == [task for task in gpu.WORDS for _ in gpu.SMALL.ways]
+    assert {row[1].strip() for row in rows} == {"fp32, one teacher", "bf16, no teacher"}
+    assert all(float(row[2].replace(",", "")) > 0 for row in rows)
+    assert "Not measured" not in path.read_text()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["hardware"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_the_page_of_a_gpu_is_refused_without_one():
+    from odist.bench import gpu
+
+    with pytest.raises(UserError, match="--device cuda: torch"):
+        gpu.run(say=lambda text: None)

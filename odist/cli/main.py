@@ -306,7 +306,8 @@ def bench(
             help="quick: training speed of the Criteo model, about a minute. lm: the language model and its text, two minutes. "
             "images: decoding of JPEG and training of ResNet-8, a minute. cluster: "
             "gradients summed by several processes, beside plain DDP, three minutes. faults: a group beside a peer that is dead, hangs or "
-            "cannot be reached, and random kills, four minutes."
+            "cannot be reached, and random kills, four minutes. gpu: speed and memory of the paper-scale models "
+            "on one GPU, ten minutes."
         ),
     ],
     rounds: Annotated[int, typer.Option(min=1, help="Paired measurements of everything.")] = 5,
@@ -314,9 +315,19 @@ def bench(
         Path | None, typer.Option(metavar="DIR", help="Write SUITE.json and SUITE.md into this folder.")
     ] = None,
     kills: Annotated[int | None, typer.Option(min=0, help="faults: processes that are killed, 20 without it.")] = None,
+    device: Annotated[
+        Device, typer.Option(help="gpu: where to compute; cpu tries the suite with small models.")
+    ] = Device.cuda,
     json: JsonOption = False,
 ) -> None:
     """Measure speed as ratios with their goals. Missed goals are reported but do not fail the command."""
+    if suite is Suite.gpu:
+        from odist.bench import gpu
+
+        path = gpu.run(device=device.value, output=output, say=lambda text: print(text, file=sys.stderr, flush=True))
+        if path is not None:
+            print(f"written: {path}")
+        return
     from odist.bench import suite as bench
     from odist.cli.printing import as_json
 

@@ -58,6 +58,7 @@ class Suite(StrEnum):
     images = "images"
     cluster = "cluster"
     faults = "faults"
+    gpu = "gpu"
 
 
 def _recipe_names(incomplete: str) -> list[str]:
