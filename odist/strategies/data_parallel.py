@@ -36,10 +36,11 @@ class DataParallel(AllReduce):
         sparse = {id(module.weight) for module in model.modules() if getattr(module, "sparse", False)}
         self._tables = [parameter for parameter in self.parameters if id(parameter) in sparse]
         self._sums = GroupSum(self.mesh, [*self._tables, *self.buffers])
-        names = [name for name, parameter in model.named_parameters() if id(parameter) in sparse]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+        beside = [name for name, parameter in model.named_parameters() if id(parameter) in sparse]
+        beside += [name for name, _ in model.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, beside)
         self._spread = DistributedDataParallel(
-            model, process_group=self.mesh.process_group, broadcast_buffers=False, gradient_as_bucket_view=True
+            model, process_group=self.mesh.process_group, gradient_as_bucket_view=True
         )
         if self._compress:
             compressed = bf16_compress_wrapper(allreduce_hook)  # by its name torch refuses it where there is no NCCL
