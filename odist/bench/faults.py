@@ -47,7 +47,7 @@ class Size:
     rows: int = 100_000
     buckets: int = 26_000
     hidden: tuple[int, ...] = (256, 128, 64)
-    steps: int = 400
+    steps: int = 160
     interval: int = 20
     kill_steps: int = 40
     s3: bool = True
