@@ -10,17 +10,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from odist.config.schema import Config
+from odist.engine.prediction import predict_stream
 from odist.engine.problem import build_model, build_task, forward_flops, make_clock, set_up_torch
 from odist.optim import Optimizer
 from odist.teachers import peers_options
-
-if TYPE_CHECKING:
-    from torch import nn
 
 BYTES = 4  # of a number in fp32
 PAPER_SECONDS = {64: 4.00, 128: 4.55, 256: 10.0}  # of a step of the language model: Anil et al. 2018, Figures 1a and 1b
@@ -154,12 +152,12 @@ def make_plan(config: Config, *, processes: int | None = None) -> Plan:
     )
 
 
-def _dense(model: nn.Module) -> list[nn.Parameter]:
+def _dense(model: Any) -> list[Any]:
     sparse = {id(module.weight) for module in model.modules() if getattr(module, "sparse", False)}
     return [parameter for parameter in model.parameters() if id(parameter) not in sparse]
 
 
-def _row_bytes(config: Config, task: Any, model: nn.Module) -> int:
+def _row_bytes(config: Config, task: Any, model: Any) -> int:
     """Bytes of the sparse gradients of one worker's batch, rows and their numbers: of one real backward."""
     if len(_dense(model)) == len(list(model.parameters())):
         return 0
@@ -176,14 +174,12 @@ def _row_bytes(config: Config, task: Any, model: nn.Module) -> int:
     return total
 
 
-def _outputs(config: Config, task: Any, model: nn.Module) -> float:
+def _outputs(config: Config, task: Any, model: Any) -> float:
     """Numbers that a model predicts for one example: 1, the classes, or the pieces of every token of a sequence."""
-    import torch
-
-    ids = task.evaluation_order("validation", rows=None, batch_size=config.train.batch).ids(0)
-    with torch.no_grad():
-        logits, _ = task.forward(model, task.batch(ids, "validation").to(config.launch.device), None)
-    return float(logits.numel() / len(ids))
+    size = config.train.batch
+    order = task.evaluation_order("validation", rows=size, batch_size=size)
+    logits, batch = next(predict_stream(task, model, order, 0, split="validation", device=config.launch.device))
+    return float(logits.numel() / len(batch.targets))
 
 
 def slowest(workers: int, *, straggling: float) -> float:
