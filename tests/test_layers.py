@@ -94,7 +94,15 @@ RESERVED = {
             "rng",
             "bench",
         ),
-        *("launch.worker", "launch.results", "launch.job", "measure.images", "measure.language", "run.trackers"),
+        *(
+            "launch.worker",
+            "launch.results",
+            "launch.job",
+            "launch.plan",
+            "measure.images",
+            "measure.language",
+            "run.trackers",
+        ),
     },
     "pickle": {"engine.checkpoint"},  # for the name of the error that torch.load raises
 }
