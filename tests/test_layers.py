@@ -98,7 +98,6 @@ RESERVED = {
             "launch.worker",
             "launch.results",
             "launch.job",
-            "launch.plan",
             "measure.images",
             "measure.language",
             "run.trackers",
