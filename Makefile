@@ -10,7 +10,7 @@ POSTS ?= ../shared/data/text/digitalgov/digitalgov_news.jsonl.gz
 CIFAR ?= ../shared/data/cifar10/CIFAR-10-images.tar.gz
 TINY_IMAGENET ?= ../shared/data/tiny-imagenet/tiny-imagenet-50.tar.gz
 LM_RECIPES := lm_regimes lm_few_tokens lm_fig1_scaling lm_fig2a_codistillation lm_fig2b_partition lm_fig4_staleness lm_two_phase lm_averages
-IMAGE_RECIPES := imagenet_fig3 imagenet_equal_budget teacher_overfit
+IMAGE_RECIPES := imagenet_fig3 imagenet_few_images imagenet_equal_budget teacher_overfit
 
 VENV := .venv
 BIN := $(VENV)/bin

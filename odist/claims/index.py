@@ -148,7 +148,10 @@ def markdown(index: Index, *, reports: str) -> str:
     columns |= {name: name for name in ("claim", "here", "verdict", "regime")}
     rows = []
     for row in index.rows:
-        links = [f"[{one.place.claim}]({reports}/{one.place.page}/{one.place.page}.md)" for one in row.answers]
+        links = [
+            f"[{one.place.claim}]({reports}/{one.place.page}/{one.place.page}.md)" if one.verdict else one.place.claim
+            for one in row.answers
+        ]
         cells = {
             "id": row.row.id,
             "system": f"{row.row.task}: {row.row.system}",

@@ -163,6 +163,8 @@ def _row_lines(row: Row) -> list[str]:
 
 
 def _link(one: Answer) -> str:
+    if one.verdict is None:  # there may be no such page yet
+        return escape(one.place.claim)
     return f'<a href="{escape(one.place.page)}/{escape(one.place.page)}.md">{escape(one.place.claim)}</a>'
 
 
