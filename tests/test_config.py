@@ -256,10 +256,12 @@ def test_the_hash_follows_exactly_the_keys_that_decide(key: str) -> None:
     smoke = next(c for c in (load(compose("scale=smoke", *t)) for t in tasks) if key in dict(flatten(to_dict(c))))
     value = dict(flatten(to_dict(smoke)))[key]
     other: Any = not value if isinstance(value, bool) else OTHER[type(value)]
-    if key in ("run.dir", "run.id", "data.path", "exchange.url", "train.init_from"):
+    if key in ("run.dir", "run.id", "data.path", "exchange.url", "train.init_from", "train.checkpoint_copy"):
         other = "elsewhere"
     if key in ("algorithm.teachers", "run.sinks"):
         other = ["elsewhere"]
+    if key == "groups":
+        other = [{"optim.lr": 0.5}, {}]
     if key in PARTS:
         other = PARTS[key]
     if key in ("model.name", "task.name"):

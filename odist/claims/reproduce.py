@@ -155,9 +155,10 @@ def _work(
 def _train(recipe: Recipe, work: _Work, *, done: set[Path], jobs: int, keep: bool, echo: Echo) -> None:
     """Train what is not `done` yet, and add it to that; students after their teachers.
 
-    keep: the checkpoints of runs that are no teachers
+    keep: the checkpoints of runs that are no teachers; a page on the runs of another recipe keeps all
     """
     teachers = {system.teachers for system in recipe.systems.values()}
+    keep = keep or recipe.runs_of is not None  # the students of another page may need them
     for phase in _phases(recipe, work.plan):
         own = {path: run for path, run in work.trained.items() if run.system in phase and path not in done}
         if own:

@@ -33,7 +33,7 @@ SYNONYMS = {
     **dict.fromkeys(("gpu", "gpus", "cuda", "accelerator"), "launch.device"),
     **dict.fromkeys(("numprocesses", "nproc", "nprocpernode", "worldsize", "ranks"), "launch.processes"),
     **dict.fromkeys(("numthreads", "cores", "cpus"), "launch.threads"),
-    **dict.fromkeys(("groups", "ngroups", "nummodels", "models", "replicas"), "num_groups"),
+    **dict.fromkeys(("ngroups", "nummodels", "models", "replicas"), "num_groups"),
     **dict.fromkeys(("randomseed", "randomstate"), "seed"),
     **dict.fromkeys(("datapath", "datadir", "dataroot"), "data.path"),
     **dict.fromkeys(("dataset", "problem"), "task"),

@@ -42,7 +42,10 @@ class Saver:
         """
         self.wait()
         models = {checkpoint.WEIGHTS: model, **({} if average is None else {checkpoint.AVERAGE: average})}
-        weights = {name: copied(dict(one.state_dict())) for name, one in models.items()}
+        weights = {
+            name: {key: tensor.contiguous() for key, tensor in copied(dict(one.state_dict())).items()}
+            for name, one in models.items()
+        }
         self._writing = self._writer.submit(self._write, step, weights, copied(state))
 
     def _write(self, step: int, weights: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
@@ -76,9 +79,12 @@ class Saver:
 
 
 def copied(state: Any) -> Any:
-    """Nested dicts, lists and tuples with copies of their tensors in the processor's memory."""
+    """Nested dicts, lists and tuples with copies of their tensors in the processor's memory.
+
+    Strides stay: the order of additions in a norm, and with it the last bits, follows them.
+    """
     if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True).contiguous()
+        return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
         return {key: copied(value) for key, value in state.items()}
     if isinstance(state, list | tuple):
