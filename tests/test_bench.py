@@ -327,7 +327,7 @@ def test_faults_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, mon
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     said: list[str] = []
-    size = Size(rows=3_000, buckets=2_600, hidden=(8,), steps=6, interval=2, kill_steps=600, s3=False)
+    size = Size(rows=3_000, buckets=2_600, hidden=(8,), steps=6, interval=2, kill_steps=100, s3=False)
     rows = measure(rounds=2, say=said.append, size=size, kills=1)
     assert [row.name for row in rows] == ["peer_dead", "peer_hung", "peer_gone", "kills"]
     assert [len(row.ratios) for row in rows] == [2, 2, 2, 1]

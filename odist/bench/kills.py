@@ -28,13 +28,13 @@ def survive(folder: Path, *, kills: int, steps: int, say: Callable[[str], None],
     """
     folder.mkdir()
     whole, killed = Run(folder / "whole"), Run(folder / "killed")
-    number = max(1, kills) * steps
+    number = max(2, kills) * steps  # the last ones are left to recover in
     _finish(_start(whole, "launch=inline", steps=number), folder)
     began = time.monotonic()
     process = _start(killed, "launch=local", f"launch.restarts={kills + 1}", steps=number)
     chance = random.Random(seed)
     for kill in range(kills):
-        _await(killed, process, step=min(kill, kills - 2) * steps + chance.randrange(steps), folder=folder)
+        _await(killed, process, step=max(0, min(kill, kills - 2)) * steps + chance.randrange(steps), folder=folder)
         time.sleep(chance.random() * 0.2)
         victims = workers(killed, besides=process.pid)
         if not victims:
