@@ -146,6 +146,9 @@ def test_a_report_in_markdown_and_mistakes_that_are_named(files: Path) -> None:
         write_report(files / "gate.txt", result)
     with pytest.raises(UserError, match=r"--cluster team: .* has no such column"):
         judge_release(old, moved, limits=["flips=0.01"], cluster="team")
+    (files / "churn.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"churn\.json: damaged"):
+        judge_release(old, moved, limits=["flips=2x"], baseline=files / "churn.json")
     alone = odist("churn", "old.parquet", "moved.parquet", "--cluster", "user", cwd=files)
     assert alone.returncode == 2
     assert "only with --max" in alone.stderr

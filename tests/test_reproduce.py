@@ -19,6 +19,7 @@ import odist
 from odist.claims.recipe_file import load_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines
 from odist.claims.reproduce import ReproduceResult, reproduce
+from odist.engine.evaluation import evaluate
 from odist.errors import OdistError, UserError
 from odist.run.folder import Run
 
@@ -75,6 +76,8 @@ def test_finished_runs_are_reused_and_the_report_comes_out_the_same(
 ) -> None:
     root, result, _ = done
     assert not [*(root / "runs").rglob("*.safetensors")]  # a record needs no checkpoint
+    with pytest.raises(UserError, match="its checkpoints were deleted"):
+        evaluate(Run.open(root / "runs" / "tiny" / "smoke" / "made-dnn-s1"), split="validation")
     predicted = {path: path.stat().st_mtime_ns for path in (root / "runs").rglob("*.npy")}
     before = {path.name: path.read_bytes() for path in result.files}
     again = reproduce(root / "tiny.yaml", output=root / "reports", runs_dir=root / "runs", jobs=3, echo=lambda _: None)

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from odist.claims.recipe import PlannedRun
 from odist.errors import Diverged, Interrupted, OdistError
@@ -75,7 +76,7 @@ def train_all(
                     failed.append(_failure(job))
                 elif ended is not None:
                     ended(job.path)
-                report.ended(job)
+                report.ended(job, running)
     if failed:
         raise OdistError(
             f"{len(failed)} of {len(plan)} runs failed; the same command tries them again.\n" + "\n".join(failed)
@@ -159,13 +160,12 @@ class _Display:
             return
         now = time.monotonic()
         states = {job.run.name: Run(job.path).status for job in running}
-        parts = [state.get("step", 0) / state["num_steps"] for state in states.values() if state.get("num_steps")]
         self.bars.show(
             "runs",
             done=self.done,
             total=self.total,
             amount=f"{self.done}/{self.total}",
-            left=self._left(sum(parts)) or f"after {duration(now - self.began)}",
+            left=self._left(states.values()) or f"after {duration(now - self.began)}",
         )
         for job in running:
             status = states[job.run.name]
@@ -174,15 +174,16 @@ class _Display:
             after = f"after {duration(now - job.started)}"
             self.bars.show(job.run.name, done=steps, total=num_steps, amount=amount, left=after)
 
-    def _left(self, running: float = 0.0) -> str:
-        """How long the rest takes, empty before that can be told. running: parts of runs that are done, in runs"""
-        trained = self.done - self.num_reused + running
-        rest = self.total - self.done - running
+    def _left(self, running: Iterable[Mapping[str, Any]]) -> str:
+        """How long the rest takes, empty before that can be told. running: states of the runs that are on their way"""
+        begun = sum(state.get("step", 0) / state["num_steps"] for state in running if state.get("num_steps"))
+        trained = self.done - self.num_reused + begun
+        rest = self.total - self.done - begun
         if trained < 0.05 or rest <= 0:
             return ""
         return f"about {duration((time.monotonic() - self.began) * rest / trained)} left"
 
-    def ended(self, job: _Job) -> None:
+    def ended(self, job: _Job, running: Sequence[_Job]) -> None:
         self.done += 1
         code = job.process.returncode
         how = {0: "finished", Diverged.exit_code: "diverged"}.get(code, f"failed with exit code {code}")
@@ -193,5 +194,5 @@ class _Display:
                 self.bars.say(f"{job.run.name} {how}")
         else:
             seconds = time.monotonic() - job.started
-            left = self._left()
+            left = self._left(Run(other.path).status for other in running)
             self.echo(f"[{self.done}/{self.total}] {job.run.name} {how} ({seconds:.0f} s){', ' if left else ''}{left}")

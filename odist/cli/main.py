@@ -161,41 +161,25 @@ def churn(
     json: JsonOption = False,
 ) -> None:
     """Measure prediction churn between retrains of one system, or gate a release: how far NEW moved from OLD."""
-    if limits:
-        from odist.cli.gate import release
-
-        release(
-            retrains,
-            limits=limits,
-            baseline=baseline,
-            report=report,
-            json=json,
-            split=split.value,
-            column=column or (),
-            target=target,
-            key=key,
-            by_order=no_key,
-            slices=slices or (),
-            cluster=cluster,
-            weight=weight,
-            threshold=threshold,
-        )
-        return
-    from odist.cli.gate import refuse_without_limits
+    from odist.cli.gate import refuse_without_limits, release
     from odist.cli.printing import as_json, print_churn
     from odist.measure.predictions import compare_retrains
 
+    how: dict[str, Any] = {
+        "split": split.value,
+        "column": column or (),
+        "target": target,
+        "key": key,
+        "by_order": no_key,
+        "slices": slices or (),
+        "threshold": threshold,
+    }
+    if limits:
+        own = {"limits": limits, "baseline": baseline, "cluster": cluster, "weight": weight}
+        release(retrains, report=report, json=json, **own, **how)
+        return
     refuse_without_limits({"--baseline": baseline, "--cluster": cluster, "--weight": weight, "--report": report})
-    result = compare_retrains(
-        retrains,
-        split=split.value,
-        column=column or (),
-        target=target,
-        key=key,
-        by_order=no_key,
-        slices=slices or (),
-        threshold=threshold,
-    )
+    result = compare_retrains(retrains, **how)
     if json:
         print(as_json(result.to_dict()))
     else:

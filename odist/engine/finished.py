@@ -72,6 +72,11 @@ def load_models(run: Run, config: Config, task: Task) -> tuple[list[nn.Module], 
     sound = [group for group in range(config.num_groups) if group not in missing]
     groups = sound if predictor(config) == "mean" else sound[:1]
     step = checkpoint.common_step(run, groups)
+    if step is None and run.finished:
+        raise UserError(
+            f"{run.path}: finished, but its checkpoints were deleted, as `odist reproduce` does without --keep-checkpoints. "
+            "Its predictions are there (odist churn, odist show); `odist train` in another run.dir trains it again."
+        )
     if step is None:
         raise UserError(f"{run.path}: no checkpoint yet (state {run.status.get('state')}). `odist train` makes one.")
     models = []

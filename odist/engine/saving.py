@@ -37,7 +37,8 @@ class Saver:
     def save(self, *, step: int, model: nn.Module, average: nn.Module | None = None, state: dict[str, Any]) -> None:
         """Copy the state after `step` completed steps and write it in the background.
 
-        Arguments as in `checkpoint.save`, whose tensors may change as soon as this returns.
+        average: predicts in place of the model, see odist.engine.average; state: as in `checkpoint.save`
+        All of their tensors may change as soon as this returns.
         Raises CannotWrite if the checkpoint before could not be written.
         """
         self.wait()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,8 +14,9 @@ from odist.measure.gate import Check, GateResult, gate, limits_with, parse_limit
 from odist.measure.prediction_files import Retrain, listed
 from odist.measure.predictions import chosen_slices, common_targets, load_predictions
 from odist.measure.row_matching import match_rows
+from odist.run.damage import read_json
 
-REPORTS = {".md": "Markdown", ".xml": "JUnit"}
+BASELINE_CURE = "Make it again: odist churn RETRAIN RETRAIN --json > churn.json"
 
 
 def judge_release(
@@ -43,7 +42,7 @@ def judge_release(
     Raises UserError for an unknown measure, slice or column, and for predictions that cannot be compared.
     """
     parsed = [parse_limit(text) for text in limits]
-    known = None if baseline is None else _read_baseline(baseline)
+    known = None if baseline is None else read_json(baseline, cure=BASELINE_CURE)
     plain = limits_with(parsed, known)
     both = [load_predictions(path, split=split, column=column, target=target) for path in (old, new)]
     if both[0].form is not both[1].form:
@@ -72,22 +71,12 @@ def _column(retrain: Retrain, name: str, *, option: str) -> np.ndarray:
     return np.asarray(retrain.columns[name])
 
 
-def _read_baseline(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--baseline {path}: cannot be read as JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--baseline {path}: expected what `odist churn --json` prints.")
-    return content
-
-
 def write_report(path: Path, result: GateResult) -> None:
     """Write a table (.md) or a test suite (.xml, JUnit) of the checks. UserError for another ending."""
-    text = {".md": _markdown, ".xml": _junit}.get(path.suffix.lower())
-    if text is None:
-        raise UserError(f"--report {path}: expected a name that ends in {' or '.join(REPORTS)}.")
-    write_atomically(path, text(result))
+    writers = {".md": _markdown, ".xml": _junit}
+    if path.suffix.lower() not in writers:
+        raise UserError(f"--report {path}: expected a name that ends in {' or '.join(writers)}.")
+    write_atomically(path, writers[path.suffix.lower()](result))
 
 
 def words_of(check: Check) -> str:
