@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all test-lowest test-cluster gpu-check fuzz check format reproduce index reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet \
+.PHONY: demo test test-all test-lowest test-cluster gpu-check fuzz check docs format reproduce index reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet \
 	golden compare dist check-tag try-wheel clean
 .DEFAULT_GOAL := demo
 
@@ -66,6 +66,11 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy odist
+
+## The site, in out/site/; a broken link or a warning ends it
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "out/site/index.html"
 
 format: $(READY)
 	$(BIN)/ruff format .

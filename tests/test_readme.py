@@ -1,4 +1,4 @@
-"""README.md as a new user types it: every command block, in order, in one folder, at smoke scale.
+"""README.md and the pages of the site as a new user types them: every command block of a page, in order, in one folder, at smoke scale.
 
 The shell splits each line and expands its patterns; what it gives is typed inside this process. Placeholders such as train.txt
 are small files of the right layout, of real data where ../shared has them. A command that is no odist, make, mkdir or printf,
@@ -29,6 +29,10 @@ from odist.run.folder import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("ten_minutes", "codistillation", "criteo", "text", "images", "found")),
+]
 # Of what README types, keys and options that would take hours at their values there
 SMALLER = {
     "hydra.sweeper.n_trials=20": "hydra.sweeper.n_trials=2",
@@ -44,29 +48,31 @@ NOT_TYPED = ("bench",)  # takes minutes whatever the data; tests/test_bench.py r
 class Line:
     """A command of a block: where it stands and what it says, continuation lines joined."""
 
+    page: str
     number: int
     text: str
 
     def __str__(self) -> str:
-        return f"README.md:{self.number}: {self.text}"
+        return f"{self.page}:{self.number}: {self.text}"
 
 
-def blocks(text: str) -> list[Line]:
-    """The commands of all indented and fenced blocks, in order."""
+def blocks(page: str, text: str) -> list[Line]:
+    """The commands of all indented and fenced blocks, in order; a fence that names a language holds no commands."""
     found: list[Line] = []
-    fenced, open_line, paragraph = False, None, False
+    fenced, code, open_line, paragraph = False, False, None, False
     for number, raw in enumerate(text.splitlines(), start=1):
         if raw.lstrip().startswith("```"):
             fenced, paragraph = not fenced, False
+            code = fenced and bool(raw.strip(" `"))
             continue
-        inside = fenced or (raw.startswith("    ") and not paragraph)
-        paragraph = not inside and bool(raw.strip())
+        inside = not code and (fenced or (raw.startswith("    ") and not paragraph))
+        paragraph = not inside and not code and bool(raw.strip())
         content = raw if fenced else raw[4:]
         if not inside or not content.strip():
             continue
         if open_line is not None:
             content = f"{found.pop().text[:-1]} {content.strip()}"
-        found.append(Line(open_line or number, content.strip()))
+        found.append(Line(page, open_line or number, content.strip()))
         open_line = (open_line or number) if content.rstrip().endswith("\\") else None
     return found
 
@@ -139,7 +145,7 @@ def made(target: str, line: Line, *, cwd: Path) -> None:
         program, *words = line_of_make.split()
         name = Path(program).name
         if name == "odist":
-            typed(Line(line.number, shlex.join(["odist", *words])), cwd=cwd)
+            typed(Line(line.page, line.number, shlex.join(["odist", *words])), cwd=cwd)
         elif name == "sed":
             shown = Path(words[-1])  # a report, which has the scale in its name where that is not the recipe's own
             smoke = cwd / shown.parent.with_name(f"{shown.parent.name}-smoke") / shown.name
@@ -222,9 +228,10 @@ def _write_images(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_every_command_of_the_readme_runs_in_order(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    lines = blocks(README.read_text())
-    assert len(lines) > 30
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_runs_in_order(page: str, home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = blocks(page, (ROOT / page).read_text())
+    assert lines
     for line in lines:
         typed(line, cwd=home)
     left = {path.name for path in home.iterdir()} - {"runs", "plots", "data", "predictions", "mine", "out", "reports"}
@@ -248,7 +255,7 @@ and words
 odist plot runs
 ```
 """
-    assert [(line.number, line.text) for line in blocks(text)] == [
+    assert [(line.number, line.text) for line in blocks("x.md", text)] == [
         (3, "odist train  seed=1"),
         (5, "odist runs  # all"),
         (9, "- no paragraph"),
@@ -258,7 +265,7 @@ odist plot runs
 
 def test_a_command_that_nobody_knows_fails(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"README.md:7: curl.*\n.*how the test runs curl"):
-        typed(Line(7, "curl -O http://x"), cwd=tmp_path)
+        typed(Line("README.md", 7, "curl -O http://x"), cwd=tmp_path)
 
 
 def test_a_pattern_that_finds_two_runs_is_what_the_shell_gives(tmp_path: Path) -> None:
