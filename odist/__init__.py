@@ -1,3 +1,25 @@
-"""odist: online distillation (codistillation) and its baselines, in one training loop."""
+"""odist: online distillation (codistillation) and its baselines, in one training loop or in your own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from odist.library.codistiller import Codistiller
 
 __version__ = "0.1.0"
+__all__ = ["Codistiller", "__version__"]
+
+_PLACES = {"Codistiller": "odist.library.codistiller"}  # imported when used: torch takes seconds
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'odist' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})

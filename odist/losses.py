@@ -89,6 +89,10 @@ def binary(logits: Tensor, targets: Tensor, *, weights: Tensor, options: LossOpt
     if soft is None:
         return Sums(label, None, label)
     options = options.now(soft)
+    return _combine(label, _binary_distillation(logits, weights, soft, options), options)
+
+
+def _binary_distillation(logits: Tensor, weights: Tensor, soft: Soft, options: LossOptions) -> Tensor:
     if options.distill_loss in LOGIT_LOSSES:
         each = (logits - _mean_logits(soft, binary=True)) ** 2 * logit_scale(options, classes=1)
     else:
@@ -97,7 +101,7 @@ def binary(logits: Tensor, targets: Tensor, *, weights: Tensor, options: LossOpt
         if options.distill_loss == "kl":
             each = each + torch.special.xlogy(target, target) + torch.special.xlog1py(1 - target, -target)
         each = each * options.temperature**2
-    return _combine(label, (each * weights).sum(), options)
+    return (each * weights).sum()
 
 
 def multiclass(
@@ -110,24 +114,68 @@ def multiclass(
     Only `total` can be differentiated, once.
     """
     check_range(targets, highest=logits.shape[-1] - 1)
-    flat = (logits.flatten(0, -2), targets.flatten(), weights.flatten().to(logits.dtype))
+    flat = (logits.flatten(0, -2), targets.flatten(), weights.flatten().to(_exact(logits.dtype)))
     if soft is None:
         total, label, _ = _SoftmaxLosses.apply(*flat, None, LossOptions())
         return Sums(label, None, total)
     options = options.now(soft)
-    if options.distill_loss in LOGIT_LOSSES:
+    if options.distill_loss in LOGIT_LOSSES or options.temperature != 1:
         total, label, _ = _SoftmaxLosses.apply(*flat, None, options)
-        squares = ((logits - _mean_logits(soft, binary=False)) ** 2).mean(dim=-1)
-        distillation = (squares * weights).sum() * logit_scale(options, classes=logits.shape[-1])
-        return Sums(label, distillation, total + options.distill_weight * distillation)
-    if options.temperature != 1:
-        total, label, _ = _SoftmaxLosses.apply(*flat, None, options)
-        target = _mean_probabilities(_rows(soft, slice(None)), options, binary=False).to(logits.dtype)
-        values = F.log_softmax(flat[0] / options.temperature, dim=-1)
-        distillation = (_cross_entropy(values, target, options.distill_loss) * flat[2]).sum() * options.temperature**2
+        distillation = _multiclass_distillation(logits, flat[2], soft, options)
         return Sums(label, distillation, total + options.distill_weight * distillation)
     total, label, distillation = _SoftmaxLosses.apply(*flat, soft, options)
     return Sums(label, distillation, total)
+
+
+def _multiclass_distillation(logits: Tensor, weights: Tensor, soft: Soft, options: LossOptions) -> Tensor:
+    """Of the losses that have no part in common with the label's. weights: [rows]"""
+    if options.distill_loss in LOGIT_LOSSES:
+        squares = ((logits - _mean_logits(soft, binary=False)) ** 2).mean(dim=-1)
+        return (squares.flatten() * weights).sum() * logit_scale(options, classes=logits.shape[-1])
+    target = _mean_probabilities(_rows(soft, slice(None)), options, binary=False).to(logits.dtype)
+    values = F.log_softmax(logits.flatten(0, -2) / options.temperature, dim=-1)
+    return (_cross_entropy(values, target, options.distill_loss) * weights).sum() * options.temperature**2
+
+
+def regression(
+    outputs: Tensor, targets: Tensor, *, weights: Tensor, options: LossOptions, soft: Soft | None = None
+) -> Sums:
+    """Sum the squared errors of one batch, and the squared distances from the teachers' mean output.
+
+    outputs, targets, weights: [batch, ...]; of `options` only the weights count
+    """
+    label = ((outputs - targets) ** 2 * weights).sum()
+    if soft is None:
+        return Sums(label, None, label)
+    options = options.now(soft)
+    return _combine(label, _regression_distillation(outputs, weights, soft), options)
+
+
+def _regression_distillation(outputs: Tensor, weights: Tensor, soft: Soft) -> Tensor:
+    return ((outputs - _mean_logits(soft, binary=True)) ** 2 * weights).sum()
+
+
+PREDICTIONS = {"classes": multiclass, "binary": binary, "values": regression}  # what is predicted -> its losses
+
+
+def distillation(outputs: Tensor, *, soft: Soft, weights: Tensor, options: LossOptions, predicts: str) -> Tensor:
+    """Sum the distillation losses of one batch alone, times their weight: to be added to a label loss of one's own.
+
+    outputs, weights: as of the function that `PREDICTIONS` has for `predicts`; the result can be differentiated once
+    """
+    options = options.now(soft)
+    if predicts == "binary":
+        return options.distill_weight * _binary_distillation(outputs, weights, soft, options)
+    if predicts == "values":
+        return options.distill_weight * _regression_distillation(outputs, weights, soft)
+    rows = weights.flatten().to(_exact(outputs.dtype))
+    if options.distill_loss in LOGIT_LOSSES or options.temperature != 1:
+        return options.distill_weight * _multiclass_distillation(outputs, rows, soft, options)
+    no_labels = torch.zeros(len(rows), dtype=torch.int64, device=outputs.device)
+    total: Tensor = _SoftmaxLosses.apply(
+        outputs.flatten(0, -2), no_labels, rows, soft, replace(options, label_weight=0.0)
+    )[0]
+    return total
 
 
 LOGIT_LOSSES = ("squared_logits", "logit_regression")
@@ -139,6 +187,8 @@ def logit_scale(options: LossOptions, *, classes: int) -> float:
 
 
 CHUNK = 1 << 19  # logits that stay in a processor's cache from one pass over them to the next
+CHUNK_OF_ACCELERATOR = 1 << 26  # logits whose temporaries take a quarter of a gigabyte each
+HALVES = (torch.bfloat16, torch.float16)
 
 
 class _SoftmaxLosses(torch.autograd.Function):
@@ -154,26 +204,29 @@ class _SoftmaxLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Total, label and distillation sum; logits: [n, classes]; labels: int64 [n]; weights: [n]."""
         count, classes = logits.shape
-        size = max(1, CHUNK // classes) if logits.device.type == "cpu" else count
+        size = max(1, (CHUNK if logits.device.type == "cpu" else CHUNK_OF_ACCELERATOR) // classes)
+        exact = _exact(logits.dtype)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         hard, distilled = torch.empty_like(weights), torch.zeros_like(weights)
         for start in range(0, count, size):
             rows = slice(start, start + size)
             own, index = weights[rows, None], labels[rows, None]
-            values = F.log_softmax(logits[rows], dim=-1)
+            values = F.log_softmax(logits[rows].to(exact), dim=-1)
             hard[rows] = -values.gather(1, index)[:, 0]
             target = None
             if soft is not None:
-                target = _mean_probabilities(_rows(soft, rows), options, binary=False).to(logits.dtype)
+                target = _mean_probabilities(_rows(soft, rows), options, binary=False).to(exact)
                 distilled[rows] = _cross_entropy(values, target, options.distill_loss)
             if gradient is not None:
-                part = torch.exp(values, out=gradient[rows])
+                part = torch.exp(values, out=gradient[rows] if gradient.dtype == exact else None)
                 if target is None:
                     part.mul_(options.label_weight * own)
                 else:
                     part.mul_((options.label_weight + options.distill_weight) * own)  # a soft target sums to one
                     part.addcmul_(target, own, value=-options.distill_weight)
                 part.scatter_add_(1, index, -options.label_weight * own)
+                if gradient.dtype != exact:
+                    gradient[rows] = part
         label, distillation = (hard * weights).sum(), (distilled * weights).sum()
         if gradient is not None:
             ctx.save_for_backward(gradient)
@@ -222,6 +275,11 @@ def _combine(label: Tensor, distillation: Tensor, options: LossOptions) -> Sums:
     return Sums(label, distillation, total)
 
 
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """The type in which losses of logits of type `dtype` are worked out."""
+    return torch.float32 if dtype in HALVES else dtype
+
+
 def _mean(values: list[Tensor]) -> Tensor:
     total = values[0]
     for value in values[1:]:
@@ -231,6 +289,7 @@ def _mean(values: list[Tensor]) -> Tensor:
 
 def _mean_probabilities(soft: Soft, options: LossOptions, *, binary: bool) -> Tensor:
     def normalise(logits: Tensor) -> Tensor:
+        logits = logits.to(_exact(logits.dtype))
         cooled = logits if options.temperature == 1 else logits / options.temperature
         return torch.sigmoid(cooled) if binary else torch.softmax(cooled, dim=-1)
 
@@ -243,7 +302,7 @@ def _mean_probabilities(soft: Soft, options: LossOptions, *, binary: bool) -> Te
 
 
 def _mean_logits(soft: Soft, *, binary: bool) -> Tensor:
-    values = [value.detach() for value in soft.values]
+    values = [value.detach().to(_exact(value.dtype)) for value in soft.values]
     if soft.kind == "probabilities":
         values = [torch.logit(value) if binary else value.log() for value in values]
     return _mean(values)

@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "mesh": set(),
     "sums": {"mesh"},
     "losses": set(),
+    "wrapping": set(),
     "optim": set(),
     "models": set(),
     "exchange": {"registry", "rng", "stores"},
@@ -39,7 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "measure": {"run"},
     "tasks": {"data", "losses", "measure", "models", "registry", "rng"},
     "strategies": {"mesh", "optim", "registry", "sums"},
-    "teachers": {"exchange", "losses", "mesh", "optim", "registry"},
+    "teachers": {"exchange", "losses", "mesh", "optim", "registry", "wrapping"},
+    "library": {"exchange", "losses", "mesh", "stores", "teachers", "wrapping"},
     "engine": {"data", "losses", "measure", "mesh", "optim", "registry", "rng", "run"},
     "launch": {"data", "engine", "exchange", "measure", "mesh", "optim", "registry", "run", "stores"},
     "prepare": {"data", "run"},
@@ -90,8 +92,10 @@ RESERVED = {
             "mesh",
             "sums",
             "losses",
+            "wrapping",
             "optim",
             "rng",
+            "library",
             "bench",
         ),
         *(
@@ -211,6 +215,7 @@ HEAVY = {
 @pytest.mark.parametrize(
     ("statement", "allowed"),
     [
+        ("import odist", set()),
         ("import odist.cli.main", set()),
         ("import odist.config.schema, odist.launch.check, odist.launch.launch, odist.cli.completion", set()),
         ("import odist.run.folder, odist.registry, odist.run.provenance, odist.cli.printing", set()),

@@ -204,8 +204,9 @@ class Panel:
                 self._window[at, worker] = values
 
     def state_dict(self) -> dict[str, Any]:
-        carry: dict[int, dict[int, Carry]] = {}
-        for part in self.mesh.gather_to_writer(self.carry):
+        carry: dict[int, dict[int, Carry]] = {peer: {} for peer in self.carry}
+        stateful = any(self.carry.values())  # in every process alike; others need not be asked for nothing
+        for part in self.mesh.gather_to_writer(self.carry) if stateful else []:
             for peer, by_worker in part.items():
                 carry.setdefault(peer, {}).update(by_worker)
         return {"swap_step": self.swap_step, "carry": carry}

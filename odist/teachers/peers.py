@@ -25,6 +25,7 @@ from odist.mesh import Mesh
 from odist.tasks.base import Batch, Forward
 from odist.teachers import PeersOptions
 from odist.teachers.base import Batches, Panel, TeacherSetup, rising
+from odist.wrapping import full_state, load_full_state
 
 # Freshest: reloads without anything new from a peer, and seconds, after which the log names it.
 STALE_REFRESHES, STALE_SECONDS = 10, 30.0
@@ -96,7 +97,7 @@ class Peers:
         self.swaps: list[tuple[int, int, int, int, str]] = []  # since the last row of the log
         self.num_swaps = 0  # in the whole run
         self.heard = False  # whether a teacher was ever listened to
-        self.ignored = 0  # predictions of a peer that were no finite numbers
+        self.ignored = 0  # predictions of a peer that were no finite numbers, or of another shape
         self.waited = 0.0  # seconds, for snapshots and for readers, since the last row of the log
         self.lookahead = lookahead
         self.student = student
@@ -125,8 +126,7 @@ class Peers:
         last = step >= self.num_steps  # under freshest others may still train, and new groups join
         due = not self.lockstep if last else step % self.interval == 0
         if due and heard_until > self.burn_in:
-            weights = {name: tensor.detach() for name, tensor in offered().state_dict().items()}
-            self.exchange.publish(step, weights)
+            self.exchange.publish(step, full_state(offered()))
 
     def refresh(self, step: int) -> None:
         """Take the snapshots that are due; Interrupted or LostWorkers if the wait for them ends otherwise.
@@ -253,7 +253,7 @@ class Peers:
         if teacher is None:
             teacher = self.build_peer(snapshot.group)
             teacher.zero_grad(set_to_none=True)
-        teacher.load_state_dict(snapshot.weights)
+        load_full_state(teacher, snapshot.weights)
         self.panel.place(snapshot.group, teacher, step=step)
         self.snapshots[snapshot.group] = snapshot
         self._unchanged[snapshot.group] = 0
@@ -268,8 +268,9 @@ class Peers:
         self._heard_at = step
         soft = None if step < self.burn_in else self.panel.predict(step, worker, batch)
         if soft is not None and not self.lockstep:
-            # A peer on its way to divergence must not take this group along.
-            finite = tuple(values for values in soft.values if bool(values.isfinite().all()))
+            # A peer on its way to divergence, or of another shape, must not take this group along.
+            alike = [values for values in soft.values if values.shape == logits.shape]
+            finite = tuple(values for values in alike if bool(values.isfinite().all()))
             self.ignored += len(soft.values) - len(finite)
             soft = Soft(finite) if finite else None
         self.heard = self.heard or soft is not None

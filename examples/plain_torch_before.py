@@ -1,0 +1,48 @@
+"""A classifier of rows that are made here, in plain PyTorch; plain_torch.py is the same script with a peer.
+
+`diff plain_torch_before.py plain_torch.py` shows what codistillation takes. Two terminals, in any order:
+
+    python examples/plain_torch.py --group 0
+    python examples/plain_torch.py --group 1
+"""
+
+import argparse
+
+import torch
+from torch import nn
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--steps", type=int, default=2000)
+args = parser.parse_args()
+
+
+def make_rows(count: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of 32 numbers and their class, one of ten, which a third of the rows has wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 32, generator=generator)
+    truth = torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
+    y = (x @ truth + (x @ truth.roll(1, 0)) * x[:, :1]).argmax(dim=1)
+    wrong = torch.rand(count, generator=generator) < 1 / 3
+    return x, torch.where(wrong, torch.randint(10, (count,), generator=generator), y)
+
+
+torch.set_num_threads(1)
+torch.manual_seed(args.seed)
+x, y = make_rows(4096, seed=1)
+x_new, y_new = make_rows(8192, seed=2)
+model = nn.Sequential(nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+criterion = nn.CrossEntropyLoss()
+
+for step in range(1, args.steps + 1):
+    rows = torch.randint(len(x), (64,))
+    logits = model(x[rows])
+    loss = criterion(logits, y[rows])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    if step % 200 == 0:
+        with torch.no_grad():
+            validation = criterion(model(x_new), y_new)
+        print(f"step {step}: validation {validation:.4f}", flush=True)
