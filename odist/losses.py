@@ -1,6 +1,7 @@
 """The label loss, the distillation loss and their sum, for binary and for many-class predictions.
 
-Distillation compares probabilities (cross-entropy, or the divergence, which has the same gradient) or logits z with the
+Distillation compares probabilities (cross-entropy, the divergence, which has the same gradient, or the divergence the other way
+round, which asks a student to leave out what its teacher leaves out) or logits z with the
 teachers' mean logits t: `logit_regression` is |z - t|^2 / 2, summed over the C classes (Ba and Caruana 2014, "Do deep nets
 really need to be deep?", equation 1); `squared_logits` is |z - t|^2 / C, the mean squared error of other software, 2 / C of that:
 its gradient is twice that of cross-entropies at a high temperature T, times T^2 (Hinton et al. 2015, equation 4). A weight
@@ -100,6 +101,8 @@ def _binary_distillation(logits: Tensor, weights: Tensor, soft: Soft, options: L
         each = F.binary_cross_entropy_with_logits(logits / options.temperature, target, reduction="none")
         if options.distill_loss == "kl":
             each = each + torch.special.xlogy(target, target) + torch.special.xlog1py(1 - target, -target)
+        elif options.distill_loss == "reverse_kl":
+            each = _reverse_binary(logits / options.temperature, target)
         each = each * options.temperature**2
     return (each * weights).sum()
 
@@ -119,12 +122,17 @@ def multiclass(
         total, label, _ = _SoftmaxLosses.apply(*flat, None, LossOptions())
         return Sums(label, None, total)
     options = options.now(soft)
-    if options.distill_loss in LOGIT_LOSSES or options.temperature != 1:
+    if _apart(options):
         total, label, _ = _SoftmaxLosses.apply(*flat, None, options)
         distillation = _multiclass_distillation(logits, flat[2], soft, options)
         return Sums(label, distillation, total + options.distill_weight * distillation)
     total, label, distillation = _SoftmaxLosses.apply(*flat, soft, options)
     return Sums(label, distillation, total)
+
+
+def _apart(options: LossOptions) -> bool:
+    """Whether the distillation loss has no part in common with the label's."""
+    return options.distill_loss in (*LOGIT_LOSSES, "reverse_kl") or options.temperature != 1
 
 
 def _multiclass_distillation(logits: Tensor, weights: Tensor, soft: Soft, options: LossOptions) -> Tensor:
@@ -169,7 +177,7 @@ def distillation(outputs: Tensor, *, soft: Soft, weights: Tensor, options: LossO
     if predicts == "values":
         return options.distill_weight * _regression_distillation(outputs, weights, soft)
     rows = weights.flatten().to(_exact(outputs.dtype))
-    if options.distill_loss in LOGIT_LOSSES or options.temperature != 1:
+    if _apart(options):
         return options.distill_weight * _multiclass_distillation(outputs, rows, soft, options)
     no_labels = torch.zeros(len(rows), dtype=torch.int64, device=outputs.device)
     total: Tensor = _SoftmaxLosses.apply(
@@ -262,12 +270,25 @@ def _rows(soft: Soft, rows: slice) -> Soft:
 
 
 def _cross_entropy(log_probabilities: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Cross-entropy of each row with its target, or with kind "kl" the divergence from it."""
+    """Cross-entropy of each row with its target; with kind "kl" the divergence from it, "reverse_kl" the other way round."""
+    if kind == "reverse_kl":
+        return (log_probabilities.exp() * (log_probabilities - _log(target))).sum(dim=-1)
     if len(target) == 1:
         each = -log_probabilities.mv(target[0])
     else:  # a product per row, without a temporary
         each = -torch.bmm(log_probabilities[:, None], target[:, :, None]).flatten()
     return each + torch.special.xlogy(target, target).sum(dim=-1) if kind == "kl" else each
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    """Logarithms of a teacher's probabilities, none below -100, as in torch's binary cross-entropy: 0 is no target."""
+    return probabilities.log().clamp(min=-100)
+
+
+def _reverse_binary(logits: Tensor, target: Tensor) -> Tensor:
+    """Divergence of the student's probability from the teacher's, from the student's side: [batch]."""
+    own, other = F.logsigmoid(logits), F.logsigmoid(-logits)
+    return own.exp() * (own - _log(target)) + other.exp() * (other - _log(1 - target))
 
 
 def _combine(label: Tensor, distillation: Tensor, options: LossOptions) -> Sums:

@@ -176,3 +176,30 @@ def test_ragged_batches_sum_to_the_whole():
         for part in (slice(0, 5), slice(5, 40), slice(40, ROWS))
     ]
     torch.testing.assert_close(sum(part.total for part in parts), whole.total)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_divergence_from_the_students_side_is_torchs_with_the_sides_exchanged(temperature):
+    """Of two teachers' mean probabilities; its gradient by torch's own arithmetic, binary and over classes."""
+    made = torch.Generator().manual_seed(5)
+    options = LossOptions(label_weight=0.0, distill_loss="reverse_kl", temperature=temperature)
+    student, first, second = (torch.randn(6, 4, generator=made).requires_grad_() for _ in range(3))
+    weights = torch.rand(6, generator=made)
+    found = multiclass(
+        student, torch.zeros(6, dtype=torch.int64), weights=weights, options=options, soft=Soft((first, second))
+    )
+    target = (F.softmax(first / temperature, dim=1) + F.softmax(second / temperature, dim=1)).detach() / 2
+    own = F.softmax(student / temperature, dim=1)
+    expected = (F.kl_div(target.log(), own, reduction="none").sum(dim=1) * weights).sum() * temperature**2
+    torch.testing.assert_close(found.distillation, expected)
+    (mine,), (theirs,) = (torch.autograd.grad(one, student) for one in (found.total, expected))
+    torch.testing.assert_close(mine, theirs)
+
+    clicks, other = student[:, 0], first[:, 0]
+    found = binary(clicks, torch.ones(6), weights=weights, options=options, soft=Soft((other,)))
+    pair = torch.stack([torch.sigmoid(clicks / temperature), torch.sigmoid(-clicks / temperature)], dim=1)
+    target = torch.stack([torch.sigmoid(other / temperature), torch.sigmoid(-other / temperature)], dim=1).detach()
+    expected = (F.kl_div(target.log(), pair, reduction="none").sum(dim=1) * weights).sum() * temperature**2
+    torch.testing.assert_close(found.distillation, expected)
+    (mine,), (theirs,) = (torch.autograd.grad(one, student) for one in (found.total, expected))
+    torch.testing.assert_close(mine, theirs)

@@ -122,12 +122,19 @@ SPREAD = {
                           "optim.lr=0.01"], 4),
     "lm-2-processes": (["task=lm", "workers=2", "train.batch=4", "model.dropout=0.1", "train.max_examples=160",
                         "train.evaluate_batch=40", "task.synthetic.validation_rows=200"], 2),
+    "diloco-2-processes": ([*SMALL, "algorithm=diloco", "train.batch=25", "algorithm.average_every=300", "optim=adamw",
+                            "algorithm.sync_share=0.2", "algorithm.fragments=2", "optim.lr=0.01"], 2),
+    "papa-2-groups-1-process": ([*SMALL, "algorithm=papa", "algorithm.pull=0.2", "exchange.interval=200",
+                                 "train.max_examples=900"], 1),
+    "local-sgd-images-2-processes-slow": (["task=imagenet", "algorithm=local_sgd", "workers=2", "train.batch=8", "task.size=8",
+                                           "task.synthetic.rows=96"], 2),
     "ensemble-2-groups-1-process": ([*SMALL, "algorithm=ensemble", "num_groups=2", "model.dropout=0.1"], 1),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if "3-groups" in name else []) for name in SPREAD]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if "3-groups" in name or "slow" in name else []) for name in SPREAD],
 )
 def test_the_bits_do_not_depend_on_the_processes(create: Callable[..., Run], name: str) -> None:
     overrides, number = SPREAD[name]

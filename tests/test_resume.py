@@ -35,6 +35,9 @@ RUNS = [
     ("criteo", "delayed", "delayed", "memory", WORKERS["criteo"]),
     ("criteo", "local_sgd", "local_sgd", "memory", f"{WORKERS['criteo']} algorithm.average_every=400"),
     ("criteo", "local_sgd", "local_sgd", "memory", f"{WORKERS['criteo']} train.average=swa train.average_from=300"),
+    ("criteo", "papa", "allreduce", "memory", "num_groups=3 algorithm.burn_in=100 algorithm.pull=0.3"),
+    ("criteo", "post_local", "local_sgd", "memory", f"{WORKERS['criteo']} algorithm.average_every=300 optim=adamw"),
+    ("criteo", "diloco", "diloco", "memory", f"{WORKERS['criteo']} algorithm.average_every=500 algorithm.fragments=2"),
     (
         "criteo",
         "codistill",
@@ -56,6 +59,9 @@ RUNS = [
     ("lm", "distill", "allreduce", "memory", ""),
     ("lm", "delayed", "delayed", "memory", WORKERS["lm"]),
     ("lm", "local_sgd", "local_sgd", "memory", f"{WORKERS['lm']} algorithm.average_every=32"),
+    ("lm", "diloco", "diloco", "memory", f"{WORKERS['lm']} algorithm.average_every=32 optim=adamw optim.lr=0.005"),
+    ("lm", "papa", "allreduce", "store", "algorithm.pull=0.3"),
+    ("imagenet", "papa", "allreduce", "memory", "algorithm.pull=0.3"),
     ("imagenet", "sync", "allreduce", "memory", "workers=4 train.batch=2"),
     (
         "imagenet",
@@ -72,6 +78,7 @@ RUNS = [
     ("imagenet", "distill", "allreduce", "memory", ""),
     ("imagenet", "delayed", "delayed", "memory", WORKERS["imagenet"]),
     ("imagenet", "local_sgd", "local_sgd", "memory", WORKERS["imagenet"]),
+    ("imagenet", "diloco", "diloco", "memory", f"{WORKERS['imagenet']} algorithm.sync_share=0.3"),
 ]
 
 

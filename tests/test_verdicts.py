@@ -283,3 +283,26 @@ def test_a_margin_that_nothing_exceeds_is_not_tested_and_a_wide_one_is_marked() 
     empty = verdict(0.06)
     assert (empty.verdict, empty.p) == ("not tested", None)
     assert empty.widest == pytest.approx(0.05)
+
+
+def test_a_trend_is_the_slope_of_each_run_and_its_t_test() -> None:
+    """Four systems at uneven places: the difference of the ends of the least-squares line, run by run."""
+    text = RECIPE.replace("  ensemble: {label: Ensemble}", "  ensemble: {label: Ensemble}\n  four: {label: Four}")
+    places = {"base": 0.0, "pair": 1.0, "ensemble": 3.0, "four": 4.0}
+    along = "{base: 0, pair: 1, ensemble: 3, four: 4}"
+    statement = f'statement: {{metric: cross_entropy, left: base, right: four, relation: ">", along: {along}}}'
+    recipe = parse_recipe(recipe_text(text, statement), name="t")
+    draw = np.random.default_rng(4).normal(loc=[3.0, 2.97, 2.96, 2.9], scale=0.02, size=(5, 4))
+    records = [run(name, seed, [loss]) for seed, row in enumerate(draw) for name, loss in zip(places, row, strict=True)]
+    [verdict] = judge_all(recipe, retrains_by_system(records, recipe), variant="")
+    slopes = [stats.linregress(list(places.values()), row).slope for row in draw]
+    assert verdict.difference == pytest.approx(-4 * np.mean(slopes))
+    assert verdict.p == pytest.approx(stats.ttest_1samp(slopes, 0).pvalue)
+    assert verdict.verdict == ("holds" if verdict.p < 0.05 else "not resolved")
+    for old, new in (("pair: 1", "pair: 5"), ("base: 0, ", ""), ("relation", "factor: 2, relation")):
+        with pytest.raises(UserError, match="along: "):
+            parse_recipe(recipe_text(text, statement.replace(old, new)), name="t")
+
+
+def recipe_text(text: str, statement: str) -> str:
+    return text.replace("claims: []", f"claims:\n  - {{id: c0, text: T., {statement}}}")

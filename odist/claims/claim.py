@@ -24,6 +24,8 @@ class Claim:
 
     left < factor * right - margin, left > factor * right + margin, or |left - factor * right| <= margin (`within`);
     with `versus`, two ratios are compared instead: left / right with versus[0] / versus[1]
+    along: system -> its place on an axis, from left to right: left and right are then the ends of the straight line through
+        the means of all these systems, so that the claim is about their trend
     requires: id of the claim that has to hold for this one to be tested
     primary: whether it is one of the one or two claims that the recipe was made for, fixed before its runs
     """
@@ -37,6 +39,7 @@ class Claim:
     factor: float = _in_statement(1.0)
     margin: float = _in_statement(0.0)
     versus: tuple[str, str] | None = _in_statement(None)
+    along: dict[str, float] = field(default_factory=dict, metadata={"within": "statement"})
     requires: str | None = None
     primary: bool = False
 
@@ -47,6 +50,28 @@ class Claim:
             raise UserError("the relation `within` needs a margin above 0.")
         if self.margin < 0:
             raise UserError(f"a margin is 0 or more, got {self.margin:g}.")
+        if self.along:
+            self._check_along()
+
+    def _check_along(self) -> None:
+        places = [*self.along.values()]
+        if (
+            len(places) < 3
+            or places != sorted(set(places))
+            or [*self.along][:: len(places) - 1] != [self.left, self.right]
+        ):
+            raise UserError(
+                f"along: {self.along} is no trend: name three or more systems with rising numbers, the first {self.left} (left), "
+                f"the last {self.right} (right)."
+            )
+        if self.versus is not None or self.factor != 1 or self.metric.startswith("steps_to_"):
+            raise UserError("along: a trend has no `versus` and no `factor`, and is not of steps to a target.")
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """The systems that it compares, left and right first."""
+        between = [name for name in self.along if name not in (self.left, self.right)]
+        return (self.left, self.right, *(self.versus or ()), *between)
 
 
 @dataclass(frozen=True)

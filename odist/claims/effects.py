@@ -21,7 +21,7 @@ POINTS = 100.0  # percentage points of a fraction
 class Effect:
     """What a claim compares, in numbers.
 
-    kind: `churn`, `steps`, `accuracy`, the metric of a loss, or `ratios` for a claim that compares two ratios
+    kind: `churn`, `steps`, `accuracy`, the metric of a loss, `ratios` for a claim that compares two ratios, or `trend`
     boundaries: values at which the claim turns; unit: with a space before it
     """
 
@@ -54,6 +54,7 @@ def effect_of(verdict: Verdict, *, sides: Sequence[Retrains | None]) -> Effect |
     if verdict.difference is None or len(present) < len(sides):
         return None
     kind, seeds = kind_of(claim.metric) if claim.versus is None else "ratios", common_seeds(present)
+    kind = "trend" if claim.along else kind
     if kind in RATIOS:
         statistics = [side.statistic(claim.metric, seeds) for side in present]
         value, interval = jackknife(_ratio(statistics), len(seeds))
@@ -79,4 +80,4 @@ def _ratio(statistics: Sequence[Callable[[list[int]], float]]) -> Callable[[list
 
 def names_in(claim: Claim) -> tuple[str, ...]:
     """The systems that a claim compares, its left one first."""
-    return (claim.left, claim.right, *(claim.versus or ()))
+    return claim.systems

@@ -104,6 +104,8 @@ def _check_systems(recipe: Recipe, where: str) -> None:
         for side, system_name in named.items():
             for name in claim.versus or () if system_name is None else (system_name,):
                 _one_of(name, systems, f"{where}, claim {claim.id}, {side}")
+        for name in claim.along:
+            _one_of(name, systems, f"{where}, claim {claim.id}, along")
 
 
 def _other_prediction(system: System, systems: Mapping[str, System], *, where: str) -> System:

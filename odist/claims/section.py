@@ -25,8 +25,11 @@ COST_NAMES = {
     "total_examples": "examples in all",
     "distinct_examples": "distinct examples",
     "flops": "FLOPs",
+    "bytes_sent": "bytes that a worker sends",
     "seconds": "seconds",
 }
+
+EVER_KNOWN = [name for name in COST_NAMES if name != "bytes_sent"]  # records have always had these
 
 
 def variant_parts(
@@ -125,7 +128,10 @@ def _tables(
         {"label": recipe.systems[s.system].full_label} | {name: count(s.costs[name]) for name in COSTS}
         for s in summaries
     ]
-    parts.append(markdown_table({"label": "system"} | COST_NAMES, costs))
+    known = {
+        name: text for name, text in COST_NAMES.items() if name in EVER_KNOWN or any(s.costs[name] for s in summaries)
+    }
+    parts.append(markdown_table({"label": "system"} | known, costs))
     return parts
 
 
@@ -196,6 +202,8 @@ def _numbers(recipe: Recipe, verdict: Verdict) -> str:
             f"difference {estimate(verdict.difference, verdict.interval, sign=True)}, {verdict.num_seeds} common seeds"
             f"{_p_values(verdict)}{_censored(recipe, verdict)}{_near_empty(recipe, verdict)}"
         )
+    if claim.along:
+        first, second = f"{left}, first", f"{right}, last of {len(claim.along)} on a straight line,"
     by = f" by more than {claim.margin:g}" if claim.margin and claim.relation != "within" else ""
     return f"{_why_untested(verdict)}{name} of {first} {relation} {factor}{second}{by}: {why}"
 

@@ -32,6 +32,9 @@ ALGORITHMS = {
     "distill": ("#E69F00", "v", 0),
     "delayed": ("#56B4E9", "P", 0),
     "local_sgd": ("#333333", "X", 0),
+    "post_local": ("#999999", "X", 2),
+    "diloco": ("#882255", "<", 0),
+    "papa": ("#332288", ">", 0),
 }
 OTHER = ("#8C6D31", "p", 0)  # an algorithm of the user's own
 SHADES = (

@@ -19,7 +19,7 @@ from odist.measure.intervals import Interval, jackknife, mean_interval, within_r
 
 Estimate = tuple[float | None, Interval | None]
 CHURN = "mean_abs_difference"
-COSTS = ("examples_per_model", "total_examples", "distinct_examples", "flops", "seconds")
+COSTS = ("examples_per_model", "total_examples", "distinct_examples", "flops", "bytes_sent", "seconds")
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def common_seeds(sides: Sequence[Retrains]) -> tuple[int, ...]:
 def judge(claim: Claim, *, sides: Sequence[Retrains | None]) -> Verdict:
     """Decide a claim by itself, by the 95 % interval of its difference over the seeds that all sides have.
 
-    sides: left and right, of a claim with `versus` its two systems after them; None for one without records
+    sides: those of `claim.systems`; None for one without records
     The difference is left - factor * right, or left / right - factor * (versus[0] / versus[1]). A seed is left out of
     all sides at once (jackknife; for a plain metric this is the paired t interval). `holds` and `does not hold` need
     the interval wholly on one side; else `not resolved`. Fewer than three common seeds resolve nothing.
@@ -75,7 +75,7 @@ def judge(claim: Claim, *, sides: Sequence[Retrains | None]) -> Verdict:
     seeds = common_seeds(present) if len(present) == len(sides) else ()
     if not seeds or not all(side.has(claim.metric, seeds) for side in present):
         return Verdict(claim, OPEN, None, None, len(seeds))
-    names = (claim.left, claim.right, *(claim.versus or ()))
+    names = claim.systems
     bounds = tuple(
         Bound(name, missed, side.num_copies(seeds))
         for name, side in dict(zip(names, present, strict=True)).items()
@@ -98,7 +98,8 @@ class _Comparison:
     def __init__(self, claim: Claim, sides: Sequence[Retrains], seeds: Sequence[int]) -> None:
         self.claim, self.sides, self.seeds = claim, sides, seeds
         # whether a larger number on this side makes the difference larger
-        self.raises = (True, False, False, True)[: len(sides)]
+        self.raises = (True, False, False, True)[: len(sides)] if not claim.along else (True,) * len(sides)
+        self.shares = _shares(claim)
 
     def unbounded(self, *, raising: bool) -> bool:
         """Whether a censored side that moves the difference up (or down) has no upper bound."""
@@ -129,6 +130,8 @@ class _Comparison:
         factor = self.claim.factor
 
         def difference(places: list[int]) -> float:
+            if self.claim.along:
+                return sum(share * one(places) for share, one in zip(self.shares, statistics, strict=True))
             left, right, *versus = (statistic(places) for statistic in statistics)
             return left / right - factor * (versus[0] / versus[1]) if versus else left - factor * right
 
@@ -140,6 +143,17 @@ class _Comparison:
         left, right, *versus = (side.statistic(self.claim.metric, self.seeds) for side in self.sides)
         number = len(self.seeds)
         return _ratio(left, right, number), _ratio(versus[0], versus[1], number)
+
+
+def _shares(claim: Claim) -> list[float]:
+    """What the mean of each of the systems along an axis adds to the difference of the ends of their least-squares line."""
+    places = [claim.along[name] for name in claim.systems] if claim.along else []
+    if not places:
+        return []
+    middle = sum(places) / len(places)
+    spread = sum((place - middle) ** 2 for place in places)
+    length = claim.along[claim.left] - claim.along[claim.right]
+    return [length * (place - middle) / spread for place in places]
 
 
 def _ratio(above: Callable[[list[int]], float], below: Callable[[list[int]], float], number: int) -> Shown:
@@ -203,7 +217,7 @@ def judge_all(recipe: Recipe, retrains: Mapping[tuple[str, str], Retrains], *, v
     known = recipe.systems_in(variant)
     verdicts = []
     for claim in recipe.claims:
-        names = (claim.left, claim.right, *(claim.versus or ()))
+        names = claim.systems
         if all(name in known for name in names):
             verdicts.append(judge(claim, sides=[retrains.get((variant, name)) for name in names]))
     here = {name: retrains[variant, name] for name in known if (variant, name) in retrains}
@@ -241,7 +255,7 @@ def _with_scale(verdict: Verdict, systems: Mapping[str, Retrains], *, reference:
     apart. `near` is set if the reference itself differs from the right side by less than twice the margin.
     """
     claim = verdict.claim
-    if claim.relation != "within" or claim.versus is not None or claim.factor != 1:
+    if claim.relation != "within" or claim.versus is not None or claim.along or claim.factor != 1:
         return verdict
     values = {
         name: own.statistic(claim.metric, own.seeds)(list(range(len(own.seeds))))

@@ -238,7 +238,12 @@ class LaunchConfig:
 
 
 PRECISIONS = {"auto": "bf16 at scale=paper on a GPU, else fp32", "fp32": "", "bf16": "teachers are cast, too"}
-AVERAGES = {"none": "the last weights", "ema": "their exponential average", "swa": "their plain mean"}
+AVERAGES = {
+    "none": "the last weights",
+    "ema": "their exponential average",
+    "swa": "their plain mean",
+    "groups": "the mean over the groups, of algorithm=papa",
+}
 
 
 @dataclass

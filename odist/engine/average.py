@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from odist.tasks.base import Batch, Forward
@@ -70,6 +70,10 @@ class WeightAverage:
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.model.parameters()), list(self.source.parameters()), share)
 
+    def begun(self, step: int) -> bool:
+        """Whether anything has been averaged after `step` completed steps."""
+        return step > self.start
+
     @torch.no_grad()
     def ready(self, step: int) -> nn.Module:
         """The average after `step` completed steps, in eval mode, with its own statistics of batch norms."""
@@ -78,7 +82,7 @@ class WeightAverage:
         self._estimated_from = 0
         for own, source in zip(self.model.buffers(), self.source.buffers(), strict=True):
             own.copy_(source)
-        if step <= self.start:
+        if not self.begun(step):
             for own, source in zip(self.model.parameters(), self.source.parameters(), strict=True):
                 own.copy_(source)
         elif self._norms:
@@ -112,6 +116,38 @@ class WeightAverage:
         """Go on after `step` completed steps, the weights of `model` being loaded already."""
         self.num_forwards = state["num_forwards"]
         self._ready_at = step
+
+
+class GroupsMean(WeightAverage):
+    """Mean of all groups' weights when they last met, see odist.teachers.population; before that the model predicts itself.
+
+    Arguments: as of `WeightAverage`, without start and decay
+    """
+
+    def __init__(self, model: nn.Module, *, forward: Forward, batch_at: Callable[[int], Batch]) -> None:
+        super().__init__(model, forward=forward, batch_at=batch_at, start=0)
+        self.met = False
+
+    def update(self, step: int) -> None:
+        pass
+
+    @torch.no_grad()
+    def keep(self, step: int, means: Mapping[str, Tensor]) -> None:
+        """Take the mean after `step` completed steps, by name of the parameter."""
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(means[name])
+        self.met = True
+        self._ready_at = -1
+
+    def begun(self, step: int) -> bool:
+        return self.met
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "met": self.met}
+
+    def load_state_dict(self, state: dict[str, Any], *, step: int) -> None:
+        super().load_state_dict(state, step=step)
+        self.met = state["met"]
 
 
 def share_of_newest(number: int, *, decay: float | None) -> float:

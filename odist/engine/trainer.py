@@ -112,6 +112,7 @@ class Trainer:
             self._train_step(step)
             done = step + 1
             if self.average is not None:
+                self.strategy.settle()
                 self.average.update(done)
             self.teacher.publish(done, partial(self._offered, done))
             self._count_time(began)
@@ -150,6 +151,7 @@ class Trainer:
 
     def _offered(self, done: int) -> nn.Module:
         """What peers see of the group after `done` completed steps."""
+        self.strategy.settle()
         return self.average.offer(done) if self.average is not None and self.publish_average else self.model
 
     def predicting(self, done: int) -> nn.Module:
@@ -222,6 +224,7 @@ class Trainer:
             )
 
     def _log_evaluation(self, done: int, *, rows: int | None) -> None:
+        self.strategy.settle()
         results = self._evaluate(self.predicting(done), rows, file=f"{step_name(done)}.npy")
         if self.average is not None:
             own = self._evaluate(self.model, rows, file=f"{step_name(done)}{LAST_WEIGHTS_FILE}")
@@ -258,6 +261,7 @@ class Trainer:
 
     def save(self, done: int) -> None:
         """Save everything that the next step needs; all processes of the group call it, one writes, in the background."""
+        self.strategy.settle()
         carry: dict[int, Carry] = {}
         for part in self.mesh.gather_to_writer(self.carry):
             carry.update(part)

@@ -20,7 +20,7 @@ from odist.config.options import options_of
 from odist.config.schema import Config, ImageNetConfig
 from odist.data.loader import Loader
 from odist.data.order import order_seed
-from odist.engine.average import WeightAverage, decay_of
+from odist.engine.average import GroupsMean, WeightAverage, decay_of
 from odist.engine.devices import with_threads
 from odist.engine.finished import load_first_weights, load_teachers, predictor
 from odist.engine.precision import as_teacher
@@ -107,7 +107,8 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
     train, peers = config.train, peers_options(config)
     task_config = with_threads(config).task
     builders = 2 if isinstance(task_config, ImageNetConfig) and (task_config.threads or 1) > 1 else 1
-    teacher = build_teacher(parts, mesh, model=model, batches=lambda step: loader[step])
+    average = build_average(config, model, clock=clock, forward=task.forward, batch_at=first_batch)
+    teacher = build_teacher(parts, mesh, model=model, batches=lambda step: loader[step], average=average)
     loader = Loader(
         batches, num_steps=clock.num_steps, prefetch=train.prefetch, keep=teacher.lookahead, builders=builders
     )
@@ -134,7 +135,7 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
         seed=config.seed,
         stop=stop,
         device=device,
-        average=build_average(config, model, clock=clock, forward=task.forward, batch_at=first_batch),
+        average=average,
         publish_average=peers is not None and peers.publish == "average",
     )
 
@@ -149,6 +150,8 @@ def build_average(
     train, horizon = config.train, clock.horizon
     if train.average == "none":
         return None
+    if train.average == "groups":
+        return GroupsMean(model, forward=forward, batch_at=batch_at)
     begin = train.average_from if train.average_from is not None else horizon * 3 // 4 if train.average == "swa" else 0
     if begin >= horizon:
         raise UserError(
@@ -184,8 +187,10 @@ def build_strategy(config: Config, setup: StrategySetup) -> Strategy:
     return strategy
 
 
-def build_teacher(parts: Parts, mesh: Mesh, *, model: nn.Module, batches: Batches) -> Teacher:
-    """The teacher that the configuration names. batches: of its group, in memory"""
+def build_teacher(
+    parts: Parts, mesh: Mesh, *, model: nn.Module, batches: Batches, average: WeightAverage | None = None
+) -> Teacher:
+    """The teacher that the configuration names. batches: of its group, in memory; average: predicts for the group"""
     config, task, device = parts.config, parts.task, parts.config.launch.device
     own = of_group(config, mesh.group.index).model
 
@@ -211,6 +216,7 @@ def build_teacher(parts: Parts, mesh: Mesh, *, model: nn.Module, batches: Batche
         load_runs=lambda paths: [as_teacher(one, config) for one in load_teachers(paths, config, task)],
         open_exchange=lambda peers, schedule: open_exchange(parts, mesh, model=model, peers=peers, schedule=schedule),
         stop=parts.stop,
+        **({"keep_mean": average.keep} if isinstance(average, GroupsMean) else {}),
     )
     teacher: Teacher = registry.find("teachers", config.algorithm.teacher).of(options_of(config, "teachers"), setup)
     return teacher

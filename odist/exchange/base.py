@@ -48,6 +48,7 @@ class Schedule:
     interval: steps between two of them; lag: intervals that one is old when it is asked for
     lockstep: each is asked for by its step and waited for up to `timeout` seconds; otherwise the newest there is is taken
     readers: groups that ask for this group's; None: its own peers
+    at_end: whether they are asked for after the last step, too, which may be right after another time
     """
 
     interval: int
@@ -55,6 +56,7 @@ class Schedule:
     lockstep: bool = True
     timeout: float = 600.0
     readers: Sequence[int] | None = None
+    at_end: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class MemoryExchange:
     @classmethod
     def of(cls, options: MemoryOptions, setup: ExchangeSetup) -> MemoryExchange:
         # Of groups that take turns, the first publishes its next step before the last has heard the one before.
-        ahead = 2 if setup.schedule.interval == 1 else 1
+        ahead = 2 if setup.schedule.interval == 1 or setup.schedule.at_end else 1
         return cls(setup.group, published=setup.published, keep=setup.schedule.lag + ahead)
 
     def __init__(self, group: int, *, published: Published, keep: int = 1) -> None:

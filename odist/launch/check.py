@@ -21,7 +21,7 @@ from odist.errors import UserError
 from odist.run import sinks
 from odist.run.folder import Run
 from odist.stores import check_url
-from odist.teachers import ModelOptions, PeersOptions, peers_options
+from odist.teachers import ModelOptions, PeersOptions, PopulationOptions, peers_options
 
 PREPARED_BY = {"lm": "text"}  # the verb's name where it is not the task's
 MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer"), "imagenet": ("resnet", "wrn")}
@@ -193,6 +193,11 @@ def _check_group(config: Config) -> None:
 
 def _check_train(config: Config) -> None:
     check_url(config.train.checkpoint_copy, key="train.checkpoint_copy")
+    if config.train.average == "groups" and not isinstance(options_of(config, "teachers"), PopulationOptions):
+        raise UserError(
+            f"train.average=groups: the groups of algorithm={config.algorithm.name} do not average their weights. Type "
+            "algorithm=papa, or train.average=ema."
+        )
     if config.train.keep_evaluations and config.train.evaluate_rows is not None:
         raise UserError(
             f"train.keep_evaluations=true with train.evaluate_rows={config.train.evaluate_rows}: the curve of an "

@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from odist.config.options import options_of
 from odist.config.schema import Config
 from odist.engine.prediction import predict_stream
 from odist.engine.problem import build_model, build_task, forward_flops, make_clock, set_up_torch
-from odist.optim import Optimizer
+from odist.optim import Clock, Optimizer
+from odist.strategies import DiLoCoOptions, LocalSGDOptions
+from odist.tasks.base import Task
 from odist.teachers import peers_options
 
 BYTES = 4  # of a number in fp32
@@ -29,7 +32,8 @@ WORKERS = (32, 64, 128, 256)
 class Traffic:
     """Bytes that one process sends in a step, on average over the processes of its group and over a reload interval.
 
-    all_reduce: gradients within the group, as slices (exact) or as a ring (fast) alike; tables: rows of embedding tables with
+    all_reduce: gradients within the group, as slices (exact) or as a ring (fast) alike, or the weights that local workers
+        average now and then; tables: rows of embedding tables with
     sparse gradients, at most; snapshots: to the exchange; hand_on: what the process that reads them hands to the others
     predictions: were they exchanged at every step instead of snapshots
     """
@@ -109,6 +113,11 @@ def make_plan(config: Config, *, processes: int | None = None) -> Plan:
     clock = make_clock(config, task)
     model = build_model(config, task, group=0)
     Optimizer(model, config.optim, clock=clock)  # which gradients are sparse is its choice
+    return plan_of(config, task=task, clock=clock, model=model, processes=processes)
+
+
+def plan_of(config: Config, *, task: Task, clock: Clock, model: Any, processes: int | None = None) -> Plan:
+    """As `make_plan`, of parts that are there already; the model's gradients are lost."""
     forward = forward_flops(config, task, model)
     options = peers_options(config)
     degree = config.num_groups - 1
@@ -123,9 +132,11 @@ def make_plan(config: Config, *, processes: int | None = None) -> Plan:
     outputs = _outputs(config, task, model)
     examples = clock.examples_per_step
     ring = 2 * (size - 1) / size
+    synchronous, averages = agreements(config, clock)
+    whole = sum(value.numel() * BYTES for value in model.state_dict().values() if value.is_floating_point())
     traffic = Traffic(
-        all_reduce=ring * dense,
-        tables=(size - 1) / size * rows + (size - 1) * rows,
+        all_reduce=ring * (synchronous * dense + averages * whole),
+        tables=synchronous * ((size - 1) / size * rows + (size - 1) * rows),
         snapshots=0.0 if interval is None else snapshot / interval / size,
         hand_on=0.0 if interval is None else peers * snapshot * (size - 1) / interval / size,
         predictions=peers * examples / size * outputs * BYTES,
@@ -144,12 +155,31 @@ def make_plan(config: Config, *, processes: int | None = None) -> Plan:
         num_steps=clock.num_steps,
         interval=interval,
         flops=3 * forward * examples,
-        teacher_flops=peers * forward * examples,
+        teacher_flops=peers * forward * examples if options is not None and options.predicts else 0.0,
         memory=peers * snapshot,
         traffic=traffic,
         interval_like_all_reduce=peers * snapshot / one_ring if peers and one_ring else None,
         interval_like_predictions=snapshot / (examples * outputs * BYTES) if peers else None,
     )
+
+
+def agreements(config: Config, clock: Clock) -> tuple[float, float]:
+    """How often the workers of a group hear each other in a step: share of sums of gradients, and means of all weights."""
+    options, steps = options_of(config, "strategies"), clock.num_steps
+    if not isinstance(options, LocalSGDOptions):
+        return 1.0, 0.0
+    synchronous = round(options.sync_share * steps)
+    every = max(1, clock.steps(options.average_every))
+    averages = steps // every - synchronous // every
+    last = isinstance(options, DiLoCoOptions) and steps % every > 0 and synchronous < steps
+    return synchronous / steps, (averages + last) / steps
+
+
+def bytes_sent(plan: Plan, *, published: int) -> int:
+    """Bytes that a worker sends in a whole run, were each a process. plan: of as many processes; published: snapshots of a group"""
+    within = (plan.traffic.all_reduce + plan.traffic.tables) * plan.num_steps
+    between = plan.snapshot_bytes * published * (1 + plan.peers * (plan.processes - 1)) / plan.processes
+    return round(within + between)
 
 
 def _dense(model: Any) -> list[Any]:

@@ -23,6 +23,7 @@ from odist.engine.problem import build_task, forward_flops
 from odist.engine.trainer import CROSS_ENTROPIES, Trainer
 from odist.errors import Damaged
 from odist.files import save_array, write_atomically
+from odist.launch.plan import bytes_sent, plan_of
 from odist.measure.metrics import constant_loss
 from odist.run.damage import Kinds, read_array, read_json, writing
 from odist.run.folder import CONTINUE, Run
@@ -60,6 +61,7 @@ def finish_group(trainer: Trainer, config: Config) -> None:
         "steps": clock.num_steps,
         "examples_per_model": clock.horizon,
         "flops": training_flops(trainer, forward_flops(config, task, trainer.model)),
+        "bytes_sent": training_bytes(trainer, config),
     }
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -137,6 +139,7 @@ def combine(run: Run, *, missing: Sequence[int] = ()) -> None:
         "total_examples": length["examples_per_model"] * len(sound),
         "distinct_examples": task.distinct_rows(num_groups=len(sound), examples=length["examples_per_model"]),
         "flops": sum(each["flops"] for each in lengths),
+        **({} if "bytes_sent" not in length else {"bytes_sent": length["bytes_sent"]}),
         **lost,
     }
     meta = {"predictor": content["predictor"], "num_groups": config.num_groups, "fingerprint": task.fingerprint, **lost}
@@ -208,3 +211,14 @@ def training_flops(trainer: Trainer, forward: float) -> int:
     forwards = sum(3 + trainer.teacher.forwards(step) for step in range(trainer.clock.num_steps))
     averaged = 0 if trainer.average is None else trainer.average.num_forwards
     return round(forward * (forwards * trainer.clock.examples_per_step + averaged))
+
+
+def training_bytes(trainer: Trainer, config: Config) -> int:
+    """Bytes that each worker of a group sends in the whole training, were it a process of its own; see `odist plan`."""
+    teacher, steps = trainer.teacher, range(1, trainer.clock.num_steps + 1)
+    published = sum(map(teacher.due, steps))
+    if config.workers == 1 and not published:
+        return 0
+    trainer.model.eval()
+    plan = plan_of(config, task=trainer.task, clock=trainer.clock, model=trainer.model, processes=config.workers)
+    return bytes_sent(plan, published=published)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from odist.config.key import MISSING, NOT_NEGATIVE, POSITIVE, key
+from odist.config.key import BELOW_ONE, MISSING, NOT_NEGATIVE, POSITIVE, SHARE, key
 from odist.errors import UserError
 from odist.registry import Part
 
@@ -55,6 +55,34 @@ class DelayedOptions:
 @dataclass
 class LocalSGDOptions:
     average_every: int = key(MISSING, "local_sgd: examples between averages", bounds=POSITIVE, as_steps=True)
+    sync_share: float = key(
+        0.0,
+        "share of the run before the local steps, in which gradients are summed (post-local SGD)",
+        bounds=SHARE,
+        younger=True,
+        only_with="algorithm=local_sgd",
+    )
+
+
+@dataclass
+class DiLoCoOptions(LocalSGDOptions):
+    outer_lr: float = key(
+        0.7,
+        "diloco: learning rate of the outer step",
+        bounds=POSITIVE,
+        younger=True,
+        only_with="algorithm=diloco",
+    )
+    outer_momentum: float = key(
+        0.9, "diloco: its Nesterov momentum", bounds=BELOW_ONE, younger=True, only_with="algorithm=diloco"
+    )
+    fragments: int = key(
+        1,
+        "diloco: parts of the weights that are agreed on one after another",
+        bounds=POSITIVE,
+        younger=True,
+        only_with="algorithm=diloco",
+    )
 
 
 STRATEGIES = {
@@ -62,5 +90,6 @@ STRATEGIES = {
     "delayed": Part(
         "odist.strategies.delayed:Delayed", "gradients of older weights, as in asynchronous SGD", DelayedOptions
     ),
+    "diloco": Part("odist.strategies.diloco:DiLoCo", "own steps, then an outer step along their mean", DiLoCoOptions),
     "local_sgd": Part("odist.strategies.local_sgd:LocalSGD", "own steps, then averages", LocalSGDOptions),
 }

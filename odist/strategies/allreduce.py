@@ -80,6 +80,9 @@ class AllReduce:
             self._keep_mean(sums[len(self.parameters) :])
         self.optimizer.update(step)
 
+    def settle(self) -> None:
+        pass
+
     def state_dict(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict()}
 

@@ -1,7 +1,7 @@
 """What a strategy is: it makes the virtual workers of one group agree on one set of weights.
 
 `worker(w)` hands out the weights, buffers and optimizer state that worker w uses; `step` makes the
-agreement. After `step` the model holds what is evaluated, saved and published.
+agreement. After `step` and `settle` the model holds what is evaluated, saved and published.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
-from odist.sums import TreeSum
 from odist.tasks.base import Batch
 
 
@@ -60,6 +59,10 @@ class Strategy(Protocol):
         """Make the update of `step` (0-based)."""
         ...
 
+    def settle(self) -> None:
+        """Put into the model what is evaluated, saved and published, if `step` has not; all processes call it together."""
+        ...
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -91,11 +94,3 @@ def place(parameters: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
     """Make `parameters` use the storage of `weights`, without copying."""
     for parameter, weight in zip(parameters, weights, strict=True):
         parameter.data = weight
-
-
-def tree_mean(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Mean over workers of lists of tensors, summed in the fixed tree."""
-    tree = TreeSum()
-    for tensors in lists:
-        tree.add(list(clones(tensors)))
-    return [tensor / len(lists) for tensor in tree.total() if tensor is not None]

@@ -61,6 +61,9 @@ class Delayed:
     def step(self, step: int) -> None:
         self._step = step + 1
 
+    def settle(self) -> None:
+        pass
+
     def state_dict(self) -> dict[str, Any]:
         older = list(self._versions)[:-1]
         return {"optimizer": self.optimizer.state_dict(), "older": older, "step": self._step}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from odist.config.key import MISSING, NOT_NEGATIVE, POSITIVE, key
+from odist.config.key import MISSING, NOT_NEGATIVE, POSITIVE, SHARE, key
 from odist.config.options import options_of
 from odist.errors import UserError
 from odist.registry import Part
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LOSSES = {
     "cross_entropy": "with its probabilities",
     "kl": "divergence from them, of the same gradient",
+    "reverse_kl": "the same from the student's side",
     "squared_logits": "mean over the classes of the squared differences of logits",
     "logit_regression": "half their sum over the classes",
 }
@@ -93,6 +94,8 @@ class PeersOptions(ModelOptions):
     wait for each other.
     """
 
+    predicts = True  # for every example of a group, which costs forwards
+
     include_self: bool = key(
         False,
         "peers: the group's own published weights are among its teachers",
@@ -156,11 +159,59 @@ class PeersOptions(ModelOptions):
             )
 
 
+@dataclass
+class PopulationOptions(PeersOptions):
+    """Options of groups that are pulled towards their mean; of their peers' options they read `exchange.` and burn_in."""
+
+    predicts = False  # it costs no forwards
+
+    pull: float = key(
+        0.01,
+        "population: share of the way to the mean of the groups' weights",
+        bounds=SHARE,
+        younger=True,
+        only_with="algorithm=papa",
+    )
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        for option, typed in (
+            ("topology", "exchange.topology"),
+            ("lag", "exchange.lag"),
+            ("publish", "exchange.publish"),
+            ("lookahead", "exchange.lookahead"),
+            ("include_self", "algorithm.include_self"),
+            ("distill_weight", "algorithm.distill_weight"),
+            ("distill_loss", "algorithm.distill_loss"),
+            ("average", "algorithm.average"),
+            ("ramp", "algorithm.ramp"),
+            ("temperature", "algorithm.temperature"),
+        ):
+            default = type(self).__dataclass_fields__[option].default
+            if getattr(self, option) != default:
+                raise UserError(
+                    f"{typed}={getattr(self, option)}: nothing reads it with algorithm={config.algorithm.name}, whose groups have "
+                    f"no soft targets and all meet. Leave it out, or type {typed}={default}."
+                )
+        if config.algorithm.strategy not in ("allreduce", "delayed"):
+            raise UserError(
+                f"algorithm.strategy={config.algorithm.strategy}: its workers have weights of their own, which a pull on the "
+                "group's would not reach. Type algorithm.strategy=allreduce."
+            )
+        if config.groups and any(name.startswith("model.") for group in config.groups for name in group):
+            raise UserError("groups: a population has one model, whose weights can be averaged. Leave out model.KEY.")
+
+
 TEACHERS = {
     "none": Part("odist.teachers.base:NoTeacher", "labels only"),
     "constant": Part("odist.teachers.constant:Constant", "one distribution for all rows", ConstantOptions),
     "fixed": Part("odist.teachers.fixed:Fixed", "finished runs", FixedOptions),
     "peers": Part("odist.teachers.peers:Peers", "the other groups", PeersOptions),
+    "population": Part(
+        "odist.teachers.population:Population",
+        "none; a group's weights are pulled to the groups' mean",
+        PopulationOptions,
+    ),
 }
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from odist.errors import UserError
-from odist.exchange.base import Exchange, Schedule
+from odist.exchange.base import Exchange, Schedule, Weights
 from odist.losses import Soft
 from odist.mesh import Mesh
 from odist.optim import Clock
@@ -34,6 +34,7 @@ class TeacherSetup:
     load_runs: folders of finished runs -> the models that predict for them
     open_exchange: peers, schedule -> this group's end of the exchange
     stop: whether somebody who waits has to save and end
+    keep_mean: takes the mean of the groups' parameters after so many completed steps, where that predicts
     """
 
     task: Task
@@ -47,6 +48,7 @@ class TeacherSetup:
     load_runs: Callable[[Sequence[str]], list[nn.Module]]
     open_exchange: Callable[[Sequence[int], Schedule], Exchange]
     stop: Callable[[], bool]
+    keep_mean: Callable[[int, Weights], None] = lambda step, means: None
 
 
 class Teacher(Protocol):
@@ -64,6 +66,10 @@ class Teacher(Protocol):
 
     def forwards(self, step: int) -> float:
         """Forwards of a model that each example of `step` (0-based) costs, counted in those of the student."""
+        ...
+
+    def due(self, step: int) -> bool:
+        """Whether the group publishes its weights after `step` completed steps."""
         ...
 
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
@@ -102,6 +108,9 @@ class NoTeacher:
 
     def forwards(self, step: int) -> float:
         return 0
+
+    def due(self, step: int) -> bool:
+        return False
 
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         pass

@@ -38,6 +38,9 @@ class Constant:
     def forwards(self, step: int) -> int:
         return 0
 
+    def due(self, step: int) -> bool:
+        return False
+
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         pass
 

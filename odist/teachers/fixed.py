@@ -59,6 +59,9 @@ class Fixed:
     def forwards(self, step: int) -> int:
         return 0 if step < self.burn_in else len(self.panel.models)
 
+    def due(self, step: int) -> bool:
+        return False
+
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         pass
 

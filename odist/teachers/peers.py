@@ -41,6 +41,8 @@ class Peers:
     others: see `Panel`
     """
 
+    at_end = False  # see `Schedule`
+
     @classmethod
     def of(cls, options: PeersOptions, setup: TeacherSetup) -> Peers:
         mesh, clock = setup.mesh, setup.clock
@@ -52,6 +54,7 @@ class Peers:
             lockstep=options.timing == "lockstep",
             timeout=options.timeout,
             readers=topology.readers(group),
+            at_end=cls.at_end,
         )
         return cls(
             setup.task.forward,
@@ -121,11 +124,14 @@ class Peers:
             return 0
         return sum(self.relative_cost(peer) for peer in self.peers(step // self.interval * self.interval))
 
-    def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
+    def due(self, step: int) -> bool:
+        """Whether the group publishes its weights after `step` completed steps."""
         heard_until = step + (self.lag + 1) * self.interval
         last = step >= self.num_steps  # under freshest others may still train, and new groups join
-        due = not self.lockstep if last else step % self.interval == 0
-        if due and heard_until > self.burn_in:
+        return heard_until > self.burn_in and (not self.lockstep if last else step % self.interval == 0)
+
+    def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
+        if self.due(step):
             self.exchange.publish(step, full_state(offered()))
 
     def refresh(self, step: int) -> None:
@@ -173,7 +179,7 @@ class Peers:
                 found = look()
             except (Interrupted, LostWorkers) as error:
                 outcome, text = error.exit_code, str(error)
-        outcome, text, taken = self.mesh.state_from_writer((outcome, text, [_as_dict(snapshot) for snapshot in found]))
+        outcome, text, taken = self.mesh.state_from_writer((outcome, text, [as_dict(snapshot) for snapshot in found]))
         if outcome:
             raise (Interrupted if outcome == Interrupted.exit_code else LostWorkers)(text)
         return [Snapshot(**one) for one in taken]
@@ -327,8 +333,8 @@ class Peers:
             "heard": self.heard,
             "num_swaps": self.num_swaps,
             "swaps": self.swaps,
-            "snapshots": [_as_dict(snapshot) for snapshot in self.snapshots.values()],
-            "published": [_as_dict(snapshot) for snapshot in published if snapshot is not None],
+            "snapshots": [as_dict(snapshot) for snapshot in self.snapshots.values()],
+            "published": [as_dict(snapshot) for snapshot in published if snapshot is not None],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -345,5 +351,6 @@ class Peers:
         self._look_ahead(self._now)
 
 
-def _as_dict(snapshot: Snapshot) -> dict[str, Any]:
+def as_dict(snapshot: Snapshot) -> dict[str, Any]:
+    """A snapshot's fields, for a checkpoint."""
     return dict(vars(snapshot))

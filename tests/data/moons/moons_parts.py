@@ -24,6 +24,8 @@ from odist.teachers.peers import Peers
 class Gossip(LocalSGD):
     """Each worker takes over a share of the next one's weights after every step; they stand in a ring."""
 
+    spreads_workers = False
+
     @dataclass
     class Options:
         share: float = key(0.5, "share of the next worker's weights", bounds=SHARE)
