@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"data", "losses", "measure", "mesh", "optim", "registry", "rng", "run"},
     "launch": {"data", "engine", "exchange", "measure", "mesh", "optim", "registry", "run", "stores"},
     "prepare": {"data", "run"},
+    "deploy": {"data", "engine", "measure", "prepare", "run", "tasks"},
     "claims": {"data", "measure", "run", "tasks"},
     "bench": {
         "sums",
@@ -61,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
         "rng",
         "run",
     },
-    "cli": {"bench", "claims", "engine", "launch", "measure", "prepare", "registry", "run"},
+    "cli": {"bench", "claims", "deploy", "engine", "launch", "measure", "prepare", "registry", "run"},
     "__main__": {"cli"},
 }
 
@@ -97,6 +98,7 @@ RESERVED = {
             "rng",
             "library",
             "bench",
+            "deploy",
         ),
         *(
             "launch.worker",

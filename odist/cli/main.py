@@ -18,6 +18,7 @@ from odist.cli.options import (
     Axis,
     DataPathOption,
     Device,
+    ExportFormat,
     JobsOption,
     JsonOption,
     RecipeArgument,
@@ -184,6 +185,35 @@ def churn(
         print(as_json(result.to_dict()))
     else:
         print_churn(result)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    format: Annotated[
+        ExportFormat,
+        typer.Option(
+            help="safetensors: weights and the architecture's source. onnx. torch: a program of torch.export. hf: a folder "
+            "for transformers."
+        ),
+    ] = ExportFormat.safetensors,
+    member: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MEMBER",
+            help="A group's number, or best (lowest validation loss), average (of the weights), ensemble (mean of the "
+            "groups' probabilities). Default: what the run predicts with.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where it goes. Default: RUN/export/FORMAT[-MEMBER].")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write the model of a run for other software; it loads without odist."""
+    from odist.cli.export import export
+
+    export(run, format_name=format.value, member=member, output=output, json=json)
 
 
 @app.command()

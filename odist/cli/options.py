@@ -23,6 +23,15 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class ExportFormat(StrEnum):
+    """What a model is exported as."""
+
+    safetensors = "safetensors"
+    onnx = "onnx"
+    torch = "torch"
+    hf = "hf"
+
+
 class Axis(StrEnum):
     """Horizontal axes of learning curves."""
 

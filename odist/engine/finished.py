@@ -13,7 +13,7 @@ from odist.engine import checkpoint
 from odist.engine.devices import on_device
 from odist.engine.problem import build_model, build_task
 from odist.errors import UserError
-from odist.run.folder import Run
+from odist.run.folder import FITTED, Run
 from odist.tasks.base import Task
 from odist.teachers import peers_options
 
@@ -22,6 +22,14 @@ def fitted_fingerprint(run: Run, config: Config) -> str:
     """Names what gave ids, numbers and classes their meaning in a run; its data may be gone."""
     known: str | None = run.env.get("fitted_fingerprint")
     return known or build_task(config).fitted_fingerprint
+
+
+def task_of(run: Run, config: Config) -> Task:
+    """The task of a run to use its models with, without rows where the run has kept what its data mean."""
+    kept = run.path / FITTED
+    if not kept.is_dir():
+        return build_task(config)
+    return build_task(replace(config, data=replace(config.data, path=str(kept), holdout="validation", max_rows=None)))
 
 
 def load_teachers(paths: Sequence[str], config: Config, task: Task) -> list[nn.Module]:

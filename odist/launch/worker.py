@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from odist.config.read import load
 from odist.config.schema import Config
+from odist.data.fitted import keep_fitted
 from odist.engine import checkpoint
 from odist.engine.devices import backend, placed
 from odist.engine.problem import build_task, make_clock, set_up_torch
@@ -26,8 +27,8 @@ from odist.launch.results import combine, finish_group, is_done
 from odist.launch.session import Session
 from odist.mesh import Axis, Mesh
 from odist.optim import Clock
-from odist.run.damage import naming
-from odist.run.folder import Run
+from odist.run.damage import naming, writing
+from odist.run.folder import FITTED, Run
 from odist.run.log import Silent, make_progress, note
 from odist.tasks.base import Task
 from odist.teachers import peers_options
@@ -56,7 +57,7 @@ def _train_in_turns(run: Run, config: Config, task: Task, *, clock: Clock, stop:
     progress = make_progress(show=config.run.progress, num_groups=config.num_groups, num_steps=clock.num_steps)
     meshes = [Mesh(Axis(group, config.num_groups), workers=config.workers) for group in config.trained_groups]
     with Session(run, config, task, clock=clock, meshes=meshes, progress=progress, stop=stop, start=start) as session:
-        open_run(run, task, clock)
+        open_run(run, task, clock, data=config.data.path)
         run.set_status(state="running", step=start, num_steps=clock.num_steps, started=time.time())
         _take_turns(run, config, session.trainers, start=start)
         progress.say(f"trained {clock.num_steps} steps; predicting the validation part")
@@ -171,7 +172,7 @@ def train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], bool
     task = build_task(config)
     clock = make_clock(config, task)
     if mesh.is_writer and group == config.trained_groups[0]:
-        open_run(run, task, clock)
+        open_run(run, task, clock, data=config.data.path)
     sound = checkpoint.newest_sound(run, [group], say=note) if mesh.is_writer else None
     start = mesh.from_writer([sound or 0])[0]
     with Session(run, config, task, clock=clock, meshes=[mesh], progress=Silent(), stop=stop, start=start) as session:
@@ -196,13 +197,19 @@ def _prune(run: Run, config: Config, group: int) -> None:
         checkpoint.prune_group(run, group, keep=keep)
 
 
-def open_run(run: Run, task: Task, clock: Clock) -> None:
-    """Tell readers of the run folder which data the run reads and how long it is."""
+def open_run(run: Run, task: Task, clock: Clock, *, data: str | None = None) -> None:
+    """Tell readers of the run folder which data the run reads and how long it is.
+
+    data: the prepared store, whose meaning the run keeps
+    """
     env = run.env
     known = {"data_fingerprint": env.get("data_fingerprint") or task.fingerprint}  # of prepared data known before
     known["fitted_fingerprint"] = task.fitted_fingerprint  # for users of the run when its data are gone
     if not known.items() <= env.items():
         run.write_json("env.json", {**env, **known})
+    if data is not None:
+        with writing(run.path / FITTED):
+            keep_fitted(Path(data), run.path / FITTED)
     run.write_json("horizon.json", {"num_steps": clock.num_steps, "examples_per_step": clock.examples_per_step})
 
 

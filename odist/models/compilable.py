@@ -1,4 +1,4 @@
-"""Networks that torch.compile may compile, their copies too."""
+"""Networks that torch.compile may compile, their copies too, and that say what they were made with."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from torch import nn
 
 
 class Compilable(nn.Module):
-    """A network that is compiled when it is finished, if that is wanted."""
+    """A network that is compiled when it is finished, if that is wanted.
+
+    made_with: its arguments, positional and named, with which an exported network is made again
+    """
 
     compiled = False
+    made_with: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Any:
+        """Keep the arguments; a copy gets them with its other attributes."""
+        network = super().__new__(cls)
+        network.__dict__["made_with"] = (arguments, named)
+        return network
 
     def finish(self, *, compile: bool) -> None:
         """Compile the finished layers."""

@@ -5,6 +5,7 @@
     metrics.jsonl     one JSON object a row               results.json  the numbers of a finished run
     checkpoints/group-0/step-0000000400/                  predictions/validation/group-0.npy
     logs/             one file per process                exchange/     snapshots between groups
+    fitted/           the prepared data's meaning         export/       models for other software
     .damaged-...      what was found damaged and replaced
 
 Writers replace whole files, so a reader never sees half of one; a file that is damaged all the same raises Damaged,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+FITTED = "fitted"  # what gave the rows of prepared data their meaning, as a store without rows
 STEP_FOLDER = re.compile(r"step-(\d{10})$")
 CONTINUE = "The run's `odist train` command makes it again."
 MARKS = ("config.yaml", "status.json", "env.json")  # what every run folder has from its beginning

@@ -1,0 +1,1 @@
+"""What was trained, taken elsewhere: exported models, and predictions of raw rows."""
