@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "exchange": {"registry", "rng", "stores"},
     "run": {"registry", "stores"},
     "data": {"rng"},
-    "measure": {"run"},
+    "measure": {"run", "stores"},
     "tasks": {"data", "losses", "measure", "models", "registry", "rng"},
     "strategies": {"mesh", "optim", "registry", "sums"},
     "teachers": {"exchange", "losses", "mesh", "optim", "registry", "wrapping"},
@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"data", "losses", "measure", "mesh", "optim", "registry", "rng", "run"},
     "launch": {"data", "engine", "exchange", "measure", "mesh", "optim", "registry", "run", "stores"},
     "prepare": {"data", "run"},
-    "deploy": {"data", "engine", "measure", "prepare", "run", "tasks"},
+    "deploy": {"data", "engine", "measure", "models", "prepare", "run"},
     "claims": {"data", "measure", "run", "tasks"},
     "bench": {
         "sums",

@@ -21,7 +21,7 @@ def refuse_without_limits(options: Mapping[str, Any]) -> None:
         raise UserError(f"{', '.join(given)}: only with --max. Type --max mean_abs_difference=0.02, for example.")
 
 
-def release(paths: Sequence[Path], *, report: Path | None, json: bool, **how: Any) -> None:
+def release(paths: Sequence[Path | str], *, report: Path | None, json: bool, **how: Any) -> None:
     """Judge the second path by how far it moved from the first, print the table, exit with 5 if a limit is exceeded.
 
     how: the keywords of `odist.measure.release.judge_release`

@@ -112,7 +112,9 @@ def evaluate(
 
 @app.command()
 def churn(
-    retrains: Annotated[list[Path], typer.Argument(metavar="RUN_OR_FILE ...", help="Run folders, CSV or Parquet.")],
+    retrains: Annotated[
+        list[str], typer.Argument(metavar="RUN_OR_FILE ...", help="Run folders, CSV or Parquet files, s3:// URLs.")
+    ],
     split: SplitOption = Split.validation,
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Probability above which a row counts as positive, for flips.")

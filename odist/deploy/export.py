@@ -25,6 +25,7 @@ from odist.engine.finished import task_of
 from odist.engine.precision import in_bf16
 from odist.engine.problem import set_up_torch
 from odist.errors import UserError
+from odist.models.compilable import Compilable
 from odist.run.folder import FITTED, Run
 from odist.tasks.base import Batch, Task
 
@@ -98,7 +99,7 @@ def _check_free(folder: Path) -> None:
 
 def _plain(model: nn.Module) -> nn.Module:
     """The same weights in a network that is not compiled."""
-    if not hasattr(model, "made_with"):
+    if not isinstance(model, Compilable):
         return copy.deepcopy(model)
     arguments, named = model.made_with
     plain = type(model)(*arguments, **{**named, **({"compile": False} if "compile" in named else {})})
@@ -137,9 +138,9 @@ def _sample(config: Config, task: Task) -> tuple[Batch, list[str]]:
         return Batch((tokens,), tokens, torch.ones(tokens.shape)), list(INPUT_NAMES["lm"])
     ids = task.evaluation_order("validation", rows=None, batch_size=1).ids(0)
     batch = task.batch(ids[: min(1, task.num_rows("validation"))], "validation").to("cpu")
-    tensors = [_repeated(tensor, TRACED) for tensor in (*batch.inputs, batch.targets, batch.weights)]
+    inputs = tuple(_repeated(tensor, TRACED) for tensor in batch.inputs)
     names = INPUT_NAMES.get(config.task.name) or [f"input_{place}" for place in range(len(batch.inputs))]
-    return Batch(tuple(tensors[:-2]), *tensors[-2:]), list(names)
+    return Batch(inputs, _repeated(batch.targets, TRACED), _repeated(batch.weights, TRACED)), list(names)
 
 
 def _repeated(tensor: Tensor, count: int) -> Tensor:

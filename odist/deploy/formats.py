@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from odist.deploy.network import Network
 from odist.deploy.source import bundled
 from odist.errors import UserError
+from odist.models.compilable import Compilable
 
 TRACED = 3  # examples of the batch that is traced
 
@@ -125,7 +126,7 @@ def described(network: Network, *, input_names: list[str]) -> dict[str, Any]:
     """What makes the network again, JSON-able. UserError for an architecture that does not say it."""
     networks = []
     for model in network.models:
-        if not hasattr(model, "made_with"):
+        if not isinstance(model, Compilable):
             raise UserError(
                 f"{type(model).__name__}: this architecture does not say what it was made with, as those below "
                 "odist.models.compilable.Compilable do. Choose --format onnx or torch."

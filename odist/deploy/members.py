@@ -62,16 +62,16 @@ def load_members(run: Run, config: Config, task: Task, *, member: str | None) ->
         groups = [_best(run, task, sound)]
     else:
         groups, averaged = [_group(member, run, sound)], False
-    step = checkpoint.common_step(run, groups)
-    if step is None:
+    found = checkpoint.common_step(run, groups)
+    if found is None:
         load_models(run, config, task)  # says why there is no checkpoint
         raise UserError(f"{run.path}: groups {', '.join(map(str, groups))} have no checkpoint of one step.")
     models = []
     for group in groups:
         model = build_model(config, task, group=group)
-        checkpoint.load_weights(run, group, step=step, model=model, averaged=averaged)
+        checkpoint.load_weights(run, group, step=found, model=model, averaged=averaged)
         models.append(model)
-    return Members(member, models, groups, step, averaged)
+    return Members(member, models, groups, found, averaged)
 
 
 def _group(member: str, run: Run, sound: list[int]) -> int:
@@ -85,4 +85,4 @@ def _best(run: Run, task: Task, sound: list[int]) -> int:
     """The group with the lowest loss on the validation part."""
     results = run.results["groups"]
     losses = {group: (results[group] or {}).get(task.main_metric) for group in sound}
-    return min(sound, key=lambda group: math.inf if losses[group] is None else losses[group])
+    return min(sound, key=lambda group: math.inf if losses[group] is None else float(losses[group]))

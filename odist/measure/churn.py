@@ -123,17 +123,20 @@ def without_shift(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np
     first, second: [rows] of the positive class or [rows, classes]
     What is left is how rows move against each other; a retrain whose predictions are all a little higher has lost that.
     """
-    if first.ndim == 1:
-        a, b = (_logits(np.stack([1 - p, p], axis=1)) for p in (first, second))
-    else:
-        a, b = _logits(first), _logits(second)
-    half = 0.5 * (a.mean(axis=0) - b.mean(axis=0))
-    left, right = _softmax(a - half), _softmax(b + half)
+    return shifted(first, second, (centred_logits(first) - centred_logits(second)).mean(axis=0))
+
+
+def shifted(first: np.ndarray, second: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two predictions after each has given up half of `shift` [classes], their mean difference in logits."""
+    left = _softmax(centred_logits(first) - 0.5 * shift)
+    right = _softmax(centred_logits(second) + 0.5 * shift)
     return (left[:, 1], right[:, 1]) if first.ndim == 1 else (left, right)
 
 
-def _logits(probabilities: np.ndarray) -> np.ndarray:
-    """Logits [rows, classes] whose mean over the classes is 0."""
+def centred_logits(probabilities: np.ndarray) -> np.ndarray:
+    """Logits [rows, classes] whose mean over the classes is 0; of the positive class alone, [rows], of both."""
+    if probabilities.ndim == 1:
+        probabilities = np.stack([1 - probabilities, probabilities], axis=1)
     logits = np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))
     return np.asarray(logits - logits.mean(axis=1, keepdims=True))
 

@@ -7,6 +7,7 @@ One row a prediction. odist writes `row` (its number in the evaluation), `data_f
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,11 +19,13 @@ import numpy as np
 from odist.errors import UserError
 from odist.files import check_writable, replacing
 from odist.measure.churn import Form
+from odist.stores import check_url, open_store
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (".csv", ".parquet", ".pq")
+PARQUET_SUFFIXES = (".parquet", ".pq")
 ROW = "row"
 FINGERPRINT = "data_fingerprint"
 OF_LABEL = "probability_of_label"
@@ -42,7 +45,7 @@ class Retrain:
     config: of a run folder, None for a file
     """
 
-    path: Path
+    path: Path | str
     name: str
     probabilities: np.ndarray
     form: Form
@@ -51,7 +54,7 @@ class Retrain:
     fingerprint: str | None = None
     config: dict[str, Any] | None = None
 
-    def ordered(self, order: np.ndarray) -> Retrain:
+    def ordered(self, order: np.ndarray | slice) -> Retrain:
         """The same with row order[i] as row i."""
         return replace(
             self,
@@ -74,21 +77,29 @@ def write_predictions(
     probabilities: [rows] or [rows, classes]; targets: [rows], below 0 where there are none
     fingerprint: as `data_fingerprint` has it
     """
-    import pandas as pd
-
-    columns: dict[str, Any] = {ROW: np.arange(len(targets)), FINGERPRINT: pd.Categorical([fingerprint] * len(targets))}
-    if (targets >= 0).all():
-        columns["label"] = targets
-    if form is Form.classes:
-        columns.update({f"prediction_{c}": probabilities[:, c] for c in range(probabilities.shape[1])})
-    else:
-        columns["prediction" if form is Form.binary else OF_LABEL] = probabilities
-    frame = pd.DataFrame(columns)
+    frame = frame_of(probabilities, targets=targets, form=form, fingerprint=fingerprint)
     try:
         with replacing(path) as partial:
             frame.to_csv(partial, index=False) if path.suffix == ".csv" else frame.to_parquet(partial, index=False)
     except OSError as error:
         raise _not_written(path, error) from error
+
+
+def frame_of(probabilities: np.ndarray, *, targets: np.ndarray, form: Form, fingerprint: str) -> pd.DataFrame:
+    """Predictions as a table with the columns of a file; arguments as of `write_predictions`."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {ROW: np.arange(len(targets)), FINGERPRINT: pd.Categorical([fingerprint] * len(targets))}
+    if (targets >= 0).all():
+        columns["label"] = targets
+    return pd.DataFrame({**columns, **probability_columns(probabilities, form=form)})
+
+
+def probability_columns(probabilities: np.ndarray, *, form: Form) -> dict[str, np.ndarray]:
+    """Probabilities as the columns of a file, by name."""
+    if form is Form.classes:
+        return {f"prediction_{c}": probabilities[:, c] for c in range(probabilities.shape[1])}
+    return {"prediction" if form is Form.binary else OF_LABEL: probabilities}
 
 
 def make_writable(path: Path) -> None:
@@ -107,7 +118,7 @@ def _not_written(path: Path, error: OSError) -> UserError:
     return UserError(f"--output {path}: cannot be written: {reason}.")
 
 
-def read_predictions(path: Path, *, column: Sequence[str] = (), target: str | None = None) -> Retrain:
+def read_predictions(path: Path | str, *, column: Sequence[str] = (), target: str | None = None) -> Retrain:
     """Read a file of predictions, written by odist or by other software.
 
     column: of the probabilities: one column, the common start of one numbered column per class, or a column for every
@@ -115,12 +126,34 @@ def read_predictions(path: Path, *, column: Sequence[str] = (), target: str | No
     target: column of the labels; None: target or label, where there is one
     Raises UserError for a column that is missing and for contents that are not probabilities or labels.
     """
-    frame = _read_frame(path)
-    names, form = _probability_columns(frame, path, column=column)
-    if target is not None and target not in frame.columns:
-        raise UserError(f"{path}: no column {target!r} (--target). It has: {listed(frame.columns)}.")
+    frame = read_frame(path)
+    return predictions_in(
+        frame, path, layout=find_layout(list(map(str, frame.columns)), path, column=column, target=target)
+    )
+
+
+@dataclass(frozen=True)
+class ColumnLayout:
+    """Which columns of a file are what. names: of the probabilities, in the order of the classes"""
+
+    names: list[str]
+    form: Form
+    target: str | None
+
+
+def find_layout(columns: Sequence[str], path: Path | str, *, column: Sequence[str], target: str | None) -> ColumnLayout:
+    """Find the probabilities and the labels among the columns of a file; arguments and errors as of `read_predictions`."""
+    names, form = _probability_columns(columns, path, column=column)
+    if target is not None and target not in columns:
+        raise UserError(f"{path}: no column {target!r} (--target). It has: {listed(columns)}.")
     if target is None:
-        target = next((name for name in TARGET_COLUMNS if name in frame.columns and name not in names), None)
+        target = next((name for name in TARGET_COLUMNS if name in columns and name not in names), None)
+    return ColumnLayout(names, form, target)
+
+
+def predictions_in(frame: pd.DataFrame, path: Path | str, *, layout: ColumnLayout, first: int = 0) -> Retrain:
+    """The predictions in some rows of a file. first: number of the first of them, for messages"""
+    names, form, target = layout.names, layout.form, layout.target
     try:
         probabilities = frame[names].to_numpy(dtype=np.float64)
     except (ValueError, TypeError) as error:
@@ -128,10 +161,10 @@ def read_predictions(path: Path, *, column: Sequence[str] = (), target: str | No
             f"{path}: the probabilities ({listed(names)}) hold something other than numbers ({error})."
         ) from error
     if form is Form.classes:
-        _check_sums(path, probabilities)
+        _check_sums(path, probabilities, first=first)
     else:
         probabilities = probabilities[:, 0]
-    targets = None if target is None else _targets(frame[target], path, names=names, form=form)
+    targets = None if target is None else _targets(frame[target], path, names=names, form=form, first=first)
     fingerprints = list(map(str, frame[FINGERPRINT].unique())) if FINGERPRINT in frame.columns else []
     if len(fingerprints) > 1:
         raise UserError(
@@ -139,7 +172,7 @@ def read_predictions(path: Path, *, column: Sequence[str] = (), target: str | No
         )
     others = {str(name): frame[name].to_numpy() for name in frame.columns if name not in (*names, target, FINGERPRINT)}
     fingerprint = fingerprints[0] if fingerprints else None
-    return Retrain(path, path.name, probabilities, form, targets, others, fingerprint)
+    return Retrain(path, str(path).rpartition("/")[2], probabilities, form, targets, others, fingerprint)
 
 
 def num_rows(count: int) -> str:
@@ -161,29 +194,46 @@ def listed(names: Iterable[Any]) -> str:
     return ", ".join(shown[:LARGEST_NUMBER_OF_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _read_frame(path: Path) -> pd.DataFrame:
+def read_frame(path: Path | str) -> pd.DataFrame:
+    """Read a CSV or Parquet file, or a URL of one. UserError for what is neither."""
     import pandas as pd
 
     try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            return pd.read_parquet(path)
-        return pd.read_csv(path)
+        with opened(path) as file:
+            if str(path).lower().endswith(PARQUET_SUFFIXES):
+                return pd.read_parquet(file)
+            return pd.read_csv(file)
     except (ValueError, OSError) as error:  # parser errors and pyarrow's are ValueErrors
         raise UserError(
             f"{path}: cannot be read as a table of predictions ({error}). Expected CSV with a header, or Parquet."
         ) from error
 
 
-def _probability_columns(frame: pd.DataFrame, path: Path, *, column: Sequence[str]) -> tuple[list[str], Form]:
+def is_url(path: Path | str) -> bool:
+    """Whether a file lies in a store of another machine, such as s3://bucket/file."""
+    return "://" in str(path)
+
+
+def opened(path: Path | str) -> contextlib.AbstractContextManager[Any]:
+    """A file or URL, open to be read. UserError for a URL that cannot be opened."""
+    if not is_url(path):
+        return open(path, "rb")
+    check_url(str(path), key="file")
+    fs, place = open_store(str(path))
+    fs.invalidate_cache()
+    return fs.open(place, "rb")
+
+
+def _probability_columns(columns: Sequence[str], path: Path | str, *, column: Sequence[str]) -> tuple[list[str], Form]:
     """The columns of the probabilities, in the order of the classes where there are several."""
-    has = f"It has: {listed(frame.columns)}."
-    missing = [name for name in column if name not in frame.columns]
+    has = f"It has: {listed(columns)}."
+    missing = [name for name in column if name not in columns]
     if len(column) > 1:
         if missing:
             raise UserError(f"{path}: no column {missing[0]!r} (--column). {has}")
         return list(column), Form.classes
     if column and missing:
-        family = _family(frame, column[0])
+        family = _family(columns, column[0])
         if not family:
             raise UserError(
                 f"{path}: no column {column[0]!r} (--column), nor {column[0]}_0, {column[0]}_1 and so on. {has}"
@@ -197,13 +247,13 @@ def _probability_columns(frame: pd.DataFrame, path: Path, *, column: Sequence[st
         return list(family.values()), Form.classes
     if column:
         return list(column), Form.label if column[0] == OF_LABEL else Form.binary
-    if OF_LABEL in frame.columns:
+    if OF_LABEL in columns:
         return [OF_LABEL], Form.label
     for prefix in PROBABILITY_COLUMNS:
-        family = _family(frame, prefix)
+        family = _family(columns, prefix)
         if family and list(family) == list(range(len(family))):
             return list(family.values()), Form.classes
-        if prefix in frame.columns:
+        if prefix in columns:
             return [prefix], Form.binary
     raise UserError(
         f"{path}: no column of probabilities among {', '.join((*PROBABILITY_COLUMNS, OF_LABEL))}, nor one for "
@@ -212,27 +262,27 @@ def _probability_columns(frame: pd.DataFrame, path: Path, *, column: Sequence[st
     )
 
 
-def _family(frame: pd.DataFrame, prefix: str) -> dict[int, str]:
+def _family(columns: Sequence[str], prefix: str) -> dict[int, str]:
     """Columns `prefix` + number, with or without an underscore between, by rising number; empty below two."""
     found = {}
-    for name in map(str, frame.columns):
+    for name in columns:
         match = re.fullmatch(re.escape(prefix.removesuffix("_")) + r"_?(\d+)", name)
         if match:
             found[int(match.group(1))] = name
     return dict(sorted(found.items())) if len(found) > 1 else {}
 
 
-def _check_sums(path: Path, probabilities: np.ndarray) -> None:
+def _check_sums(path: Path | str, probabilities: np.ndarray, *, first: int) -> None:
     wrong = np.abs(probabilities.sum(axis=1) - 1) > SUM_TOLERANCE
     if wrong.any():
         row = int(np.argmax(wrong))
         raise UserError(
-            f"{path}: the classes of {num_rows(int(wrong.sum()))} do not add up to 1, first of row {row} (sum "
+            f"{path}: the classes of {num_rows(int(wrong.sum()))} do not add up to 1, first of row {first + row} (sum "
             f"{probabilities[row].sum():.4g}). Expected the probabilities of all classes, not logits."
         )
 
 
-def _targets(values: pd.Series[Any], path: Path, *, names: Sequence[str], form: Form) -> np.ndarray:
+def _targets(values: pd.Series[Any], path: Path | str, *, names: Sequence[str], form: Form, first: int) -> np.ndarray:
     """Labels as numbers: 0 and 1, or the places of the classes, whose column's name may stand for the place."""
     if form is Form.classes and values.dtype.kind not in "biuf" and set(map(str, values.unique())) <= set(names):
         return values.map({name: place for place, name in enumerate(names)}).to_numpy(dtype=np.int64)
@@ -254,6 +304,6 @@ def _targets(values: pd.Series[Any], path: Path, *, names: Sequence[str], form: 
         )
         raise UserError(
             f"{path}: the target column {values.name!r} holds values other than {expected} in "
-            f"{num_rows(int(wrong.sum()))}, first in row {row} ({values.iloc[row]}).{hint if form is Form.binary else ''}"
+            f"{num_rows(int(wrong.sum()))}, first in row {first + row} ({values.iloc[row]}).{hint if form is Form.binary else ''}"
         )
     return targets.astype(np.int64)

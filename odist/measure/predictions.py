@@ -16,7 +16,7 @@ import numpy as np
 from odist.config.systems import system_differences
 from odist.errors import UserError
 from odist.measure.churn import ChurnResult, Form, churn, form_of
-from odist.measure.prediction_files import ROW, SUFFIXES, Retrain, data_fingerprint, listed, read_predictions
+from odist.measure.prediction_files import ROW, SUFFIXES, Retrain, data_fingerprint, is_url, listed, read_predictions
 from odist.measure.row_matching import match_rows
 from odist.measure.slices import built_in_slices
 from odist.run.folder import Run
@@ -25,14 +25,14 @@ from odist.run.folder import Run
 def load_predictions(
     path: Path | str, *, split: str = "validation", column: Sequence[str] = (), target: str | None = None
 ) -> Retrain:
-    """Read one retrain from a run folder or from a CSV or Parquet file of probabilities.
+    """Read one retrain from a run folder, or from a CSV or Parquet file of probabilities or the URL of one.
 
     split: the part of a run folder's data
     column, target: columns of a file; see `odist.measure.prediction_files.read_predictions`
     """
-    path = Path(path)
-    if path.is_file():
+    if is_url(path) or Path(path).is_file():
         return read_predictions(path, column=column, target=target)
+    path = Path(path)
     if path.suffix.lower() in SUFFIXES:
         raise UserError(f"{path}: no such file.")
     run = Run.open(path)
@@ -67,7 +67,7 @@ def compare_retrains(
     slices: names among decile, label and position, or any further column of the first file
     Raises UserError for fewer than two retrains, the same one twice, other rows, or an unknown slice.
     """
-    resolved = [Path(path).resolve() for path in paths]
+    resolved = [str(path) if is_url(path) else str(Path(path).resolve()) for path in paths]
     for index, path in enumerate(resolved):
         if path in resolved[:index]:
             raise UserError(f"{paths[index]} is given twice. A run compared with itself has no churn; name each once.")
@@ -103,7 +103,7 @@ def compare_retrains(
 
 def _missing(retrains: Sequence[Retrain]) -> list[str]:
     """Which runs have lost groups, and who predicts for them."""
-    words = [Run(retrain.path).missing_words() for retrain in retrains if retrain.config]
+    words = [Run(Path(retrain.path)).missing_words() for retrain in retrains if retrain.config]
     return [sentence for sentence in words if sentence]
 
 

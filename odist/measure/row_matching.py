@@ -6,8 +6,8 @@ Rows are found by a column that names them where there is one, else by their ord
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAMES_ROWS = re.compile(r"(^|.*[_ .-])(id|ids|key|uuid|guid|index|idx|row)$", re.IGNORECASE)
+JUDGED_ROWS = 1 << 17  # the first so many say whether a column looks like names of rows
 OTHER_WAYS = "name the column that identifies rows with --key, or type --no-key to match rows by their order"
 
 
@@ -79,18 +80,23 @@ def _matched(retrains: Sequence[Retrain], key: str) -> list[Retrain]:
     matched = []
     for retrain, index in zip(retrains, keys, strict=True):
         lacking, further = wanted.difference(index, sort=False), index.difference(wanted, sort=False)
-        parts = [
-            f"{num_rows(len(only))} only in {own.path} (first: {key} {only[0]})"
-            for own, only in ((first, lacking), (retrain, further))
-            if len(only)
-        ]
-        if parts:
-            raise UserError(
-                f"{first.path} and {retrain.path} do not hold the same rows: {' and '.join(parts)}. "
-                "Evaluate both on the same rows."
-            )
+        only = [(len(alone), alone[0] if len(alone) else None) for alone in (lacking, further)]
+        refuse_others((str(first.path), str(retrain.path)), key, only)
         matched.append(retrain.ordered(index.get_indexer(wanted)))
     return matched
+
+
+def refuse_others(paths: tuple[str, str], key: str, only: Sequence[tuple[int, Any]]) -> None:
+    """Raise UserError for rows that one of two files has alone. only: of each, how many, and the key of the first"""
+    parts = [
+        f"{num_rows(count)} only in {own} (first: {key} {first})"
+        for own, (count, first) in zip(paths, only, strict=True)
+        if count
+    ]
+    if parts:
+        raise UserError(
+            f"{paths[0]} and {paths[1]} do not hold the same rows: {' and '.join(parts)}. Evaluate both on the same rows."
+        )
 
 
 def _keys(retrain: Retrain, key: str) -> pd.Index:
@@ -98,27 +104,38 @@ def _keys(retrain: Retrain, key: str) -> pd.Index:
     import pandas as pd
 
     if key not in retrain.columns:
-        runs = " Rows of a run folder are known by their number alone: `odist eval RUN --output FILE` writes a file."
-        raise UserError(
-            f"{retrain.path}: no column {key!r} (--key). It has: {listed(retrain.columns)}."
-            f"{runs if retrain.config else ''}"
-        )
+        raise no_key(str(retrain.path), key, list(retrain.columns), is_run=bool(retrain.config))
     index = pd.Index(retrain.columns[key])
-    missing, repeated = index.isna(), index.duplicated()
-    wrong = [
-        f"{num_rows(int(mask.sum()))} {what}, first row {int(np.argmax(mask))}{value}"
-        for mask, what, value in (
-            (missing, "without one", ""),
-            (repeated & ~missing, "with that of an earlier row", f" ({index[int(np.argmax(repeated & ~missing))]})"),
-        )
-        if mask.any()
-    ]
-    if wrong:
-        raise UserError(
-            f"{retrain.path}: the key {key!r} does not name each row once: {'; '.join(wrong)}. "
-            f"Remove the rows, or {OTHER_WAYS}."
-        )
+    refuse_unclear(str(retrain.path), key, unclear(index))
     return index
+
+
+def no_key(path: str, key: str, columns: Sequence[str], *, is_run: bool) -> UserError:
+    """The error for a file that has no column of that name."""
+    runs = " Rows of a run folder are known by their number alone: `odist eval RUN --output FILE` writes a file."
+    return UserError(f"{path}: no column {key!r} (--key). It has: {listed(columns)}.{runs if is_run else ''}")
+
+
+def unclear(index: pd.Index) -> dict[str, tuple[int, int, str]]:
+    """What keys do not name a row once: in words -> how many, the place of the first, and its value."""
+    missing, repeated = index.isna(), index.duplicated()
+    found = {}
+    if missing.any():
+        found["without one"] = (int(missing.sum()), int(np.argmax(missing)), "")
+    twice = repeated & ~missing
+    if twice.any():
+        place = int(np.argmax(twice))
+        found["with that of an earlier row"] = (int(twice.sum()), place, f" ({index[place]})")
+    return found
+
+
+def refuse_unclear(path: str, key: str, found: Mapping[str, tuple[int, int, str]]) -> None:
+    """Raise UserError if there are keys as `unclear` finds them."""
+    if found:
+        wrong = [f"{num_rows(count)} {what}, first row {row}{value}" for what, (count, row, value) in found.items()]
+        raise UserError(
+            f"{path}: the key {key!r} does not name each row once: {'; '.join(wrong)}. Remove the rows, or {OTHER_WAYS}."
+        )
 
 
 def _check_row_numbers(retrains: Sequence[Retrain]) -> None:
@@ -134,32 +151,64 @@ def _check_row_numbers(retrains: Sequence[Retrain]) -> None:
 
 
 def _check_shared_columns(retrains: Sequence[Retrain], *, keyed: bool) -> list[str]:
-    """Refuse rows whose identifiers differ; notes on other columns that do.
-
-    keyed: rows were matched by `row`, so only what is called an identifier speaks against it
-    """
+    """Refuse rows whose identifiers differ; notes on other columns that do."""
     first, notes = retrains[0], []
     for retrain in retrains[1:]:
-        differing = {}
-        for name in first.columns:
-            if name in retrain.columns and name != ROW:
-                where = _unequal(first.columns[name], retrain.columns[name])
-                if where.any():
-                    differing[name] = where
-        for name, where in differing.items():
-            values = first.columns[name]
-            if NAMES_ROWS.fullmatch(name) or (not keyed and _identifies(values, retrain.columns[name])):
-                row = int(np.argmax(where))
+        shared = SharedColumns(str(first.path), str(retrain.path), keyed=keyed)
+        shared.add(first.columns, retrain.columns)
+        notes += shared.finish()
+    return notes
+
+
+class SharedColumns:
+    """Columns that two files have in common, compared row by row, in one piece or many.
+
+    first, second: names of the files; keyed: rows were matched by `row`, so only what is called an identifier speaks against it
+    """
+
+    def __init__(self, first: str, second: str, *, keyed: bool) -> None:
+        self.names, self.keyed = (first, second), keyed
+        self.rows = 0
+        self._differing: dict[str, tuple[int, int, Any, Any]] = {}  # how many, then the first: row, and both values
+        self._seen: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}
+        self._numbers: set[str] = set()
+
+    def add(self, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> None:
+        """Compare the next rows."""
+        count = 0
+        for name, values in first.items():
+            count = len(values)
+            if name == ROW or name not in second:
+                continue
+            where = _unequal(values, second[name])
+            if not self.keyed and self.rows < JUDGED_ROWS:
+                sample = self._seen.setdefault(name, ([], []))
+                for kept, own in zip(sample, (values, second[name]), strict=True):
+                    kept.append(own[: JUDGED_ROWS - self.rows])
+            if values.dtype.kind == "f":
+                self._numbers.add(name)
+            if where.any():
+                at = int(np.argmax(where))
+                before = self._differing.get(name, (0, self.rows + at, values[at], second[name][at]))
+                self._differing[name] = (before[0] + int(where.sum()), *before[1:])
+        self.rows += count
+
+    def finish(self) -> list[str]:
+        """Notes on columns that differ. Raises UserError where identifiers do."""
+        first, second = self.names
+        for name, (count, row, one, other) in self._differing.items():
+            if NAMES_ROWS.fullmatch(name) or (not self.keyed and self._identifies(name)):
                 raise UserError(
-                    f"{first.path} and {retrain.path} disagree in the column {name!r} in {int(where.sum()):,} of "
-                    f"{len(where):,} rows, first in row {row} ({values[row]} and {retrain.columns[name][row]}): "
+                    f"{first} and {second} disagree in the column {name!r} in {count:,} of "
+                    f"{self.rows:,} rows, first in row {row} ({one} and {other}): "
                     f"these may not be the same rows. Type --key {name} to match rows by it, or --no-key to "
                     "match them by their order."
                 )
-        words = [name for name in differing if first.columns[name].dtype.kind != "f"]
-        if words:
-            notes.append(f"{first.path} and {retrain.path} disagree in {listed(words)}: are these the same rows?")
-    return notes
+        words = [name for name in self._differing if name not in self._numbers]
+        return [f"{first} and {second} disagree in {listed(words)}: are these the same rows?"] if words else []
+
+    def _identifies(self, name: str) -> bool:
+        return _identifies(*(np.concatenate(kept) for kept in self._seen[name]))
 
 
 def _unequal(first: np.ndarray, second: np.ndarray) -> np.ndarray:
