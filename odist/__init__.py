@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from odist.library.codistiller import Codistiller
+    from odist.measure.release import churn
 
 __version__ = "0.1.0"
-__all__ = ["Codistiller", "__version__"]
+__all__ = ["Codistiller", "__version__", "churn"]
 
-_PLACES = {"Codistiller": "odist.library.codistiller"}  # imported when used: torch takes seconds
+# Imported when used: torch takes seconds.
+_PLACES = {"Codistiller": "odist.library.codistiller", "churn": "odist.measure.release"}
 
 
 def __getattr__(name: str) -> Any:

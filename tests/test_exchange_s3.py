@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -13,8 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
+import numpy as np
+import pandas as pd
 import pytest
-from conftest import compose, weight_hashes
+from conftest import compose, odist, weight_hashes
 from s3fs import S3FileSystem
 from test_exchange import equal, eventually, publish, weights
 
@@ -228,3 +231,20 @@ def test_a_missing_package_is_named_before_the_start(tmp_path: Path) -> None:
     assert "pip install 'odist[s3]'" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_release_gate_reads_predictions_from_a_bucket(line: Line, tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    frames = [pd.DataFrame({"row": np.arange(500), "prediction": draw.random(500)}) for _ in range(2)]
+    urls = [f"{line.url}/{name}.parquet" for name in ("old", "new")]
+    fs = S3FileSystem()
+    for frame, url in zip(frames, urls, strict=True):
+        with fs.open(url, "wb") as file:
+            frame.to_parquet(file, row_group_size=100)
+    done = odist("churn", *urls, "--max", "flips=0.01", "--json", cwd=tmp_path)
+    assert done.returncode == 5, done.stderr
+    flips = ((frames[0]["prediction"] > 0.5) != (frames[1]["prediction"] > 0.5)).mean()
+    assert json.loads(done.stdout)["measures"]["flips"]["value"] == pytest.approx(flips)
+    missing = odist("churn", urls[0], f"{line.url}/gone.parquet", "--max", "flips=0.01", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert "gone.parquet" in missing.stderr

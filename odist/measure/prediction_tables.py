@@ -37,9 +37,13 @@ class PredictionTable(Protocol):
     """
 
     name: str
-    columns: list[str]
-    num_rows: int
     notes: list[str]
+
+    @property
+    def columns(self) -> list[str]: ...
+
+    @property
+    def num_rows(self) -> int: ...
 
     def pieces(self, columns: Sequence[str], *, rows: int) -> Iterator[pd.DataFrame]:
         """The rows in order, at most `rows` at once, with these columns only."""
@@ -71,6 +75,9 @@ class FrameTable:
 class ParquetTable:
     """A Parquet file or URL, of which a few row groups at most are in memory. UserError if it cannot be read."""
 
+    columns: list[str]
+    num_rows: int
+
     def __init__(self, path: Path | str) -> None:
         self.name = str(path)
         self.notes: list[str] = []
@@ -79,8 +86,8 @@ class ParquetTable:
             import pyarrow.parquet
 
             metadata = pyarrow.parquet.ParquetFile(file)
-            self.columns: list[str] = [name for name in metadata.schema_arrow.names if not name.startswith("__index_")]
-            self.num_rows: int = metadata.metadata.num_rows
+            self.columns = [name for name in metadata.schema_arrow.names if not name.startswith("__index_")]
+            self.num_rows = int(metadata.metadata.num_rows)
 
     def pieces(self, columns: Sequence[str], *, rows: int) -> Iterator[pd.DataFrame]:
         import pyarrow.parquet

@@ -118,7 +118,7 @@ def no_key(path: str, key: str, columns: Sequence[str], *, is_run: bool) -> User
 
 def unclear(index: pd.Index) -> dict[str, tuple[int, int, str]]:
     """What keys do not name a row once: in words -> how many, the place of the first, and its value."""
-    missing, repeated = index.isna(), index.duplicated()
+    missing, repeated = np.asarray(index.isna()), np.asarray(index.duplicated())
     found = {}
     if missing.any():
         found["without one"] = (int(missing.sum()), int(np.argmax(missing)), "")
