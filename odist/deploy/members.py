@@ -84,5 +84,9 @@ def _group(member: str, run: Run, sound: list[int]) -> int:
 def _best(run: Run, task: Task, sound: list[int]) -> int:
     """The group with the lowest loss on the validation part."""
     results = run.results["groups"]
-    losses = {group: (results[group] or {}).get(task.main_metric) for group in sound}
-    return min(sound, key=lambda group: math.inf if losses[group] is None else float(losses[group]))
+
+    def loss(group: int) -> float:
+        value = (results[group] or {}).get(task.main_metric)
+        return math.inf if value is None else float(value)
+
+    return min(sound, key=loss)
