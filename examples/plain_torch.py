@@ -9,6 +9,7 @@
 import argparse
 
 import torch
+from plain_rows import make_rows
 from torch import nn
 
 import odist
@@ -19,17 +20,6 @@ parser.add_argument("--steps", type=int, default=2000)
 parser.add_argument("--url", default="out/pair", help="folder or URL that both terminals reach")
 parser.add_argument("--group", type=int, default=0)
 args = parser.parse_args()
-
-
-def make_rows(count: int, *, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of 32 numbers and their class, one of ten, which a third of the rows has wrong."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, 32, generator=generator)
-    truth = torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
-    y = (x @ truth + (x @ truth.roll(1, 0)) * x[:, :1]).argmax(dim=1)
-    wrong = torch.rand(count, generator=generator) < 1 / 3
-    return x, torch.where(wrong, torch.randint(10, (count,), generator=generator), y)
-
 
 torch.set_num_threads(1)
 torch.manual_seed(args.seed)

@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "strategies": {"mesh", "optim", "registry", "sums"},
     "teachers": {"exchange", "losses", "mesh", "optim", "registry", "wrapping"},
     "library": {"exchange", "losses", "mesh", "stores", "teachers", "wrapping"},
+    "integrations": {"library", "wrapping"},
     "engine": {"data", "losses", "measure", "mesh", "optim", "registry", "rng", "run"},
     "launch": {"data", "engine", "exchange", "measure", "mesh", "optim", "registry", "run", "stores"},
     "prepare": {"data", "run"},
@@ -97,6 +98,7 @@ RESERVED = {
             "optim",
             "rng",
             "library",
+            "integrations",
             "bench",
             "deploy",
         ),
@@ -109,6 +111,8 @@ RESERVED = {
             "run.trackers",
         ),
     },
+    "transformers": {"integrations.transformers"},
+    "pytorch_lightning": {"integrations.lightning"},
     "pickle": {"engine.checkpoint"},  # for the name of the error that torch.load raises
 }
 

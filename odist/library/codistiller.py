@@ -119,8 +119,11 @@ class Codistiller(Taught):
         super().__init__(teacher, predicts=predicts, weight=weight, loss=loss, temperature=temperature, average=average)
 
     def step(self) -> None:
-        """Count an optimiser step; publish the weights and take newer teachers where that is due."""
-        self.steps += 1
+        """Count an optimiser step; publish the weights and take newer teachers where that is due.
+
+        To be called after each optimiser step, not after every batch that is accumulated, by all processes of the group.
+        """
+        super().step()
         self.teacher.publish(self.steps, lambda: self.model)
         self.teacher.refresh(self.steps)
 
@@ -194,6 +197,10 @@ def _mesh(process_group: dist.ProcessGroup | None) -> Mesh:
 def _builder(model: nn.Module, build_peer: Callable[[int], nn.Module] | None) -> Callable[[int], nn.Module]:
     """Makes the model that holds a peer's weights, on the device of the student; random numbers stay as they were."""
     inner = unwrapped(model)
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise UserError(
+            "the model is inside FullyShardedDataParallel, which keeps no tensor by its name. Use fully_shard (FSDP2)."
+        )
     if build_peer is None:
         if is_sharded(inner):
             raise UserError(

@@ -70,6 +70,10 @@ class Taught:
         found = distillation(predictions, soft=soft, weights=each, options=self.options, predicts=self.predicts)
         return found / divisor
 
+    def step(self) -> None:
+        """Count an optimiser step; to be called after each, not after every batch that is accumulated."""
+        self.steps += 1
+
     def log(self) -> dict[str, Any]:
         """What there is to say about the teachers since the last call."""
         return self.teacher.log()
