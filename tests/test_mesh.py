@@ -16,14 +16,18 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from conftest import make_config
 from torch import Tensor, nn
 
+from odist.bench.rank import sent
 from odist.config.schema import OptimConfig
+from odist.launch.plan import agreements
 from odist.mesh import Axis, Mesh
 from odist.optim import Clock, Optimizer
 from odist.strategies import AllReduceOptions
 from odist.strategies.allreduce import AllReduce
 from odist.strategies.base import StrategySetup
+from odist.strategies.diloco import DiLoCo
 from odist.sums import GroupSum
 from odist.tasks.base import Batch
 
@@ -308,3 +312,26 @@ def test_tables_have_the_bits_of_one_process_and_fast_sums_differ_by_rounding(tm
             if expected.is_floating_point():
                 torch.testing.assert_close(found[0], expected, rtol=0, atol=tolerance)
         assert not torch.equal(both[0]["final"]["table.weight"], first["table.weight"])  # it was trained
+
+
+def bytes_of_diloco(mesh: Mesh) -> int:
+    """What a process sends in ten steps of which every fifth agrees."""
+    model = nn.Linear(500, 400)
+    strategy = DiLoCo(mesh, average_every=5, num_steps=10)
+    strategy.prepare(model, Optimizer(model, OptimConfig(name="sgd", lr=0.1), clock=Clock(WORKERS, 10)))
+    dist.barrier()
+    before = sent()
+    for step in range(10):
+        for worker in mesh.local_workers:
+            with strategy.worker(worker):
+                model(torch.ones(1, 500)).sum().backward()
+        strategy.step(step)
+    return sent() - before
+
+
+def test_local_workers_send_what_the_plan_says(tmp_path: Path) -> None:
+    config = make_config("algorithm=diloco", f"workers={WORKERS}", "train.batch=1", "algorithm.average_every=40")
+    synchronous, averages = agreements(config, Clock(WORKERS, 10))
+    assert (synchronous, averages) == (0, 0.2)
+    planned = 10 * averages * 2 * 3 / 4 * 4 * (500 * 400 + 400)
+    assert together(bytes_of_diloco, tmp_path, processes=4) == pytest.approx([planned] * 4, rel=0.02)

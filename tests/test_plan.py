@@ -79,6 +79,17 @@ def test_the_command_prints_draws_and_refuses(tmp_path: Path) -> None:
     assert odist("plan", *words, "--output", "hours.png", cwd=tmp_path).returncode == 2
 
 
+def test_workers_that_agree_rarely_send_and_wait_less() -> None:
+    words = ("workers=4", "train.batch=10", "algorithm.average_every=200", *DENSE)
+    sync, rare = (make_plan(make_config(f"algorithm={name}", *words)) for name in ("sync", "diloco"))
+    assert rare.agreements == pytest.approx(40 / 200, rel=0.05)  # examples of a step, and between agreements
+    assert rare.traffic.all_reduce == pytest.approx(rare.agreements * sync.traffic.all_reduce)
+    network = Network(seconds=1.0, straggling=0.2, bandwidth=1e6, latency=0.001)
+    assert step_seconds(rare, network, workers=64) < step_seconds(sync, network, workers=64) - 0.1
+    half = make_plan(make_config("algorithm=post_local", *words))
+    assert half.agreements == pytest.approx(0.5 + 0.5 * rare.agreements, rel=0.05)
+
+
 @pytest.mark.slow
 def test_a_real_run_of_four_processes_sends_what_was_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from odist.bench.cluster import Size, measure

@@ -76,7 +76,7 @@ def _print_counts(found: Plan) -> None:
         ("operations of a step of a group", f"{found.flops:.3g}"),
         ("... of its teachers", f"{found.teacher_flops:.3g} (+{found.teacher_flops / found.flops:.0%})"),
         ("memory of a process for its teachers", megabytes(found.memory)),
-        ("a process sends in a step: gradients", megabytes(traffic.all_reduce)),
+        ("a process sends in a step: gradients, or weights that it averages", megabytes(traffic.all_reduce)),
         ("... rows of embedding tables, at most", megabytes(traffic.tables)),
         ("... snapshots to the exchange", megabytes(traffic.snapshots)),
         ("... snapshots handed on in the group", megabytes(traffic.hand_on)),

@@ -42,6 +42,8 @@ SYNONYMS = {
     **dict.fromkeys(("distillationweight", "alpha", "lambda"), "algorithm.distill_weight"),
     **dict.fromkeys(("distillationloss", "loss"), "algorithm.distill_loss"),
     "burnin": "algorithm.burn_in",
+    **dict.fromkeys(("syncevery", "innersteps", "localsteps"), "algorithm.average_every"),
+    **dict.fromkeys(("outerlearningrate", "outerrate"), "algorithm.outer_lr"),
     "staleness": "algorithm.delay",
     **dict.fromkeys(("reloadevery", "exchangeevery", "syncinterval"), "exchange.interval"),
     **dict.fromkeys(("sequencelength", "seqlen", "context", "contextlength", "blocksize", "bptt"), "task.unroll"),

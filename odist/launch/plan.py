@@ -6,6 +6,7 @@ then as long as the network needs, which nothing overlaps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -52,6 +53,8 @@ class Plan:
     gradient_bytes: dense, in fp32; row_bytes: of the table rows that one worker's batch touches; snapshot_bytes: of a model
     flops: of a training step of one group, its teachers' forwards apart; teacher_flops: those, once they are heard
     memory: extra bytes of a process for teachers; interval: steps between reloads
+    agreements: sums over all workers of a group in a step, below 1 where local workers agree now and then; agreement_bytes: what
+        they add up in a step, on average
     interval_like_all_reduce: interval at which the snapshots that a group reads are as many bytes as one ring over all groups
         would send over each of its links; any longer one sends less between groups
     interval_like_predictions: interval at which they are as many bytes as the peers' predictions at every step
@@ -73,6 +76,8 @@ class Plan:
     traffic: Traffic
     interval_like_all_reduce: float | None
     interval_like_predictions: float | None
+    agreements: float
+    agreement_bytes: float
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -160,6 +165,8 @@ def plan_of(config: Config, *, task: Task, clock: Clock, model: Any, processes: 
         traffic=traffic,
         interval_like_all_reduce=peers * snapshot / one_ring if peers and one_ring else None,
         interval_like_predictions=snapshot / (examples * outputs * BYTES) if peers else None,
+        agreements=synchronous + averages,
+        agreement_bytes=synchronous * dense + averages * whole,
     )
 
 
@@ -224,11 +231,16 @@ def slowest(workers: int, *, straggling: float) -> float:
 
 
 def step_seconds(plan: Plan, network: Network, *, workers: int) -> float:
-    """Modelled seconds of a step of one group of `workers`: its slowest worker, then a ring of its dense gradient."""
+    """Modelled seconds of a step of one group of `workers`: its slowest worker, then a ring of what they add up.
+
+    Workers that agree only every few steps wait for the slowest of as many steps together, whose sum deviates less.
+    """
     teachers = 1 + plan.teacher_flops / plan.flops
-    compute = network.seconds * teachers * slowest(workers, straggling=network.straggling)
+    straggling = network.straggling * math.sqrt(plan.agreements)
+    compute = network.seconds * teachers * slowest(workers, straggling=straggling)
     rounds = 2 * (workers - 1)
-    return compute + rounds / workers * plan.gradient_bytes / network.bandwidth + rounds * network.latency
+    sending = rounds / workers * plan.agreement_bytes / network.bandwidth
+    return compute + sending + plan.agreements * rounds * network.latency
 
 
 def modelled_hours(plan: Plan, network: Network, *, workers: Sequence[int] = WORKERS) -> list[Hours]:
