@@ -152,10 +152,10 @@ def fit_passes(source: Source, *, options: LogisticOptions) -> Iterator[HashedLo
 
 def read_rows(source: Source, ids: np.ndarray, *, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Normalised numbers beside missing flags [n, 26], ids [n, 26], labels [n], as the network gets them."""
-    numeric, categorical, labels, _ = source.rows(ids, split)
-    missing = np.isnan(numeric)
-    scaled = np.where(missing, 0.0, (numeric - source.numeric_mean) / source.numeric_std)
-    return np.concatenate([scaled, missing], axis=1), categorical, labels
+    rows = source.rows(ids, split)
+    missing = np.isnan(rows.numeric)
+    scaled = np.where(missing, 0.0, (rows.numeric - source.numeric_mean) / source.numeric_std)
+    return np.concatenate([scaled, missing], axis=1), rows.categorical, rows.labels[:, 0]
 
 
 def predict(model: HashedLogistic, source: Source) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ import typer
 from odist.cli.prepare_options import with_options
 from odist.prepare.criteo.options import CriteoChoices, CriteoOptions
 from odist.prepare.images.options import ImageChoices, ImageOptions
+from odist.prepare.table.options import TableChoices, TableOptions
 from odist.prepare.text.options import TextChoices, TextOptions
 
 prepare_app = typer.Typer(help="Turn raw files into a folder that training reads.", no_args_is_help=True)
@@ -52,6 +53,46 @@ def criteo(
     with Stop().listening() as stop, PrepareProgress() as progress:
         report = prepare_criteo(inputs, output=output, like=like, options=options, progress=progress, stop=stop)
     print_criteo(report, output=output, like=like, json=as_json)
+
+
+@prepare_app.command()
+@with_options(TableChoices())
+def table(
+    *,
+    inputs: Annotated[
+        list[str],
+        typer.Option("--input", metavar="FILE", help="Parquet, or text with a header; folder or pattern; repeat."),
+    ],
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to make.")] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Use what was fitted for this prepared folder; all rows are validation rows."),
+    ] = None,
+    options: TableOptions,
+    print_schema: Annotated[
+        bool, typer.Option("--print-schema", help="Draft a schema from the columns of the input, and print it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Prepare any table of clicks: numeric and categorical columns, labels, weight, time and key, by a schema.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    from odist.cli.prepare_progress import PrepareProgress
+    from odist.cli.prepare_show import print_table_report
+    from odist.errors import UserError
+    from odist.launch.stop import Stop
+    from odist.prepare.table.prepare import draft_schema, prepare_table
+
+    _note_passed_over(inputs)
+    if print_schema:
+        print(draft_schema(inputs, format_name=options.format or "auto"), end="")
+        return
+    if output is None:
+        raise UserError("no --output. Name the folder to make, such as --output data/mine.")
+    with Stop().listening() as stop, PrepareProgress() as progress:
+        report = prepare_table(inputs, output=output, like=like, options=options, progress=progress, stop=stop)
+    print_table_report(report, output=output, like=like, json=as_json)
 
 
 @prepare_app.command("commoncrawl", hidden=True, help="The name of `odist prepare text` in earlier versions.")

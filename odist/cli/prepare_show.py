@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from odist.prepare.criteo.options import CriteoReport
     from odist.prepare.images.options import ImageReport
     from odist.prepare.job import Report
+    from odist.prepare.table.options import TableReport
     from odist.prepare.text.options import TextReport
 
 SPLITS = {"train": "training", "validation": "validation"}
@@ -25,25 +26,46 @@ Line = tuple[str, str]  # what it is about, in words
 
 def print_criteo(report: CriteoReport, *, output: Path, like: Path | None, json: bool) -> None:
     """Print the report of a Criteo preparation, or its JSON."""
-    rows = sum(report.rows.values())
-    bad = sum(report.bad_rows.values())
-    empty = sum(report.missing.values())
-    most = sorted(report.missing.items(), key=lambda item: -item[1])[:3]
     lines = _splits({"rows": report.rows})
     lines.append(
         ("clicks", "no labels" if report.click_rate is None else f"{100 * report.click_rate:.2f} % of the rows")
     )
-    if bad:
-        lines.append(("left out", f"{bad:,} bad rows: {_counts(report.bad_rows)}"))
-        lines += _located(report.bad_locations, bad)
-    if empty:
-        shown = ", ".join(f"{name} {100 * number / rows:.1f} %" for name, number in most if number)
-        lines.append(("empty", f"{100 * empty / (rows * len(report.missing)):.1f} % of the cells; most in {shown}"))
+    lines += _bad_and_empty(report)
     if json:
         print(as_json(dataclasses.asdict(report)))
         return
     _print(report, output, lines)
     _print_next("criteo", report.rows, output=output, like=like, labelled=report.click_rate is not None)
+
+
+def print_table_report(report: TableReport, *, output: Path, like: Path | None, json: bool) -> None:
+    """Print the report of the preparation of a table, or its JSON."""
+    if json:
+        print(as_json(dataclasses.asdict(report)))
+        return
+    lines = _splits({"rows": report.rows})
+    rates = report.label_rates or {}
+    lines.append(("labels", ", ".join(f"{name} {100 * rate:.2f} %" for name, rate in rates.items()) or "none"))
+    if report.vocabularies:
+        lines.append(("vocabularies", ", ".join(f"{n} {size:,} values" for n, size in report.vocabularies.items())))
+    lines.append(("embeddings", f"{report.embedding_rows:,} rows"))
+    lines += _bad_and_empty(report)
+    _print(report, output, lines)
+    _print_next("table", report.rows, output=output, like=like, labelled=report.label_rates is not None)
+
+
+def _bad_and_empty(report: CriteoReport | TableReport) -> list[Line]:
+    rows, bad = sum(report.rows.values()), sum(report.bad_rows.values())
+    empty = sum(report.missing.values())
+    lines: list[Line] = []
+    if bad:
+        lines.append(("left out", f"{bad:,} bad rows: {_counts(report.bad_rows)}"))
+        lines += _located(report.bad_locations, bad)
+    if empty:
+        most = sorted(report.missing.items(), key=lambda item: -item[1])[:3]
+        shown = ", ".join(f"{name} {100 * number / rows:.1f} %" for name, number in most if number)
+        lines.append(("empty", f"{100 * empty / (rows * len(report.missing)):.1f} % of the cells; most in {shown}"))
+    return lines
 
 
 def print_text(report: TextReport, *, output: Path, like: Path | None, json: bool) -> None:
@@ -70,7 +92,7 @@ def print_text(report: TextReport, *, output: Path, like: Path | None, json: boo
         print(as_json(dataclasses.asdict(report)))
         return
     _print(report, output, lines, speed=f"{report.tokens_per_second:,.0f} tokens/s")
-    _print_next("lm", report.documents, output=output, like=like, labelled=True)
+    _print_next("text", report.documents, output=output, like=like, labelled=True)
 
 
 def print_imagenet(report: ImageReport, *, output: Path, like: Path | None, json: bool) -> None:
@@ -159,9 +181,10 @@ def _sources(report: Report) -> Iterator[Line]:
         yield "", f"  and {number - SHOWN:,} more, see store.json"
 
 
-def _print_next(task: str, rows: Mapping[str, int], *, output: Path, like: Path | None, labelled: bool) -> None:
+def _print_next(verb: str, rows: Mapping[str, int], *, output: Path, like: Path | None, labelled: bool) -> None:
     # What works with this store, and nothing else.
-    command, evaluate = f"odist prepare {NAMES[task]}", f"odist eval RUN --data {shlex.quote(str(output))}"
+    command, task = f"odist prepare {verb}", TASKS.get(verb, verb)
+    evaluate = f"odist eval RUN --data {shlex.quote(str(output))}"
     if not labelled and like is None:
         print(
             "no labels: no model can be trained on these rows, nor can they be evaluated against what was clicked. To "
@@ -197,4 +220,4 @@ def _data_path(output: Path) -> str:
     return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
 
 
-NAMES = {"criteo": "criteo", "lm": "text", "imagenet": "imagenet"}
+TASKS = {"table": "criteo", "text": "lm"}  # of preparations that have another name

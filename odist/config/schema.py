@@ -130,6 +130,30 @@ class MLPConfig(ModelConfig):
 
 
 @dataclass
+class DeepFMConfig(ModelConfig):
+    name: str = key("deepfm", "registry name", parts="models")
+    embedding_dim: int = key(16, "columns of an embedding table", bounds=POSITIVE)
+    embedding_std: float = key(0.05, "standard deviation of the initial embeddings", bounds=NOT_NEGATIVE)
+    hidden: list[int] = key([400, 400, 400], "units of each hidden layer", bounds=POSITIVE)
+    compile: bool = key(False, COMPILE)
+
+
+STRUCTURES = {"stacked": "the tower reads what the cross layers give", "parallel": "both read the input"}
+
+
+@dataclass
+class DCNV2Config(ModelConfig):
+    name: str = key("dcn_v2", "registry name", parts="models")
+    embedding_dim: int = key(16, "columns of an embedding table", bounds=POSITIVE)
+    embedding_std: float = key(0.05, "standard deviation of the initial embeddings", bounds=NOT_NEGATIVE)
+    hidden: list[int] = key([768, 768], "units of each hidden layer", bounds=POSITIVE)
+    cross_layers: int = key(2, "layers that multiply with the input", bounds=POSITIVE)
+    rank: int | None = key(None, "rank of the cross layers' matrices; null: full", bounds=POSITIVE)
+    structure: str = key("stacked", "where the tower stands", choices=STRUCTURES)
+    compile: bool = key(False, COMPILE)
+
+
+@dataclass
 class LSTMConfig(ModelConfig):
     name: str = key("lstm", "registry name", parts="models")
     embedding_dim: int = key(256, "columns of the embedding table", bounds=POSITIVE)

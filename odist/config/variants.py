@@ -9,6 +9,8 @@ from typing import Any
 from odist import registry
 from odist.config.schema import (
     CriteoConfig,
+    DCNV2Config,
+    DeepFMConfig,
     ImageNetConfig,
     LMConfig,
     LSTMConfig,
@@ -26,6 +28,8 @@ from odist.errors import UserError
 TASK_CONFIGS: dict[str, type[TaskConfig]] = {"criteo": CriteoConfig, "lm": LMConfig, "imagenet": ImageNetConfig}
 MODEL_CONFIGS: dict[str, type[ModelConfig]] = {
     "mlp": MLPConfig,
+    "deepfm": DeepFMConfig,
+    "dcn_v2": DCNV2Config,
     "lstm": LSTMConfig,
     "transformer": TransformerConfig,
     "resnet": ResNetConfig,

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from odist.data.arrays import load_array
+from odist.data.arrays import check_size, load_array
 from odist.data.store import Store, damaged, open_record
 from odist.errors import UserError
 
 FORMAT = "odist-rows-1"
 DTYPE = np.dtype("<i4")
+KEYS_FILE = "keys.bin"  # of rows with a key that is text: the keys one after another
 HEADER_BYTES = 128  # of every array file; fixed, so that the row count can be written when it is known
 
 
@@ -109,6 +110,12 @@ class RowStore(Store[np.ndarray]):
                 raise damaged(path / split["file"], f"split {name} ends at row {stop:,}, the file at {len(rows):,}")
             arrays[name] = rows[start:stop]
         return cls(path, meta, arrays)
+
+    def texts(self) -> np.ndarray:
+        """The keys of the rows where those are text, uint8, as `odist.data.layout` says. UserError if they are damaged."""
+        path = self.path / KEYS_FILE
+        check_size(path, int(self.meta["key_bytes"]))
+        return np.fromfile(path, dtype=np.uint8)
 
     @property
     def columns(self) -> int:

@@ -24,7 +24,11 @@ from odist.stores import check_url
 from odist.teachers import ModelOptions, PeersOptions, PopulationOptions, peers_options
 
 PREPARED_BY = {"lm": "text"}  # the verb's name where it is not the task's
-MODELS_OF_TASKS = {"criteo": ("mlp",), "lm": ("lstm", "transformer"), "imagenet": ("resnet", "wrn")}
+MODELS_OF_TASKS = {
+    "criteo": ("mlp", "deepfm", "dcn_v2"),
+    "lm": ("lstm", "transformer"),
+    "imagenet": ("resnet", "wrn"),
+}
 
 
 def validate(config: Config) -> None:

@@ -192,7 +192,11 @@ def beside_a_constant(task: Task, results: dict[str, Any], targets: np.ndarray) 
     if name not in CROSS_ENTROPIES or results.get(name) is None:
         return {}
     prior = task.prior().numpy()
-    constant = constant_loss(prior if prior.ndim == 0 else np.full(len(prior), 1 / len(prior)), targets)
+    if prior.ndim == 0:
+        same_for_all = np.full(len(targets), float(prior))
+        constant = task.results(same_for_all, targets, bayes=None, split="validation")[name]
+    else:
+        constant = constant_loss(np.full(len(prior), 1 / len(prior)), targets)
     remarks = []
     if not results[name] < constant:
         same = f"{prior:.4f}, the rate of the training rows" if prior.ndim == 0 else f"1/{len(prior)} for every class"

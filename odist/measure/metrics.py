@@ -130,6 +130,29 @@ class BinaryMetrics(_Totals):
         return result
 
 
+class LabelMetrics(_Totals):
+    """Metrics of several binary labels, from logits; see `label_results`.
+
+    names: of the labels
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.labels = [BinaryMetrics() for _ in names]
+        self.arrays = {
+            f"{place} {name}": array for place, own in enumerate(self.labels) for name, array in own.arrays.items()
+        }
+
+    def update(self, logits: Any, targets: Any, weights: Any = None, *, bayes: Any = None) -> None:
+        """Add a batch: logits, targets in {0, 1}, weights >= 0, each [n, labels]."""
+        for place, own in enumerate(self.labels):
+            own.update(logits[:, place], targets[:, place], None if weights is None else weights[:, place])
+
+    def result(self) -> dict[str, float | int | None]:
+        """Means over the labels, and log_loss and auc of each; None where undefined."""
+        return _over_labels([own.result() for own in self.labels], self.names)
+
+
 class MulticlassMetrics(_Totals):
     """Cross-entropy, accuracy and calibration of a task of C exclusive classes, from logits."""
 
@@ -195,11 +218,9 @@ def log_loss_rows(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def constant_loss(prior: np.ndarray, targets: np.ndarray) -> float:
     """Mean loss in nats of predicting the same for every row.
 
-    prior: [] probability of the positive class, or [C] of each class; targets: [n]
+    prior: [C] probability of each class; targets: [n]
     """
     eps = float(np.finfo(np.float64).eps)
-    if prior.ndim == 0:
-        return float(log_loss_rows(np.full(len(targets), float(prior)), targets).mean())
     counts = np.bincount(targets.astype(np.int64), minlength=len(prior))
     return float(-(counts @ np.log(np.maximum(prior.astype(np.float64), eps))) / len(targets))
 
@@ -219,9 +240,12 @@ def mid_ranks(values: np.ndarray) -> np.ndarray:
     return (last - (counts - 1) / 2)[inverse]
 
 
-def auc_delong(scores: Any, targets: Any, *, confidence: float = 0.95) -> tuple[float | None, list[float] | None]:
+def auc_delong(
+    scores: Any, targets: Any, *, weights: np.ndarray | None = None, confidence: float = 0.95
+) -> tuple[float | None, list[float] | None]:
     """Area under the ROC curve and its DeLong interval, in O(n log n).
 
+    weights: of the rows, None: all 1
     DeLong et al. 1988 by mid-ranks (Sun and Xu 2014). None for targets of one class; no interval with
     fewer than two rows of a class.
     """
@@ -229,6 +253,8 @@ def auc_delong(scores: Any, targets: Any, *, confidence: float = 0.95) -> tuple[
     m, n = int(y.sum()), int((~y).sum())
     if m == 0 or n == 0:
         return None, None
+    if weights is not None:
+        return _weighted_auc(s, y, weights, confidence=confidence)
     ranks = mid_ranks(s)
     of_positives = (ranks[y] - mid_ranks(s[y])) / n  # share of negatives below each positive
     of_negatives = 1 - (ranks[~y] - mid_ranks(s[~y])) / m  # share of positives above each negative
@@ -240,39 +266,128 @@ def auc_delong(scores: Any, targets: Any, *, confidence: float = 0.95) -> tuple[
     return auc, [max(0.0, auc - half), min(1.0, auc + half)]
 
 
+def _weighted_auc(
+    s: np.ndarray, y: np.ndarray, weights: np.ndarray, *, confidence: float
+) -> tuple[float | None, list[float] | None]:
+    """The same with weights: a pair counts the product of its two weights."""
+    values, place = np.unique(s, return_inverse=True)
+
+    def share_below(of: np.ndarray) -> np.ndarray:
+        # Of the rows `of`, the share of their weight that lies below each row; ties count half.
+        own = np.bincount(place[of], weights=weights[of], minlength=len(values))
+        return np.asarray((np.cumsum(own) - 0.5 * own)[place] / own.sum())
+
+    parts = ((share_below(~y)[y], weights[y]), (1 - share_below(y)[~y], weights[~y]))
+    if not all(weight.sum() > 0 for _, weight in parts):
+        return None, None
+    auc = float(np.average(parts[0][0], weights=parts[0][1]))
+    errors = [_weighted_error(values, weight) for values, weight in parts]
+    if None in errors:
+        return auc, None
+    half = normal_quantile(0.5 + confidence / 2) * math.hypot(*(error for error in errors if error is not None))
+    return auc, [max(0.0, auc - half), min(1.0, auc + half)]
+
+
+def _weighted_error(values: np.ndarray, weights: np.ndarray) -> float | None:
+    """Standard error of a weighted mean of independent rows, the weights given; None below two."""
+    n = len(values)
+    if n < 2:
+        return None
+    away = weights * (values - np.average(values, weights=weights))
+    return float(math.sqrt(float(away @ away) * n / (n - 1)) / weights.sum())
+
+
+def _mean_and_interval(
+    values: np.ndarray, weights: np.ndarray | None, *, confidence: float
+) -> tuple[float, list[float] | None]:
+    """Mean of independent rows and its normal interval."""
+    if weights is None:
+        return float(values.mean()), mean_over_rows_interval(values, confidence=confidence)
+    mean, error = float(np.average(values, weights=weights)), _weighted_error(values, weights)
+    half = None if error is None else normal_quantile(0.5 + confidence / 2) * error
+    return mean, None if half is None else [mean - half, mean + half]
+
+
 def binary_results(
-    probabilities: Any, targets: Any, *, bayes: Any = None, confidence: float = 0.95, num_calibration_bins: int = 15
+    probabilities: Any,
+    targets: Any,
+    *,
+    bayes: Any = None,
+    weights: Any = None,
+    confidence: float = 0.95,
+    num_calibration_bins: int = 15,
 ) -> dict[str, Any]:
     """Exact metrics of whole arrays, each with its interval over rows under `<name>_interval`.
 
-    probabilities, targets, bayes: [n]; bayes are the generator's optimal probabilities
+    probabilities, targets, bayes, weights: [n]; bayes are the generator's optimal probabilities; weights None: all 1
     Intervals: log_loss and excess_log_loss normal over rows (the latter of paired differences), auc
-    DeLong, accuracy Wilson. auc is None for targets of one class.
+    DeLong, accuracy Wilson, with weights normal. auc is None for targets of one class.
     """
     p, y = _array(probabilities), _array(targets)
     if p.ndim != 1 or p.shape != y.shape or len(p) == 0:
         raise ValueError(f"expected two arrays of one shape [n], n > 0, got {p.shape} and {y.shape}")
+    w = None if weights is None else _array(weights)
     loss = log_loss_rows(p, y)
-    correct = float(((p > 0.5) == (y > 0.5)).sum())
-    auc, auc_interval = auc_delong(p, y, confidence=confidence)
+    right = (p > 0.5) == (y > 0.5)
+    auc, auc_interval = auc_delong(p, y, weights=w, confidence=confidence)
+    log_loss, log_loss_interval = _mean_and_interval(loss, w, confidence=confidence)
+    if w is None:
+        correct = float(right.sum())
+        accuracy, accuracy_interval = correct / len(p), proportion_interval(correct, len(p), confidence=confidence)
+    else:
+        accuracy, accuracy_interval = _mean_and_interval(right.astype(np.float64), w, confidence=confidence)
+    ones = np.ones_like(p) if w is None else w
     result: dict[str, Any] = {
         "rows": len(p),
-        "log_loss": float(loss.mean()),
-        "log_loss_interval": mean_over_rows_interval(loss, confidence=confidence),
+        "log_loss": log_loss,
+        "log_loss_interval": log_loss_interval,
         "auc": auc,
         "auc_interval": auc_interval,
-        "accuracy": correct / len(p),
-        "accuracy_interval": proportion_interval(correct, len(p), confidence=confidence),
-        "brier": float(np.mean((p - y) ** 2)),
-        "calibration_error": _calibration_error(_calibration_sums(p, y, np.ones_like(p), num_calibration_bins)),
-        "mean_prediction": float(p.mean()),
-        "base_rate": float(y.mean()),
+        "accuracy": accuracy,
+        "accuracy_interval": accuracy_interval,
+        "brier": float(np.average((p - y) ** 2, weights=w)),
+        "calibration_error": _calibration_error(_calibration_sums(p, y, ones, num_calibration_bins)),
+        "mean_prediction": float(np.average(p, weights=w)),
+        "base_rate": float(np.average(y, weights=w)),
     }
     if bayes is not None:
         excess = loss - log_loss_rows(_array(bayes), y)
-        result["excess_log_loss"] = float(excess.mean())
-        result["excess_log_loss_interval"] = mean_over_rows_interval(excess, confidence=confidence)
+        result["excess_log_loss"], result["excess_log_loss_interval"] = _mean_and_interval(
+            excess, w, confidence=confidence
+        )
     return intervals_within_range(result)
+
+
+OVER_LABELS = ("log_loss", "auc", "accuracy", "brier", "calibration_error", "mean_prediction", "base_rate")
+OF_EACH_LABEL = ("log_loss", "auc")
+
+
+def label_results(
+    probabilities: np.ndarray, targets: np.ndarray, *, names: list[str], weights: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Metrics of several binary labels: the means over the labels, and some of each under `<metric>_<label>`.
+
+    probabilities, targets: [n, labels]; weights: [n], None: all 1
+    The interval of log_loss is over rows, of each row's mean over its labels.
+    """
+    each = [binary_results(probabilities[:, place], targets[:, place], weights=weights) for place in range(len(names))]
+    result = _over_labels(each, names)
+    rows = np.mean([log_loss_rows(_array(p), _array(y)) for p, y in zip(probabilities.T, targets.T, strict=True)], 0)
+    _, result["log_loss_interval"] = _mean_and_interval(rows, weights, confidence=0.95)
+    for name, own in zip(names, each, strict=True):
+        result |= {f"{metric}_{name}_interval": own[f"{metric}_interval"] for metric in OF_EACH_LABEL}
+    return intervals_within_range(result)
+
+
+def _over_labels(each: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """Means over the labels of what is known of all of them, and each label's own."""
+    result: dict[str, Any] = {"rows": each[0]["rows"]}
+    for metric in OVER_LABELS:
+        own = [one[metric] for one in each]
+        result[metric] = None if None in own else float(np.mean(own))
+    for name, one in zip(names, each, strict=True):
+        result |= {f"{metric}_{name}": one[metric] for metric in OF_EACH_LABEL}
+    return result
 
 
 def multiclass_results(

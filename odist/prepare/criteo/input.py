@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from odist.errors import UserError
-from odist.prepare.criteo.lines import TextBlock, first_lines, read_blocks, read_start
 from odist.prepare.inputs import InputFile
+from odist.prepare.lines import TextBlock, first_lines, read_blocks, read_start
 
 NUMERIC = tuple(f"I{number}" for number in range(1, 14))
 CATEGORICAL = tuple(f"C{number}" for number in range(1, 27))

@@ -43,14 +43,15 @@ _GOLDEN, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE
 _S27, _S30, _S31, _S32, _S33 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32), np.uint64(33)
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function of numbers and arrays, without the GIL."""
     try:
         return njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no folder that could hold the cache: compile in every process
         return njit(nogil=True)(function)
 
 
-@_compiled
+@compiled
 def splitmix64(key: np.uint64) -> np.uint64:
     """Return the first output of splitmix64 seeded with `key`."""
     z = key + _GOLDEN
@@ -59,14 +60,14 @@ def splitmix64(key: np.uint64) -> np.uint64:
     return z ^ (z >> _S31)
 
 
-@_compiled
+@compiled
 def bucket(column: int, value: int, buckets: int) -> np.int32:
     """Return the bucket of categorical `value` (MISSING_VALUE and RARE_VALUE included) in `column` (0 to 25)."""
     z = splitmix64((np.uint64(column) << _S33) | np.uint64(value))
     return np.int32(((z >> _S32) * np.uint64(buckets)) >> _S32)
 
 
-@_compiled
+@compiled
 def log_transform(value: int) -> np.float32:
     """Return sign(x) * log1p(|x|); Criteo's integers go down to -3."""
     if value < 0:
@@ -74,7 +75,7 @@ def log_transform(value: int) -> np.float32:
     return np.float32(math.log1p(float(value)))
 
 
-@_compiled
+@compiled
 def log_table() -> np.ndarray:
     """Return log_transform of 0, 1, ..., TABLE_SIZE - 1."""
     table = np.empty(TABLE_SIZE, dtype=np.float32)
@@ -83,7 +84,7 @@ def log_table() -> np.ndarray:
     return table
 
 
-@_compiled
+@compiled
 def special_ids(value: int, buckets: int) -> np.ndarray:
     """Return the bucket of MISSING_VALUE or RARE_VALUE in each categorical column, int32 [26]."""
     ids = np.empty(NUM_CATEGORICAL, dtype=np.int32)
@@ -92,7 +93,7 @@ def special_ids(value: int, buckets: int) -> np.ndarray:
     return ids
 
 
-@_compiled
+@compiled
 def drawn(first: int, count: int, seed: int, threshold: int) -> np.ndarray:
     """Draw which of rows first, ..., first + count - 1 a random split takes, bool [count].
 
@@ -105,7 +106,7 @@ def drawn(first: int, count: int, seed: int, threshold: int) -> np.ndarray:
     return result
 
 
-@_compiled
+@compiled
 def extreme_draws(count: int, seed: int) -> tuple[int, int]:
     """Return the least and the largest number that `drawn` compares, of rows 0 to count - 1; count at least 1."""
     key = splitmix64(np.uint64(seed))
@@ -116,7 +117,7 @@ def extreme_draws(count: int, seed: int) -> tuple[int, int]:
     return least, most
 
 
-@_compiled
+@compiled
 def _skip_zero_fraction(text, position):  # type: ignore[no-untyped-def]
     # "1.0", as pandas writes integers of a column with gaps; any other fraction stops at the point.
     if text[position] == POINT and text[position + 1] == ZERO:
@@ -126,7 +127,7 @@ def _skip_zero_fraction(text, position):  # type: ignore[no-untyped-def]
     return position
 
 
-@_compiled
+@compiled
 def _parse_label(text, position, separator):  # type: ignore[no-untyped-def]
     label = np.int64(text[position]) - ZERO
     if label != 0 and label != 1:
@@ -137,7 +138,7 @@ def _parse_label(text, position, separator):  # type: ignore[no-untyped-def]
     return label, position + 1
 
 
-@_compiled
+@compiled
 def _parse_row(text, position, separator, labelled, buckets, missing_ids, table, row, numeric, missing):  # type: ignore[no-untyped-def]
     # One row -> (reason or 0, column from 0, position after it or where it went wrong).
     # `text` ends with a newline, which is not a digit, so no loop can run past the end.
@@ -199,7 +200,7 @@ def _parse_row(text, position, separator, labelled, buckets, missing_ids, table,
     return 0, 0, position
 
 
-@_compiled
+@compiled
 def _diagnose(text, start, separator, labelled, reason, detail):  # type: ignore[no-untyped-def]
     # A wrong number of columns explains everything after it, so it is the reason given.
     position, found = start, 1
@@ -214,7 +215,7 @@ def _diagnose(text, start, separator, labelled, reason, detail):  # type: ignore
     return reason, detail, position + 1
 
 
-@_compiled
+@compiled
 def parse_rows(text, separator, labelled, buckets, missing_ids, table, out, out_float, missing, bad, counts):  # type: ignore[no-untyped-def]
     """Parse whole lines.
 
@@ -249,7 +250,7 @@ def parse_rows(text, separator, labelled, buckets, missing_ids, table, out, out_
     return rows, lines, clicks
 
 
-@_compiled
+@compiled
 def moments(rows_float):  # type: ignore[no-untyped-def]
     """Return count, mean and sum of squared deviations of the present numeric values.
 
@@ -274,7 +275,7 @@ def moments(rows_float):  # type: ignore[no-untyped-def]
     return result
 
 
-@_compiled
+@compiled
 def count_ids(rows, counters):  # type: ignore[no-untyped-def]
     """Add the bucket ids of packed rows to `counters`, uint8 [buckets], which stop at 255."""
     for row in range(len(rows)):
@@ -284,7 +285,7 @@ def count_ids(rows, counters):  # type: ignore[no-untyped-def]
                 counters[index] += 1
 
 
-@_compiled
+@compiled
 def replace_rare(rows, rare, rare_ids):  # type: ignore[no-untyped-def]
     """Replace, in place, each id with rare[id] by its column's own rare id; doing it twice changes nothing more."""
     for row in range(len(rows)):

@@ -18,10 +18,10 @@ from odist.data.rows import RowWriter
 from odist.errors import Interrupted, UserError
 from odist.prepare.criteo.fit import NUM_COLUMNS, in_order
 from odist.prepare.criteo.input import FEATURES, RowLayout, read_rows
-from odist.prepare.criteo.lines import TextBlock, read_ahead
 from odist.prepare.criteo.options import CriteoChoices, CriteoOptions
 from odist.prepare.inputs import InputFile
 from odist.prepare.job import ShowProgress, Stop
+from odist.prepare.lines import TextBlock, read_ahead
 from odist.run.provenance import num_cores
 
 MAX_LOCATED = 10  # bad rows that the report locates
