@@ -165,7 +165,7 @@ def test_config_dir_adds_choices(tmp_path: Path) -> None:
         (["train.btch=1"], ["no key train.btch", "train.batch"]),
         (["+fooo=1"], ["no key fooo"]),
         (["algorithm=codistil"], ["algorithm=codistil", "Did you mean codistill?", "local_sgd"]),
-        (["model=mpl"], ["Did you mean mlp?", "lstm, mlp, resnet, resnet50, transformer, wrn."]),
+        (["model=mpl"], ["Did you mean mlp?", "dcn_v2, deepfm, lstm, mlp, resnet, resnet50, transformer, wrn."]),
         (["task=imagenet", "model=resnet18"], ["model=resnet model.depth=18"]),
         (["train.batch=many"], ["train.batch=many", "expected a whole number"]),
         (["codistill"], ["codistill: not KEY=VALUE", "algorithm=codistill"]),

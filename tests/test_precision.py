@@ -17,6 +17,8 @@ from odist.run.folder import Run
 
 MODELS = {
     "mlp": ["task=criteo"],
+    "deepfm": ["task=criteo", "model=deepfm"],
+    "dcn_v2": ["task=criteo", "model=dcn_v2"],
     "resnet": ["task=imagenet"],
     "wrn": ["task=imagenet", "model=wrn"],
     "lstm": ["task=lm", "task.unroll=8"],

@@ -75,11 +75,18 @@ def evaluate(
             targets=prediction.targets,
             form=form_of(prediction.probabilities, prediction.targets),
             fingerprint=data_fingerprint(split, task.fingerprint),
+            names=row_columns(task, split),
         )
     missing = run.missing_groups
     known = {"run": str(run.path), "split": split, "step": step, "predictor": predictor(config, missing=missing)}
     lost = {"missing_groups": missing} if missing else {}
     return {**known, "device": config.launch.device, **lost, **results}
+
+
+def row_columns(task: Task, split: str) -> dict[str, np.ndarray]:
+    """Columns that name the entries of a split's predictions; a task may say which, by a method of this name."""
+    named = getattr(task, "row_columns", None)
+    return {} if named is None else dict(named(split))
 
 
 def log_mean_evaluations(run: Run, config: Config) -> None:

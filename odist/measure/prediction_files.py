@@ -1,7 +1,7 @@
 """Files of predictions, CSV or Parquet: written by `odist eval --output`, read by `odist churn`.
 
 One row a prediction. odist writes `row` (its number in the evaluation), `data_fingerprint` (which rows these are),
-`label` where it is known, and `prediction` (binary), `prediction_0` to `prediction_K-1` (K classes) or
+`label` where it is known, a key that the data have, and `prediction` (binary), `prediction_0` to `prediction_K-1` (K classes) or
 `probability_of_label` (language models: of the correct piece).
 """
 
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,14 +71,20 @@ def data_fingerprint(split: str, fingerprint: str) -> str:
 
 
 def write_predictions(
-    path: Path, probabilities: np.ndarray, *, targets: np.ndarray, form: Form, fingerprint: str
+    path: Path,
+    probabilities: np.ndarray,
+    *,
+    targets: np.ndarray,
+    form: Form,
+    fingerprint: str,
+    names: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
     """Write predictions to a .csv or .parquet file.
 
     probabilities: [rows] or [rows, classes]; targets: [rows], below 0 where there are none
-    fingerprint: as `data_fingerprint` has it
+    fingerprint: as `data_fingerprint` has it; names: what else names the rows, each [rows], by column
     """
-    frame = frame_of(probabilities, targets=targets, form=form, fingerprint=fingerprint)
+    frame = frame_of(probabilities, targets=targets, form=form, fingerprint=fingerprint, names=names)
     try:
         with replacing(path) as partial:
             frame.to_csv(partial, index=False) if path.suffix == ".csv" else frame.to_parquet(partial, index=False)
@@ -85,11 +92,19 @@ def write_predictions(
         raise _not_written(path, error) from error
 
 
-def frame_of(probabilities: np.ndarray, *, targets: np.ndarray, form: Form, fingerprint: str) -> pd.DataFrame:
+def frame_of(
+    probabilities: np.ndarray,
+    *,
+    targets: np.ndarray,
+    form: Form,
+    fingerprint: str,
+    names: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> pd.DataFrame:
     """Predictions as a table with the columns of a file; arguments as of `write_predictions`."""
     import pandas as pd
 
     columns: dict[str, Any] = {ROW: np.arange(len(targets)), FINGERPRINT: pd.Categorical([fingerprint] * len(targets))}
+    columns |= {name: values for name, values in names.items() if name not in columns}
     if (targets >= 0).all():
         columns["label"] = targets
     return pd.DataFrame({**columns, **probability_columns(probabilities, form=form)})

@@ -66,13 +66,12 @@ class Plain:
 
 
 def plain_columns(
-    table: pa.Table, schema: TableSchema, layout: RowLayout, *, labelled: bool, time_kind: str, is_text: bool
+    table: pa.Table, schema: TableSchema, layout: RowLayout, *, labelled: bool, time_kind: str, empty: np.ndarray
 ) -> tuple[Plain, list[Fault]]:
     """Read the columns of a block, and find its unreadable rows.
 
-    time_kind: number or time; is_text: of a text file, in which a row may be empty
+    time_kind: number or time; empty: bool [n], which lines of a text file are empty
     """
-    n = table.num_rows
     faults: list[Fault] = []
 
     def column(name: str) -> pa.Array:
@@ -84,11 +83,7 @@ def plain_columns(
         if rows.any():
             faults.append(Fault(reason, rows, name, expected))
 
-    if is_text:
-        empty = np.ones(n, dtype=np.bool_)
-        for name in table.column_names:
-            empty &= column(name).is_null().to_numpy(zero_copy_only=False)
-        note("empty", empty, table.column_names[0], "a value in at least one column")
+    note("empty", empty, table.column_names[0], "a row")
     labels = None
     if labelled:
         labels = []

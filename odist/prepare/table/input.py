@@ -54,12 +54,14 @@ class Block:
     """Rows of one source.
 
     table: the wanted columns; places: int64 [rows] number of each row among those of the block, the unreadable included
+    empty: bool [rows], whether a line is empty
     total: rows, the unreadable included; unreadable: number of each with how many columns it has
     offset: where the source goes on (unpacked bytes, or rows of Parquet); done: bytes of the file itself read so far
     """
 
     table: pa.Table
     places: np.ndarray
+    empty: np.ndarray
     total: int
     unreadable: dict[int, int]
     offset: int
@@ -108,9 +110,9 @@ def open_table(source: InputFile, *, format_name: str) -> TableFile:
     return TableFile(source, dict.fromkeys(names), separator, begin, sample)
 
 
-def check_columns(file: TableFile, schema: TableSchema) -> bool:
+def check_columns(file: TableFile, schema: TableSchema, *, may_lack_labels: bool) -> bool:
     """Tell whether the rows have labels; UserError for a column that is missing or of a type that is not read."""
-    labelled = any(name in file.types for name in schema.label)
+    labelled = not may_lack_labels or any(name in file.types for name in schema.label)
     for name, role in schema.roles:
         if name not in file.types and (labelled or role not in OPTIONAL):
             raise UserError(
@@ -186,7 +188,11 @@ def _parsed(file: TableFile, columns: Sequence[str], text: bytes, *, offset: int
             "line ends, or write the table as Parquet."
         )
     places = np.setdiff1d(np.arange(total), np.fromiter(unreadable, dtype=np.int64), assume_unique=True)
-    return Block(table, places, total, unreadable, offset, done)
+    content = np.frombuffer(text, dtype=np.uint8)
+    ends = np.flatnonzero(content == ord("\n"))
+    lengths = np.diff(ends, prepend=-1) - 1
+    empty = (lengths == 0) | ((lengths == 1) & (content[ends - 1] == ord("\r")))
+    return Block(table, places, empty[places], total, unreadable, offset, done)
 
 
 def _parquet_blocks(file: TableFile, columns: Sequence[str], *, first: int, batch: int) -> Iterator[Block]:
@@ -208,7 +214,7 @@ def _parquet_blocks(file: TableFile, columns: Sequence[str], *, first: int, batc
                     table = pyarrow.Table.from_batches([rows]).slice(skipped)
                     places = np.arange(table.num_rows)
                     done = source.bytes * position // total
-                    yield Block(table, places, table.num_rows, {}, position, done)
+                    yield Block(table, places, np.zeros(len(places), np.bool_), len(places), {}, position, done)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{source.path}: a Parquet file that cannot be read: {error}") from None
 

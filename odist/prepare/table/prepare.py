@@ -69,11 +69,11 @@ class TablePreparation(Preparation[TableOptions, TableReport]):
         self.other = None if like is None else RowStore.open(like)
         self.choices, self.schema = self.options.resolve(self.other)
         self.files = [open_table(source, format_name=self.choices.format) for source in find_files(inputs)]
-        labelled = [check_columns(file, self.schema) for file in self.files]
+        labelled = [check_columns(file, self.schema, may_lack_labels=like is not None) for file in self.files]
         self.labelled = labelled[0]
         if len(set(labelled)) > 1:
             with_label, without = (self.files[labelled.index(known)].source.path for known in (True, False))
-            raise UserError(f"{with_label} has labels, {without} has none. Prepare them apart, the second with --like.")
+            raise UserError(f"{with_label} has labels, {without} has none. Prepare them apart.")
         self.layout = layout_of(self.schema, self.files)
         self.state = TableState(
             source_rows=[0] * len(self.files),

@@ -168,7 +168,7 @@ class TableReader:
             self.layout,
             labelled=self.labelled,
             time_kind=self.time_kind,
-            is_text=file.is_text,
+            empty=block.empty,
         )
         if faults or block.unreadable:
             good = self._note_bad(block, file, faults)
