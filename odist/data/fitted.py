@@ -50,6 +50,9 @@ def _write(store: Path, meta: dict[str, Any], folder: Path) -> bool:
         for split in meta["splits"].values():
             (folder / split["file"]).write_bytes(npy_header(0, int(meta["columns"])))
             split |= {"start": 0, "stop": 0}
+        if meta.get("key_bytes"):
+            (folder / rows.KEYS_FILE).touch()
+            meta["key_bytes"] = 0
         if rare := meta["fitted"].get("rare"):
             shutil.copyfile(store / rare["file"], folder / rare["file"])
     elif meta["format"] == tokens.FORMAT:
