@@ -29,8 +29,6 @@ COST_NAMES = {
     "seconds": "seconds",
 }
 
-EVER_KNOWN = [name for name in COST_NAMES if name != "bytes_sent"]  # records have always had these
-
 
 def variant_parts(
     recipe: Recipe,
@@ -124,14 +122,12 @@ def _tables(
         parts.append("Beside the paper's:\n")
         parts.append(_paper_table(recipe, summaries))
     parts.append("Cost of one run (mean over retrains):\n")
+    known = [name for name in COSTS if any(name in s.costs for s in summaries)]
     costs = [
-        {"label": recipe.systems[s.system].full_label} | {name: count(s.costs[name]) for name in COSTS}
+        {"label": recipe.systems[s.system].full_label} | {name: count(s.costs.get(name)) for name in known}
         for s in summaries
     ]
-    known = {
-        name: text for name, text in COST_NAMES.items() if name in EVER_KNOWN or any(s.costs[name] for s in summaries)
-    }
-    parts.append(markdown_table({"label": "system"} | known, costs))
+    parts.append(markdown_table({"label": "system"} | {name: COST_NAMES[name] for name in known}, costs))
     return parts
 
 

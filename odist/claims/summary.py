@@ -20,6 +20,7 @@ from odist.measure.intervals import Interval, jackknife, mean_interval, within_r
 Estimate = tuple[float | None, Interval | None]
 CHURN = "mean_abs_difference"
 COSTS = ("examples_per_model", "total_examples", "distinct_examples", "flops", "bytes_sent", "seconds")
+NEWER_COSTS = ("bytes_sent",)  # older records lack them, and reports made of those show nothing of them
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class SystemSummary:
     copies: models, or mean predictions of ensembles, in all its runs; all_copies: whether churn is between all of them
     metrics: metric -> mean over seeds and interval; churn: measure -> mean over pairs and interval
     ratio: churn relative to the reference system's
-    costs: of one run, mean over seeds
+    costs: of one run, mean over seeds; without those that no record tells
     """
 
     variant: str
@@ -59,6 +60,7 @@ def summarise(retrains: Mapping[tuple[str, str], Retrains], recipe: Recipe) -> l
         reference = retrains.get((variant, recipe.reference))
         ratio = _ratio(own, reference) if reference is not None and system != recipe.reference else (None, None)
         costs = {name: _mean_cost(own, name) for name in COSTS}
+        costs = {name: cost for name, cost in costs.items() if cost is not None or name not in NEWER_COSTS}
         copies, all_copies = own.num_copies(own.seeds), own.counts_all_copies(own.seeds)
         summaries.append(SystemSummary(variant, system, own.seeds, metrics, churn, ratio, costs, copies, all_copies))
     return summaries
