@@ -42,12 +42,14 @@ class Mesh:
     group: which copy of the model it trains; replica: which of the group's processes it is
     workers: virtual workers of the group, over all its processes
     process_group: by which the processes of the group hear each other; None: all that torch.distributed knows
+    across: the processes of this one's number in all groups, as replicas of each other; None where groups do not meet
     """
 
     group: Axis = field(default_factory=Axis)
     replica: Axis = field(default_factory=Axis)
     workers: int = 1
     process_group: dist.ProcessGroup | None = None
+    across: Mesh | None = None
     stop: StopFlag = field(default_factory=StopFlag, compare=False)
 
     @property

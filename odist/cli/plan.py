@@ -80,8 +80,14 @@ def _print_counts(found: Plan) -> None:
         ("... rows of embedding tables, at most", megabytes(traffic.tables)),
         ("... snapshots to the exchange", megabytes(traffic.snapshots)),
         ("... snapshots handed on in the group", megabytes(traffic.hand_on)),
-        ("... predictions, were they exchanged instead", megabytes(traffic.predictions)),
-        ("a snapshot, every", f"{megabytes(found.snapshot_bytes)}, {found.interval or '-'} steps"),
+        (
+            "... predictions" if found.live else "... predictions, were they exchanged instead",
+            megabytes(traffic.predictions),
+        ),
+        (
+            "predictions every" if found.live else "a snapshot, every",
+            f"{'' if found.live else megabytes(found.snapshot_bytes) + ', '}{found.interval or '-'} steps",
+        ),
         ("snapshots cost what one ring over all groups does every", _steps(found.interval_like_all_reduce)),
         ("... what predictions at every step do, every", _steps(found.interval_like_predictions)),
     ]

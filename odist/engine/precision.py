@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from odist.config.options import options_of
 from odist.config.schema import Config
-from odist.tasks.base import Batch, Carry, Forward
+from odist.products import cast_matrices, in_bf16_products
+from odist.tasks.base import Forward
 
 
 def in_bf16(config: Config) -> bool:
@@ -17,25 +18,14 @@ def in_bf16(config: Config) -> bool:
 
 def mixed(forward: Forward, config: Config) -> Forward:
     """`forward` with its products in the precision of a run, its logits in float32."""
-    if not in_bf16(config):
-        return forward
-    kind = torch.device(config.launch.device).type
-
-    def in_mixed_precision(model: nn.Module, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
-        with torch.autocast(kind, dtype=torch.bfloat16):
-            logits, carry = forward(model, batch, carry)
-        return logits.float(), carry
-
-    return in_mixed_precision
+    return in_bf16_products(forward) if in_bf16(config) else forward
 
 
 def as_teacher(model: nn.Module, config: Config) -> nn.Module:
-    """A model that only predicts, in the precision of a run: its matrices in bfloat16 take half the memory and no cast.
+    """A model that only predicts, in the precision of a run; weights that are loaded later are cast on the way.
 
-    Vectors and buffers (biases, gains, running statistics) stay float32. Weights that are loaded later are cast on the way.
+    Where its matrices will be quantised, they are not rounded before.
     """
-    if in_bf16(config):
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.data = parameter.data.to(torch.bfloat16)
+    if in_bf16(config) and getattr(options_of(config, "teachers"), "teacher_precision", "auto") != "int8":
+        cast_matrices(model)
     return model

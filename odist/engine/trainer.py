@@ -31,7 +31,7 @@ from odist.run.log import MetricsLog
 from odist.run.predictions import LAST_WEIGHTS, LAST_WEIGHTS_FILE
 from odist.strategies.base import Strategy, label_weights
 from odist.tasks.base import Batch, Carry, Task
-from odist.teachers.base import Teacher
+from odist.teachers.base import Shows, Teacher
 
 CROSS_ENTROPIES = ("log_loss", "cross_entropy")  # main metrics of tasks whose label loss cannot be negative
 ROUNDING = 1e-6  # nats by which the mean of many losses may miss 0
@@ -101,7 +101,7 @@ class Trainer:
         """Train from `start` completed steps to the end; yield the completed steps after each step.
 
         Groups in one process take turns at the yield, where every group has published and none has
-        yet refreshed its teacher. Raises Diverged when the loss is no finite number, or a negative
+        yet refreshed its teacher; those that show each other predictions also within a step. Raises Diverged when the loss is no finite number, or a negative
         cross-entropy; LostWorkers when a peer's weights do not come, with the state saved.
         """
         self.model.train()
@@ -109,7 +109,10 @@ class Trainer:
             return
         for step in range(start, self.clock.num_steps):
             began = time.perf_counter()
-            self._train_step(step)
+            for _ in self._train_step(step):
+                self._count_time(began)
+                yield step
+                began = time.perf_counter()
             done = step + 1
             if self.average is not None:
                 self.strategy.settle()
@@ -158,7 +161,8 @@ class Trainer:
         """The model that predicts after `done` completed steps: the average of the weights where there is one."""
         return self.model if self.average is None else self.average.ready(done)
 
-    def _train_step(self, step: int) -> None:
+    def _train_step(self, step: int) -> Iterator[None]:
+        """Make a step; a pause wherever the other groups have to take their turns first."""
         staged = self.loader[step]  # in the host's memory, whose sums an accelerator need not be asked for
         counts = self.strategy.count(staged)
         batches = [batch.to(self.device) for batch in staged]
@@ -167,6 +171,8 @@ class Trainer:
                 self._seed(derive(self.seed, "dropout", group=self.mesh.group.index, replica=worker, step=step))
                 model = self.model if spread is None else spread
                 logits, self.carry[worker] = self.task.forward(model, batch, self.carry.get(worker))
+                if isinstance(self.teacher, Shows) and self.teacher.show(step, worker, logits.detach()):
+                    yield
                 soft = self.teacher.soft_targets(step, worker, batch, logits.detach())
                 sums = self.task.loss(logits, batch, soft)
                 (sums.total / count).backward()

@@ -28,7 +28,7 @@ from odist.engine.problem import build_model, forward_flops
 from odist.engine.saving import Saver
 from odist.engine.trainer import CROSS_ENTROPIES, Cadence, Trainer
 from odist.errors import UserError
-from odist.exchange.base import Exchange, ExchangeSetup, Published, Schedule, Weights
+from odist.exchange.base import Exchange, ExchangeSetup, Published, Schedule, Shown, Weights
 from odist.losses import check_range
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
@@ -45,7 +45,7 @@ from odist.teachers.base import Batches, Teacher, TeacherSetup
 class Parts:
     """What the groups of one process share.
 
-    stop: asked by whoever waits; published: in memory, for groups that take turns; exchanges, savers: opened so far
+    stop: asked by whoever waits; published, shown: in memory, for groups that take turns; exchanges, savers: opened so far
     """
 
     config: Config
@@ -55,6 +55,7 @@ class Parts:
     log: MetricsLog
     stop: Callable[[], bool]
     published: Published = field(default_factory=dict)
+    shown: Shown = field(default_factory=dict)
     exchanges: list[Exchange] = field(default_factory=list)
     savers: list[Saver] = field(default_factory=list)
 
@@ -246,6 +247,9 @@ def open_exchange(parts: Parts, mesh: Mesh, *, model: nn.Module, peers: Sequence
         # the oldest kept one: if newer ones are damaged, the group goes back to it
         last_checkpoint=lambda: min(run.checkpoint_steps(group), default=-1),
         published=parts.published,
+        num_groups=config.num_groups,
+        shown=parts.shown,
+        across=mesh.across,
     )
     end: Exchange = registry.find("exchange", config.exchange.name).of(options_of(config, "exchange"), setup)
     parts.exchanges.append(end)

@@ -37,7 +37,50 @@ class StoreOptions:
         check_url(self.url, key="exchange.url")
 
 
+@dataclass
+class PredictionsOptions:
+    """What the exchange of predictions cannot do is said here; its period and burn-in are the teacher's."""
+
+    def check(self, config: Config) -> None:
+        if config.launch.group is not None:
+            raise UserError(
+                f"launch.group={config.launch.group} with exchange=predictions: the groups meet in every step, so one command "
+                "starts all of them. Leave launch.group out, or type exchange=store."
+            )
+        if config.data.partition != "identical":
+            raise UserError(
+                f"data.partition={config.data.partition} with exchange=predictions: the groups predict the same batches. Type "
+                "data.partition=identical, or exchange=store for groups that read different rows."
+            )
+        if config.algorithm.teacher != "peers":
+            raise UserError(
+                f"algorithm.teacher={config.algorithm.teacher} with exchange=predictions: this teacher reads weights. Type "
+                "exchange=store."
+            )
+        fixed = {
+            "exchange.timing": ("lockstep", "nobody can go on alone"),
+            "exchange.lag": (0, "predictions are of this very step"),
+            "exchange.lookahead": (1, "predictions are of this very step"),
+            "exchange.topology": ("all", "every group sees all others"),
+            "exchange.publish": ("weights", "predictions are those of the training pass"),
+            "algorithm.teacher_precision": ("auto", "predictions are those of the training pass"),
+        }
+        for name, (only, why) in fixed.items():
+            node, _, last = name.partition(".")
+            value = getattr(getattr(config, node), last)
+            if value != only:
+                raise UserError(f"{name}={value} with exchange=predictions: {why}. Type {name}={only}.")
+
+
+def in_step(config: Config) -> bool:
+    """Whether the groups of a run meet in every step: they start, stop and go on together, from one and the same step."""
+    return config.exchange.name == "predictions" and config.algorithm.teacher == "peers"
+
+
 EXCHANGES = {
     "memory": Part("odist.exchange.memory:MemoryExchange", "between groups of one process", MemoryOptions),
+    "predictions": Part(
+        "odist.exchange.predictions:PredictionExchange", "predictions of the same batches instead", PredictionsOptions
+    ),
     "store": Part("odist.exchange.store:StoreExchange", "through a folder or an object store", StoreOptions),
 }

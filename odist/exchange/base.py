@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
+
+from odist.mesh import Mesh
 
 Weights = dict[str, Tensor]
 
@@ -39,6 +41,7 @@ class Snapshot:
 
 
 Published = dict[int, dict[int, Snapshot]]  # by group and step
+Shown = dict[int, dict[tuple[int, int], Tensor]]  # predictions by group, then by step and worker
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class ExchangeSetup:
     weights_of: group -> weights of a model like its, for their names, shapes and sizes
     is_writer: whether this process publishes for its group and looks for fresh snapshots
     last_checkpoint: tells the step of this group's oldest kept checkpoint, -1 without one
-    published: what the groups of this process have published in memory, the same dict for all of them
+    published, shown: what the groups of this process have published in memory or have shown, the same dicts for all of them
+    num_groups: of the run; across: the processes of this one's number in all groups, None where they do not meet
     """
 
     group: int
@@ -81,6 +85,9 @@ class ExchangeSetup:
     is_writer: bool
     last_checkpoint: Callable[[], int]
     published: Published
+    num_groups: int = 1
+    shown: Shown = field(default_factory=dict)
+    across: Mesh | None = None
 
 
 class Exchange(Protocol):

@@ -17,9 +17,8 @@ from odist.errors import CannotWrite, Damaged, Diverged, Interrupted, LostWorker
 from odist.launch import restart
 from odist.launch.job import PAUSE, Job
 from odist.launch.processes import goes_on_alone, sum_up
-from odist.launch.results import is_done
 from odist.launch.watch import Watch
-from odist.launch.worker import held, train_group
+from odist.launch.worker import all_done, held, train_group
 from odist.run.damage import naming
 from odist.run.folder import Run
 from odist.run.log import note
@@ -94,7 +93,7 @@ def _share(run: Run, config: Config, job: Job, listener: Listener) -> OdistError
     group = mesh.group.index
     try:
         try:
-            if not mesh.from_writer([int(mesh.is_writer and is_done(run, group, say=note))])[0]:
+            if not all_done(run, config, mesh):
                 with held(run, [group] if mesh.is_writer else [], stop=listener):
                     train_group(run, config, mesh, stop=listener)
         except RuntimeError as error:

@@ -17,14 +17,13 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from odist.config.schema import Config
 from odist.engine.devices import backend
 from odist.errors import Interrupted, LostWorkers, OdistError
 from odist.launch.ranks import Ranks
-from odist.launch.worker import time_limit
-from odist.mesh import Axis, Mesh
+from odist.launch.worker import lay_out_groups, time_limit
+from odist.mesh import Mesh
 
 SECONDS_TO_GATHER = 600.0  # for all processes of a job to be there
 SECONDS_TO_HEAR = 20.0  # for the others to hear that nothing is to be done, before rank 0 leaves with the store
@@ -79,7 +78,6 @@ class Job:
     def connect(self, config: Config) -> Mesh:
         """Make torch's process groups and this process's place among them: group by group, each with its replicas."""
         limit = time_limit(config)
-        replicas = config.launch.processes
         dist.init_process_group(
             backend(config.launch.device),
             store=self._store,
@@ -87,17 +85,7 @@ class Job:
             world_size=self.ranks.size,
             timeout=limit,
         )
-        names = ("group", "replica")
-        layout = init_device_mesh("cpu", (len(config.trained_groups), replicas), mesh_dim_names=names)
-        process_group = layout.get_group("replica")
-        dist.distributed_c10d._set_pg_timeout(limit, process_group)
-        group, replica = layout.get_local_rank("group"), layout.get_local_rank("replica")
-        return Mesh(
-            Axis(config.trained_groups[group], config.num_groups),
-            Axis(replica, replicas),
-            config.workers,
-            process_group,
-        )
+        return lay_out_groups(config)
 
     def disconnect(self) -> None:
         """Give torch's process groups up, once nothing more is to be computed together."""

@@ -19,10 +19,11 @@ from odist.config.options import options_of
 from odist.config.schema import Config
 from odist.engine.prediction import predict_stream
 from odist.engine.problem import build_model, build_task, forward_flops, make_clock, set_up_torch
+from odist.exchange import in_step
 from odist.optim import Clock, Optimizer
 from odist.strategies import DiLoCoOptions, LocalSGDOptions
 from odist.tasks.base import Task
-from odist.teachers import peers_options
+from odist.teachers import ModelOptions, peers_options
 
 BYTES = 4  # of a number in fp32
 PAPER_SECONDS = {64: 4.00, 128: 4.55, 256: 10.0}  # of a step of the language model: Anil et al. 2018, Figures 1a and 1b
@@ -36,7 +37,8 @@ class Traffic:
     all_reduce: gradients within the group, as slices (exact) or as a ring (fast) alike, or the weights that local workers
         average now and then; tables: rows of embedding tables with
     sparse gradients, at most; snapshots: to the exchange; hand_on: what the process that reads them hands to the others
-    predictions: were they exchanged at every step instead of snapshots
+    predictions: with exchange=predictions at its period; otherwise were they exchanged at every step instead of snapshots. At
+        most, where algorithm.top_p cuts them
     """
 
     all_reduce: float
@@ -52,12 +54,13 @@ class Plan:
 
     gradient_bytes: dense, in fp32; row_bytes: of the table rows that one worker's batch touches; snapshot_bytes: of a model
     flops: of a training step of one group, its teachers' forwards apart; teacher_flops: those, once they are heard
-    memory: extra bytes of a process for teachers; interval: steps between reloads
+    memory: extra bytes of a process for teachers; interval: steps between reloads, or between exchanges of predictions
     agreements: sums over all workers of a group in a step, below 1 where local workers agree now and then; agreement_bytes: what
         they add up in a step, on average
     interval_like_all_reduce: interval at which the snapshots that a group reads are as many bytes as one ring over all groups
         would send over each of its links; any longer one sends less between groups
     interval_like_predictions: interval at which they are as many bytes as the peers' predictions at every step
+    live: whether predictions are exchanged instead of snapshots
     """
 
     parameters: int
@@ -78,6 +81,7 @@ class Plan:
     interval_like_predictions: float | None
     agreements: float
     agreement_bytes: float
+    live: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -129,12 +133,13 @@ def plan_of(config: Config, *, task: Task, clock: Clock, model: Any, processes: 
     if options is not None and options.topology != "all":
         degree = min(options.degree, degree)
     peers = 0 if options is None else degree + int(options.include_self)
-    interval = None if options is None else max(1, clock.steps(options.interval))
+    live = in_step(config)  # predictions travel, and no teacher predicts
+    interval = None if options is None else max(1, clock.steps(options.period if live else options.interval))
     size = processes or (config.launch.processes if config.launch.processes > 1 else config.workers)
     dense = sum(BYTES * parameter.numel() for parameter in _dense(model))
     rows = _row_bytes(config, task, model)
     snapshot = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    outputs = _outputs(config, task, model)
+    prediction = _prediction_bytes(config, task, model)
     examples = clock.examples_per_step
     ring = 2 * (size - 1) / size
     synchronous, averages = agreements(config, clock)
@@ -142,9 +147,9 @@ def plan_of(config: Config, *, task: Task, clock: Clock, model: Any, processes: 
     traffic = Traffic(
         all_reduce=ring * (synchronous * dense + averages * whole),
         tables=synchronous * ((size - 1) / size * rows + (size - 1) * rows),
-        snapshots=0.0 if interval is None else snapshot / interval / size,
-        hand_on=0.0 if interval is None else peers * snapshot * (size - 1) / interval / size,
-        predictions=peers * examples / size * outputs * BYTES,
+        snapshots=0.0 if interval is None or live else snapshot / interval / size,
+        hand_on=0.0 if interval is None or live else peers * snapshot * (size - 1) / interval / size,
+        predictions=peers * examples / size * prediction / (interval if live and interval else 1),
     )
     everybody = config.num_groups * size
     one_ring = 2 * (everybody - 1) / everybody * dense
@@ -160,13 +165,14 @@ def plan_of(config: Config, *, task: Task, clock: Clock, model: Any, processes: 
         num_steps=clock.num_steps,
         interval=interval,
         flops=3 * forward * examples,
-        teacher_flops=peers * forward * examples if options is not None and options.predicts else 0.0,
-        memory=peers * snapshot,
+        teacher_flops=peers * forward * examples if options is not None and options.predicts and not live else 0.0,
+        memory=round(peers * examples / size * prediction) if live else peers * snapshot,
         traffic=traffic,
         interval_like_all_reduce=peers * snapshot / one_ring if peers and one_ring else None,
-        interval_like_predictions=snapshot / (examples * outputs * BYTES) if peers else None,
+        interval_like_predictions=snapshot / (examples * prediction) if peers else None,
         agreements=synchronous + averages,
         agreement_bytes=synchronous * dense + averages * whole,
+        live=live,
     )
 
 
@@ -211,12 +217,20 @@ def _row_bytes(config: Config, task: Any, model: Any) -> int:
     return total
 
 
-def _outputs(config: Config, task: Any, model: Any) -> float:
-    """Numbers that a model predicts for one example: 1, the classes, or the pieces of every token of a sequence."""
+def _prediction_bytes(config: Config, task: Any, model: Any) -> float:
+    """Bytes of what a model predicts for one example: one number, the classes, or those of every token of a sequence.
+
+    Of classes that are cut to the likeliest, each is a number and a logit, and each row has a count.
+    """
     size = config.train.batch
     order = task.evaluation_order("validation", rows=size, batch_size=size)
     logits, batch = next(predict_stream(task, model, order, 0, split="validation", device=config.launch.device))
-    return float(logits.numel() / len(batch.targets))
+    options = options_of(config, "teachers")
+    cut = isinstance(options, ModelOptions) and (options.top_k, options.top_p) != (None, None)
+    if not cut or logits.ndim < 2:
+        return float(logits.numel() * BYTES / len(batch.targets))
+    classes = min(options.top_k or logits.shape[-1], logits.shape[-1])
+    return float(logits[..., 0].numel() * (2 * classes + 1) * BYTES / len(batch.targets))
 
 
 def slowest(workers: int, *, straggling: float) -> float:

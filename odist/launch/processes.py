@@ -19,6 +19,7 @@ from pathlib import Path
 
 from odist.config.schema import Config
 from odist.errors import GAVE_UP, CannotWrite, Damaged, Diverged, Interrupted, LostWorkers, OdistError, UserError
+from odist.exchange import in_step
 from odist.launch import restart
 from odist.launch.watch import Pulse, Watch
 from odist.run.folder import Run
@@ -63,6 +64,7 @@ def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
     watch = Watch(run, config)
     restart.mend(run, config, say=watch.say)
     groups = [Group(index) for index in config.trained_groups]
+    units = [groups] if in_step(config) else [[group] for group in groups]  # that start and end together
     run.set_status(state="running", started=time.time())
     try:
         for group in groups:
@@ -73,8 +75,9 @@ def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
             if stop():
                 _end(groups)
                 raise Interrupted("saved; the same command continues it.")
+            for unit in units:
+                _attend(run, config, unit)
             for group in groups:
-                _attend(run, config, group)
                 _feel(run, config, group, watch=watch)
     except KeyboardInterrupt:
         _end(groups, patience=0.0)  # a second Ctrl-C: at once, unsaved
@@ -105,8 +108,10 @@ def sum_up(lost: dict[int, OdistError], *, sound: int) -> OdistError:
 
 
 def _start(run: Run, config: Config, group: Group) -> None:
-    rendezvous = _rendezvous(run, group.index, group.attempt)
-    rendezvous.unlink(missing_ok=True)
+    first = not in_step(config) or group.index == config.trained_groups[0]
+    rendezvous = _rendezvous(run, config.trained_groups[0] if in_step(config) else group.index, group.attempt)
+    if first:
+        rendezvous.unlink(missing_ok=True)
     group.attempt += 1
     group.processes = []
     environment = {**os.environ, "OMP_NUM_THREADS": str(config.launch.threads)}
@@ -136,21 +141,34 @@ def _log(run: Run, group: int, replica: int) -> Path:
     return run.path / "logs" / f"group-{group}-process-{replica}.log"
 
 
-def _attend(run: Run, config: Config, group: Group) -> None:
-    """React to processes of a group that have ended."""
-    if group.over:
+def _attend(run: Run, config: Config, unit: Sequence[Group]) -> None:
+    """React to processes that have ended, of a group or of groups that start and end together."""
+    if all(group.over for group in unit):
         return
-    codes = [process.poll() for process in group.processes]
-    if all(code == 0 for code in codes):
-        group.over = True
-    if all(code in (None, 0) for code in codes):
+    codes = {group.index: [process.poll() for process in group.processes] for group in unit}
+    for group in unit:
+        group.over = all(code == 0 for code in codes[group.index])
+    if all(code in (None, 0) for own in codes.values() for code in own):
         return
-    _end([group])
-    error = _ending(run, group, before=codes)
+    _end(unit)
+    endings = {group.index: _ending(run, group, before=codes[group.index]) for group in unit}
+    group = min(unit, key=lambda group: _rank(endings[group.index], codes[group.index]))
+    error = endings[group.index]
+    if len(unit) > 1 and isinstance(error, LostWorkers) and None in endings.values():
+        error = None  # a group that does not hear one that crashed
     if error is None and group.attempt <= config.launch.restarts:
-        _start(run, config, group)
+        for each in unit:
+            each.over = False
+            _start(run, config, each)
         return
-    _lose(config, group, error or _crash(run, config, group, before=codes))
+    _lose(config, group, error or _crash(run, config, group, before=codes[group.index]))
+
+
+def _rank(error: OdistError | None, codes: Sequence[int | None]) -> int:
+    """Sorts groups that ended together: first one with a cause of its own, then one that was killed or crashed."""
+    if error is not None:
+        return 3 if isinstance(error, LostWorkers) else 4 if isinstance(error, Interrupted) else 0
+    return 1 if any(code is not None and code < 0 for code in codes) else 2
 
 
 def goes_on_alone(config: Config) -> bool:
@@ -230,7 +248,7 @@ def _last_words(run: Run, group: int, replica: int) -> list[str]:
     return _log(run, group, replica).read_text(encoding="utf-8", errors="replace").strip().splitlines()
 
 
-def _end(groups: list[Group], *, patience: float = SECONDS_TO_SAVE) -> None:
+def _end(groups: Sequence[Group], *, patience: float = SECONDS_TO_SAVE) -> None:
     """Ask every living process to save and end; kill those that do not within `patience` seconds."""
     for group in groups:
         for process in group.processes:

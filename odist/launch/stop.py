@@ -92,4 +92,6 @@ class AgreedStop:
             flag.wanted = self._stop()
             self._answer = self._mesh.any(flag.wanted) if flag.heard is None else flag.heard
             flag.heard = None
+            if self._mesh.across is not None:
+                self._answer = self._mesh.across.any(self._answer)
         return self._answer

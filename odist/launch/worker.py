@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from odist.config.read import load
 from odist.config.schema import Config
@@ -22,6 +23,7 @@ from odist.engine.devices import backend, placed
 from odist.engine.problem import build_task, make_clock, set_up_torch
 from odist.engine.trainer import Trainer
 from odist.errors import GAVE_UP, Interrupted, OdistError, UserError
+from odist.exchange import in_step
 from odist.files import try_lock
 from odist.launch.results import combine, finish_group, is_done
 from odist.launch.session import Session
@@ -145,19 +147,61 @@ def work(run: Run, *, group: int, replica: int, rendezvous: Path, stop: Callable
     config = load(run.path / "config.yaml")
     config = placed(config, group * config.launch.processes + replica)
     set_up_torch(config)
-    if is_done(run, group, say=note):
+    size, together = config.launch.processes, in_step(config)
+    if not together and is_done(run, group, say=note):
         return
-    mesh = Mesh(Axis(group, config.num_groups), Axis(replica, config.launch.processes), config.workers)
-    if mesh.is_writer:
+    if replica == 0:
         stop = Heartbeat(run.beat_path(group), stop)
-    with held(run, [group] if mesh.is_writer else [], stop=stop):
-        if mesh.replica.size > 1:
-            store = dist.FileStore(str(rendezvous), mesh.replica.size)  # type: ignore[attr-defined]
+    with held(run, [group] if replica == 0 else [], stop=stop):
+        rank, everybody = (group * size + replica, config.num_groups * size) if together else (replica, size)
+        if everybody > 1:
+            store = dist.FileStore(str(rendezvous), everybody)  # type: ignore[attr-defined]
             limit = time_limit(config)
             dist.init_process_group(
-                backend(config.launch.device), store=store, rank=replica, world_size=mesh.replica.size, timeout=limit
+                backend(config.launch.device), store=store, rank=rank, world_size=everybody, timeout=limit
             )
-        train_group(run, config, mesh, stop=stop)
+        mesh = Mesh(Axis(group, config.num_groups), Axis(replica, size), config.workers)
+        if together:
+            mesh = lay_out_groups(config)
+        if not all_done(run, config, mesh):
+            train_group(run, config, mesh, stop=stop)
+
+
+def lay_out_groups(config: Config) -> Mesh:
+    """This process's place among all that torch.distributed knows: group by group, each with its replicas."""
+    names, replicas = ("group", "replica"), config.launch.processes
+    layout = init_device_mesh("cpu", (len(config.trained_groups), replicas), mesh_dim_names=names)
+    process_group = layout.get_group("replica")
+    dist.distributed_c10d._set_pg_timeout(time_limit(config), process_group)
+    group, replica = layout.get_local_rank("group"), layout.get_local_rank("replica")
+    across = None
+    if in_step(config):
+        every, peers = layout.get_group("group"), peers_options(config)
+        assert peers is not None, "groups that meet in every step teach each other"
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=peers.timeout), every)
+        across = Mesh(replica=Axis(group, config.num_groups), process_group=every)
+    return Mesh(
+        Axis(config.trained_groups[group], config.num_groups),
+        Axis(replica, replicas),
+        config.workers,
+        process_group,
+        across,
+    )
+
+
+def all_done(run: Run, config: Config, mesh: Mesh) -> bool:
+    """Whether a group is trained and has left sound results; of groups that meet in every step, whether all have."""
+    groups = [mesh.group.index] if mesh.across is None else config.trained_groups
+    return bool(_said_by_writers(mesh, lambda: int(all(is_done(run, group, say=note) for group in groups))))
+
+
+def _said_by_writers(mesh: Mesh, look: Callable[[], int]) -> int:
+    """What the writer of a group finds when it looks, or of groups that meet in every step that of the first, everywhere."""
+    looks = mesh.is_writer and (mesh.across is None or mesh.across.is_writer)
+    found = [look() if looks else 0]
+    if mesh.across is not None:
+        found = mesh.across.from_writer(found)
+    return mesh.from_writer(found)[0]
 
 
 def time_limit(config: Config) -> timedelta:
@@ -173,8 +217,10 @@ def train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], bool
     clock = make_clock(config, task)
     if mesh.is_writer and group == config.trained_groups[0]:
         open_run(run, task, clock, data=config.data.path)
-    sound = checkpoint.newest_sound(run, [group], say=note) if mesh.is_writer else None
-    start = mesh.from_writer([sound or 0])[0]
+    together = [group] if mesh.across is None else config.trained_groups
+    start = _said_by_writers(mesh, lambda: checkpoint.newest_sound(run, together, say=note) or 0)
+    if mesh.across is not None and mesh.is_writer:
+        checkpoint.drop_newer(run, group, than=start)
     with Session(run, config, task, clock=clock, meshes=[mesh], progress=Silent(), stop=stop, start=start) as session:
         [trainer] = session.trainers
         for done in trainer.fit(start):

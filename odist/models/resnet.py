@@ -5,6 +5,8 @@ Parameters are named as in torchvision, so its weights load.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ LARGE = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}  # blocks of each stage: He et al. 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 5 left)."""
 
+    NORM_BEHIND: ClassVar = {"conv1": "bn1", "conv2": "bn2"}
     expansion = 1
 
     def __init__(self, width_in: int, width: int, *, stride: int) -> None:
@@ -39,6 +42,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut (figure 5 right), stride in the 3x3 as in Goyal et al. 2017."""
 
+    NORM_BEHIND: ClassVar = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3"}
     expansion = 4
 
     def __init__(self, width_in: int, width: int, *, stride: int) -> None:
@@ -72,6 +76,8 @@ class ResNet(ImageNetwork):
     Source: He et al. 2016, sections 3.4 and 4.2; Goyal et al. 2017, section 5.1: stride in the 3x3, last gain of each
     block zero at the start, last layer normal 0.01. Our choice: the small ones too project where the width grows.
     """
+
+    NORM_BEHIND: ClassVar = {"conv1": "bn1"}
 
     def __init__(
         self,

@@ -5,6 +5,8 @@ Source: Zagoruyko and Komodakis 2016, "Wide residual networks".
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +16,8 @@ from odist.models.image_network import ImageNetwork, convolution
 
 class WideBlock(nn.Module):
     """Two 3x3 convolutions with dropout between them, and a shortcut (figure 1d)."""
+
+    NORM_BEHIND: ClassVar = {"conv1": "bn2"}
 
     def __init__(self, width_in: int, width: int, *, stride: int, dropout: float) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from odist.config.key import MISSING, NOT_NEGATIVE, POSITIVE, SHARE, key
+from odist.config.key import MISSING, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, key
 from odist.config.options import options_of
 from odist.errors import UserError
 from odist.registry import Part
@@ -31,6 +31,12 @@ TOPOLOGIES = {
     "all": "all others",
     "ring": "the next ones, by their numbers",
     "random": "some, drawn anew at every reload",
+}
+PRECISIONS = {
+    "auto": "as the run's",
+    "fp32": "",
+    "bf16": "products in bfloat16, batch norms folded",
+    "int8": "matrices in 8 bits, not convolutions",
 }
 TIMINGS = {"lockstep": "the agreed snapshot, the same bits every time", "freshest": "the newest there is"}
 
@@ -61,12 +67,36 @@ class ModelOptions(SoftTargetOptions):
     lookahead: int = key(
         1, "steps whose batches the frozen teacher predicts in one pass", bounds=POSITIVE, node="exchange"
     )
+    top_k: int | None = key(
+        None, "classes that are kept of a teacher's prediction; null: all", bounds=POSITIVE, younger=True
+    )
+    top_p: float | None = key(
+        None, "... then as few as have this share of its probability", bounds=Bounds(0, 1, open_low=True), younger=True
+    )
+    teacher_precision: str = key("auto", "of a teacher's products", choices=PRECISIONS, younger=True)
 
     def check(self, config: Config) -> None:
         if self.temperature != 1 and self.distill_loss in ("squared_logits", "logit_regression"):
             raise UserError(
                 f"algorithm.temperature={self.temperature:g} with algorithm.distill_loss={self.distill_loss}: losses of logits "
                 "have no temperature. Add algorithm.temperature=1 or algorithm.distill_loss=cross_entropy."
+            )
+        cut = f"algorithm.top_k={self.top_k}" if self.top_k is not None else f"algorithm.top_p={self.top_p}"
+        if self.top_k is not None or self.top_p is not None:
+            if self.distill_loss in ("squared_logits", "logit_regression"):
+                raise UserError(
+                    f"{cut} with algorithm.distill_loss={self.distill_loss}: classes that are dropped have no logits. Type "
+                    "algorithm.distill_loss=cross_entropy."
+                )
+            if self.average == "logits":
+                raise UserError(
+                    f"{cut} with algorithm.average=logits: teachers that keep different classes have no mean of logits. Type "
+                    "algorithm.average=probabilities."
+                )
+        if self.teacher_precision == "fp32" and config.train.precision == "bf16":
+            raise UserError(
+                "algorithm.teacher_precision=fp32 with train.precision=bf16: such a run casts its teachers, too. Type "
+                "algorithm.teacher_precision=bf16 or int8, or leave it out."
             )
 
 
@@ -132,6 +162,15 @@ class PeersOptions(ModelOptions):
     interval: int = key(
         MISSING, "examples between two reloads of the teacher", bounds=POSITIVE, as_steps=True, node="exchange"
     )
+    period: int = key(
+        1,
+        "predictions: examples between two exchanges, in place of interval; 1: every step",
+        bounds=POSITIVE,
+        as_steps=True,
+        node="exchange",
+        younger=True,
+        only_with="algorithm=codistill",
+    )
     lag: int = key(
         0, "lockstep: use the peer's snapshot of so many intervals ago", bounds=NOT_NEGATIVE, node="exchange"
     )
@@ -152,6 +191,11 @@ class PeersOptions(ModelOptions):
             raise UserError(
                 f"exchange.degree={self.degree} with num_groups={config.num_groups}: a group has {config.num_groups - 1} "
                 f"peers at most. Type exchange.degree={config.num_groups - 1} or less."
+            )
+        if self.period != 1 and config.exchange.name != "predictions":
+            raise UserError(
+                f"exchange.period={self.period} with exchange={config.exchange.name}: it is of exchange=predictions; weights are "
+                "exchanged every exchange.interval examples."
             )
         if self.publish == "average" and config.train.average == "none":
             raise UserError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from odist.losses import Soft
 from odist.mesh import Mesh
 from odist.optim import Clock
 from odist.tasks.base import Batch, Carry, Forward, Task
+from odist.teachers.kept import Kept
+from odist.teachers.precision import prepared, takes_weights, with_products_in
 
 Batches = Callable[[int], Sequence[Batch]]  # step -> one batch per virtual worker, pure
 
@@ -97,6 +99,15 @@ class Teacher(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@runtime_checkable
+class Shows(Protocol):
+    """A teacher that other groups hear as this one predicts, in the middle of a step."""
+
+    def show(self, step: int, worker: int, logits: Tensor) -> bool:
+        """Show them what worker `worker` predicts; whether they have to take their turns before `soft_targets` is asked."""
+        ...
+
+
 class NoTeacher:
     """No soft targets: plain training."""
 
@@ -146,10 +157,24 @@ class Panel:
     forward: the task's forward; batches: step -> batches, for looking ahead
     lookahead: steps whose batches of one worker are predicted in one pass. Windows start at fixed multiples of it and at every swap;
     a resume computes its window anew from the same start, since another matrix shape may give other bits
+    precision: of their products: see `odist.teachers.precision.prepared`; "auto" leaves them as they come
+    kept: which classes of their predictions are kept; None: all
     """
 
-    def __init__(self, forward: Forward, *, batches: Batches, lookahead: int, num_steps: int, mesh: Mesh) -> None:
-        self.forward = forward
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        batches: Batches,
+        lookahead: int,
+        num_steps: int,
+        mesh: Mesh,
+        precision: str = "auto",
+        kept: Kept | None = None,
+    ) -> None:
+        self.forward = with_products_in(forward, precision)
+        self.precision = precision
+        self.kept = kept
         self.batches = batches
         self.lookahead = lookahead
         self.num_steps = num_steps
@@ -160,13 +185,18 @@ class Panel:
         self._window: dict[tuple[int, int], tuple[Tensor, ...]] = {}  # by step and worker
 
     def place(self, peer: int, model: nn.Module, *, step: int) -> None:
-        """Use `model` for `peer` from `step` on; the peer's carry is kept, a new peer starts at zero."""
+        """Use `model`, which this changes, for `peer` from `step` on; the peer's carry is kept, a new peer starts at zero."""
         model.eval()
         model.requires_grad_(False)
-        self.models[peer] = model
+        self.models[peer] = prepared(model, self.precision)
         self.carry.setdefault(peer, {})
         self.swap_step = step
         self._window.clear()
+
+    def reusable(self, peer: int) -> nn.Module | None:
+        """The model of `peer`, if newer weights can be loaded into it; else None."""
+        model = self.models.get(peer)
+        return model if model is not None and takes_weights(model) else None
 
     def remove(self, peer: int, *, step: int) -> None:
         """Use no model for `peer` from `step` on, and forget its carry."""
@@ -189,7 +219,7 @@ class Panel:
             logits, carry = self.forward(model, batch, self.carry[peer].get(worker))
             if carry is not None:
                 self.carry[peer][worker] = carry
-            values.append(logits)
+            values.append(logits if self.kept is None else self.kept(logits))
         return Soft(tuple(values))
 
     def _look_ahead(self, step: int) -> None:
@@ -208,6 +238,7 @@ class Panel:
                         f"exchange.lookahead={self.lookahead}: a model that carries its state from batch to batch cannot "
                         "predict several of them in one pass. Type exchange.lookahead=1."
                     )
+                logits = logits if self.kept is None else self.kept(logits)
                 pieces.append(logits.split([len(batch.targets) for batch in batches]))
             for at, values in zip(range(start, stop), zip(*pieces, strict=True), strict=True):
                 self._window[at, worker] = values

@@ -15,6 +15,7 @@ from odist.mesh import Mesh
 from odist.tasks.base import Batch, Forward
 from odist.teachers import FixedOptions
 from odist.teachers.base import Batches, Panel, TeacherSetup, rising
+from odist.teachers.kept import Kept
 
 
 class Fixed:
@@ -35,6 +36,8 @@ class Fixed:
             lookahead=options.lookahead,
             num_steps=setup.clock.num_steps,
             mesh=setup.mesh,
+            precision=options.teacher_precision,
+            kept=Kept.of(options),
         )
 
     def __init__(
@@ -48,8 +51,18 @@ class Fixed:
         lookahead: int,
         num_steps: int,
         mesh: Mesh,
+        precision: str = "auto",
+        kept: Kept | None = None,
     ) -> None:
-        self.panel = Panel(forward, batches=batches, lookahead=lookahead, num_steps=num_steps, mesh=mesh)
+        self.panel = Panel(
+            forward,
+            batches=batches,
+            lookahead=lookahead,
+            num_steps=num_steps,
+            mesh=mesh,
+            precision=precision,
+            kept=kept,
+        )
         self.lookahead = lookahead
         self.burn_in = burn_in
         self.ramp = ramp

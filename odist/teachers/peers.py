@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from odist.errors import Interrupted, LostWorkers
 from odist.exchange.background import Background
 from odist.exchange.base import Exchange, Schedule, Snapshot
+from odist.exchange.predictions import PredictionExchange
 from odist.exchange.topology import Topology
 from odist.losses import Soft
 from odist.mesh import Mesh
 from odist.tasks.base import Batch, Forward
 from odist.teachers import PeersOptions
 from odist.teachers.base import Batches, Panel, TeacherSetup, rising
+from odist.teachers.kept import Kept
+from odist.teachers.live import LivePeers
 from odist.wrapping import full_state, load_full_state
 
 # Freshest: reloads without anything new from a peer, and seconds, after which the log names it.
@@ -44,7 +47,7 @@ class Peers:
     at_end = False  # see `Schedule`
 
     @classmethod
-    def of(cls, options: PeersOptions, setup: TeacherSetup) -> Peers:
+    def of(cls, options: PeersOptions, setup: TeacherSetup) -> Peers | LivePeers:
         mesh, clock = setup.mesh, setup.clock
         group, own = mesh.group.index, [mesh.group.index] if options.include_self else []
         topology = Topology(options.topology, options.degree, num_groups=mesh.group.size, seed=setup.seed)
@@ -56,12 +59,15 @@ class Peers:
             readers=topology.readers(group),
             at_end=cls.at_end,
         )
+        exchange: Any = setup.open_exchange(sorted([*topology.ever(group), *own]), schedule)
+        if isinstance(exchange, PredictionExchange):
+            return LivePeers.of(options, setup, exchange)
         return cls(
             setup.task.forward,
             student=setup.student,
             build_peer=setup.build_peer,
             relative_cost=setup.relative_cost,
-            exchange=setup.open_exchange(sorted([*topology.ever(group), *own]), schedule),
+            exchange=exchange,
             group=group,
             peers=lambda step: sorted([*topology.peers(group, step=step), *own]),
             schedule=schedule,
@@ -72,6 +78,8 @@ class Peers:
             num_steps=clock.num_steps,
             mesh=mesh,
             stop=setup.stop,
+            precision=options.teacher_precision,
+            kept=Kept.of(options),
         )
 
     def __init__(
@@ -92,8 +100,18 @@ class Peers:
         num_steps: int,
         mesh: Mesh,
         stop: Callable[[], bool] = lambda: False,
+        precision: str = "auto",
+        kept: Kept | None = None,
     ) -> None:
-        self.panel = Panel(forward, batches=batches, lookahead=lookahead, num_steps=num_steps, mesh=mesh)
+        self.panel = Panel(
+            forward,
+            batches=batches,
+            lookahead=lookahead,
+            num_steps=num_steps,
+            mesh=mesh,
+            precision=precision,
+            kept=kept,
+        )
         self.mesh = mesh
         self.lockstep, self.timeout = schedule.lockstep, schedule.timeout
         self.stop = stop
@@ -255,7 +273,7 @@ class Peers:
         return [snapshot for snapshot in found if snapshot is not None]
 
     def _use(self, snapshot: Snapshot, *, step: int) -> None:
-        teacher = self.panel.models.get(snapshot.group)
+        teacher = self.panel.reusable(snapshot.group)
         if teacher is None:
             teacher = self.build_peer(snapshot.group)
             teacher.zero_grad(set_to_none=True)
