@@ -145,6 +145,27 @@ def test_quick_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monk
     assert list(tmp_path.glob("odist-bench-*")) == []  # torch may make a folder of its own
 
 
+def test_teachers_suite_measures_every_row_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    from odist.bench.teachers import GOALS, PRECISIONS, Language, Size, measure
+    from odist.models.transformer import Transformer
+    from odist.products import product
+
+    products = []
+    monkeypatch.setattr("odist.products.product", lambda *given: (products.append(1), product(*given))[1])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tiny = Language(lambda: Transformer(60, layers=1, width=32, heads=2), vocabulary=60, batch=2, unroll=6)
+    size = Size(rows=3_000, buckets=2_600, hidden=(64, 32), batch=10, interval=8, models={"transformer": tiny})
+    rows = {row.name: row for row in measure(rounds=2, say=lambda text: None, size=size)}
+    expected = [f"criteo_{precision}{ahead}" for precision in PRECISIONS for ahead in ("", "_ahead")]
+    assert list(rows) == [*expected, *(f"transformer_{precision}" for precision in PRECISIONS)]
+    for row in rows.values():
+        assert len(row.ratios) == 2
+        assert min(row.ratios) > 0
+    assert rows["transformer_int8"].goal == GOALS["int8"]
+    assert products  # the teachers of 8 bits were heard
+    assert list(tmp_path.glob("odist-bench-*")) == []
+
+
 def lm_size(**changes: Any) -> Any:
     from odist.bench.lm import Model, Size
 

@@ -63,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
         "prepare",
         "rng",
         "run",
+        "teachers",
     },
     "cli": {"bench", "claims", "deploy", "engine", "launch", "measure", "prepare", "registry", "run"},
     "__main__": {"cli"},

@@ -42,6 +42,8 @@ SUITES = {
     "machine; more processes than cores wait for each other. Ratios of seconds or bytes of a step, paired",
     "faults": "A small Criteo model in fp32, two groups as processes of one thread, a store between them "
     "(exchange.timing=freshest), a reload of the teacher every 20 steps. Ratios of group 0's median step, paired",
+    "teachers": "Students in fp32, one thread; the paper's Criteo model with reloads, language models of 24,000 classes "
+    "without; examples of those are tokens. Ratios of seconds per step, paired",
     "images": "Random crops of synthetic photographs and ResNet-8 on images of 32 pixels, one thread; examples are "
     "images. Ratios of seconds for the same work, paired",
 }
