@@ -96,6 +96,7 @@ RESERVED = {
             "mesh",
             "sums",
             "losses",
+            "products",
             "wrapping",
             "optim",
             "rng",
