@@ -30,6 +30,7 @@ SHOWN = {
     ("teachers", "peers"): "test_algorithms.test_weight_zero_is_the_ensemble_and_group_0_is_the_single_model",
     ("teachers", "population"): "test_rivals.test_a_population_without_a_pull_is_the_ensemble",
     ("exchange", "memory"): "test_algorithms.test_a_reload_at_every_step_is_the_same_in_memory_and_through_a_store",
+    ("exchange", "predictions"): "test_predictions_exchange.test_it_is_the_exchange_of_weights_at_every_step",
     ("exchange", "store"): "test_algorithms.test_a_reload_at_every_step_is_the_same_in_memory_and_through_a_store",
 }
 # Part: what is typed, and what has the same bits.

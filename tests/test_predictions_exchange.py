@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_config, odist, train_whole_and_broken, weight_hashes
+from conftest import make_config, odist, weight_hashes
 
 from odist.errors import Interrupted
 from odist.exchange.base import Shown
@@ -41,10 +41,10 @@ WORKERS = ("workers=4", "train.batch=12", "train.max_examples=960", "exchange.in
         (*TRANSFORMER, "algorithm.top_k=7", "algorithm.top_p=0.8", "num_groups=3"),
     ],
 )
-def test_without_dropout_and_batch_norm_it_is_the_exchange_of_weights_at_every_step(
+def test_it_is_the_exchange_of_weights_at_every_step(
     train: Callable[..., Run], words: tuple[str, ...]
 ) -> None:
-    """To the bit: the same weights predict for the same batch, here in training and there in eval mode."""
+    """To the bit, without dropout and batch norm: the same weights predict for the same batch, here in training and there in eval mode."""
     weights = train(*PAIR, *words, "exchange=memory", name="weights")
     live = train(*LIVE, *words, name="live")
     assert weight_hashes(live) == weight_hashes(weights)
@@ -63,22 +63,6 @@ def test_the_labels_alone_count_between_two_exchanges(train: Callable[..., Run])
     assert weight_hashes(silent) == weight_hashes(alone)
 
 
-RESUMED = {
-    "criteo": (*CRITEO, *WORKERS, "model.dropout=0.1", "exchange.period=96"),
-    "lm": (*LANGUAGE, "model.dropout=0.1", "algorithm.top_k=9", "train.checkpoint_every=24"),
-    "imagenet": ("task=imagenet", "task.size=8", "train.batch=8", "train.max_examples=96", "train.evaluate_every=0"),
-}
-
-
-@pytest.mark.parametrize("name", RESUMED)
-def test_stopped_and_continued_is_unbroken(train: Callable[..., Run], name: str) -> None:
-    whole, broken = train_whole_and_broken(train, *LIVE, *RESUMED[name], stops=(3, 4))
-    assert [group["exchange_bytes"] for group in broken.results["groups"]] == [
-        group["exchange_bytes"] for group in whole.results["groups"]
-    ]
-    assert whole.metrics(kind="train")["distill_loss"].notna().any()
-
-
 def test_what_was_sent_is_what_was_planned(train: Callable[..., Run]) -> None:
     for words, steps in (
         ((*CRITEO, *WORKERS, "exchange.period=96", "num_groups=3"), 9),  # 2, 4, 6 ... 18
@@ -91,13 +75,10 @@ def test_what_was_sent_is_what_was_planned(train: Callable[..., Run]) -> None:
         assert plan.interval is not None
         planned = plan.traffic.predictions * plan.interval * steps
         assert {group["exchange_bytes"] for group in run.results["groups"]} == {round(planned)}
+        workers = 4 if WORKERS[0] in words else 1  # with more than one, their gradients too
+        assert run.results["bytes_sent"] >= round(planned / workers)
+        assert workers > 1 or run.results["bytes_sent"] == round(planned)
         assert (plan.teacher_flops, plan.traffic.snapshots) == (0, 0)
-    weights = train(*PAIR, *CRITEO, "exchange=memory", name="weights")
-    plan = make_plan(make_config(*PAIR, *CRITEO, "exchange=memory"), processes=1)
-    published = (
-        20  # after each step but the first, where nobody could hear it, and the last; lock-step offers that one too
-    )
-    assert weights.results["groups"][0]["exchange_bytes"] / plan.snapshot_bytes == pytest.approx(published, abs=1)
 
 
 def test_batches_may_be_ragged(tmp_path: Path) -> None:

@@ -221,8 +221,9 @@ def training_bytes(trainer: Trainer, config: Config) -> int:
     """Bytes that each worker of a group sends in the whole training, were it a process of its own; see `odist plan`."""
     teacher, steps = trainer.teacher, range(1, trainer.clock.num_steps + 1)
     published = sum(map(teacher.due, steps))
+    predictions = round(teacher.summary().get("exchange_bytes", 0) / config.workers)  # counted, of all its processes
     if config.workers == 1 and not published:
-        return 0
+        return predictions
     trainer.model.eval()
     plan = plan_of(config, task=trainer.task, clock=trainer.clock, model=trainer.model, processes=config.workers)
-    return bytes_sent(plan, published=published)
+    return bytes_sent(plan, published=published) + predictions

@@ -70,6 +70,9 @@ class LivePeers:
     def forwards(self, step: int) -> float:
         return 0
 
+    def due(self, step: int) -> bool:
+        return False  # weights never travel
+
     def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
         pass
 
@@ -97,7 +100,7 @@ class LivePeers:
         return {"exchange_bytes": self._sent, **self.exchange.log()}
 
     def summary(self) -> dict[str, Any]:
-        """Whether anybody was heard, and the bytes that the group has sent to the others."""
+        """Whether anybody was heard, and the bytes that the group has sent to the others, counted."""
         return {"taught": self.heard, "exchange_bytes": self._sent}
 
     @property
