@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_config, odist, weight_hashes
+from conftest import CONF, make_config, odist, weight_hashes
 
+from odist.claims.recipe_file import load_recipe
 from odist.errors import Interrupted
 from odist.exchange.base import Shown
 from odist.exchange.predictions import PredictionExchange
+from odist.launch.check import validate
 from odist.launch.plan import make_plan
 from odist.losses import Soft
 from odist.run.folder import Run
@@ -41,9 +43,7 @@ WORKERS = ("workers=4", "train.batch=12", "train.max_examples=960", "exchange.in
         (*TRANSFORMER, "algorithm.top_k=7", "algorithm.top_p=0.8", "num_groups=3"),
     ],
 )
-def test_it_is_the_exchange_of_weights_at_every_step(
-    train: Callable[..., Run], words: tuple[str, ...]
-) -> None:
+def test_it_is_the_exchange_of_weights_at_every_step(train: Callable[..., Run], words: tuple[str, ...]) -> None:
     """To the bit, without dropout and batch norm: the same weights predict for the same batch, here in training and there in eval mode."""
     weights = train(*PAIR, *words, "exchange=memory", name="weights")
     live = train(*LIVE, *words, name="live")
@@ -172,3 +172,25 @@ def test_what_cannot_work_is_said(tmp_path: Path, words: tuple[str, ...], said: 
     done = odist("train", "scale=smoke", *typed, "run.dir=run", cwd=tmp_path)
     assert (done.returncode, (tmp_path / "run").exists()) == (2, False)
     assert said in done.stderr
+
+
+@pytest.mark.parametrize("name", ["predictions_exchange", "teacher_precision", "teacher_precision_lm"])
+def test_the_recipes_can_be_run(name: str) -> None:
+    recipe = load_recipe(CONF.parent / "recipes" / f"{name}.yaml")
+    assert sum(claim.primary for claim in recipe.claims) in (1, 2)
+    at_small, _ = recipe.plan("small", variables={"data_path": "data"})
+    assert {run.seed for run in at_small} == {1, 2, 3, 4, 5}
+    at_smoke, _ = recipe.plan("smoke", variables={})
+    for run in at_smoke:
+        if run.seed == 1:
+            validate(make_config(*run.overrides))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["predictions_exchange", "teacher_precision", "teacher_precision_lm"])
+def test_every_system_of_the_recipes_trains(train: Callable[..., Run], name: str) -> None:
+    recipe = load_recipe(CONF.parent / "recipes" / f"{name}.yaml")
+    runs, _ = recipe.plan("smoke", variables={})
+    first = [run for run in runs if run.seed == 1]
+    hashes = {run.system: tuple(weight_hashes(train(*run.overrides, name=run.system))) for run in first}
+    assert len(set(hashes.values())) == len(recipe.systems)

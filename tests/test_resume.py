@@ -45,7 +45,13 @@ RUNS = [
         "memory",
         "train.average=ema exchange.publish=average algorithm.include_self=true exchange.lag=1",
     ),
-    ("criteo", "codistill", "allreduce", "memory", "model.hidden=[64,32] algorithm.teacher_precision=int8 exchange.lookahead=3"),
+    (
+        "criteo",
+        "codistill",
+        "allreduce",
+        "memory",
+        "model.hidden=[64,32] algorithm.teacher_precision=int8 exchange.lookahead=3",
+    ),
     (
         "criteo",
         "codistill",
