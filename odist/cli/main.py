@@ -320,7 +320,7 @@ def bench(
         Suite,
         typer.Argument(
             help="quick: training speed of the Criteo model, about a minute. lm: the language model and its text, two minutes. "
-            "images: decoding of JPEG and training of ResNet-8, a minute. cluster: "
+            "teachers: steps with teachers in fp32, bf16 and int8, three minutes. images: decoding of JPEG and training of ResNet-8, a minute. cluster: "
             "gradients summed by several processes, beside plain DDP, three minutes. faults: a group beside a peer that is dead, hangs or "
             "cannot be reached, and random kills, four minutes. gpu: speed and memory of the paper-scale models "
             "on one GPU, ten minutes."

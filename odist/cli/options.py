@@ -64,6 +64,7 @@ class Suite(StrEnum):
 
     quick = "quick"
     lm = "lm"
+    teachers = "teachers"
     images = "images"
     cluster = "cluster"
     faults = "faults"
