@@ -37,7 +37,7 @@ class Fixed:
             num_steps=setup.clock.num_steps,
             mesh=setup.mesh,
             precision=options.teacher_precision,
-            kept=Kept.of(options),
+            kept=Kept.of(options, setup.task),
         )
 
     def __init__(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from odist.errors import UserError
+from odist.tasks.base import Task
 from odist.teachers import ModelOptions
 
 
@@ -30,21 +31,21 @@ class Kept:
     temperature: float = 1.0
 
     @classmethod
-    def of(cls, options: ModelOptions) -> Kept | None:
-        """What a teacher's options say; None where all classes are kept."""
-        if options.top_k is None and options.top_p is None:
-            return None
-        return cls(options.top_k, options.top_p, options.temperature)
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Logits [batch, ..., classes] with minus infinity for classes that are dropped.
+    def of(cls, options: ModelOptions, task: Task) -> Kept | None:
+        """What a teacher's options say; None where all classes are kept.
 
         Raises UserError for binary predictions, which have no classes to choose from.
         """
-        if logits.ndim < 2:
+        if options.top_k is None and options.top_p is None:
+            return None
+        if task.prior().ndim == 0:
             raise UserError(
                 "algorithm.top_k and algorithm.top_p keep some of many classes; this task predicts one number. Leave them out."
             )
+        return cls(options.top_k, options.top_p, options.temperature)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits [batch, ..., classes] with minus infinity for classes that are dropped."""
         count = min(self.top_k or logits.shape[-1], logits.shape[-1])
         values, classes = logits.topk(count, dim=-1)
         if self.top_p is not None:

@@ -40,7 +40,7 @@ class LivePeers:
             period=max(1, clock.steps(options.period)),
             burn_in=clock.steps(options.burn_in),
             ramp=clock.steps(options.ramp),
-            kept=Kept.of(options),
+            kept=Kept.of(options, setup.task),
             replicas=setup.mesh.replica.size,
         )
 

@@ -28,6 +28,7 @@ from odist.teachers import PeersOptions
 from odist.teachers.base import Batches, Panel, TeacherSetup, rising
 from odist.teachers.kept import Kept
 from odist.teachers.live import LivePeers
+from odist.teachers.precision import check
 from odist.wrapping import full_state, load_full_state
 
 # Freshest: reloads without anything new from a peer, and seconds, after which the log names it.
@@ -62,6 +63,7 @@ class Peers:
         exchange: Any = setup.open_exchange(sorted([*topology.ever(group), *own]), schedule)
         if isinstance(exchange, PredictionExchange):
             return LivePeers.of(options, setup, exchange)
+        check(setup.student, options.teacher_precision)  # now, and not when the burn-in is over
         return cls(
             setup.task.forward,
             student=setup.student,
@@ -79,7 +81,7 @@ class Peers:
             mesh=mesh,
             stop=setup.stop,
             precision=options.teacher_precision,
-            kept=Kept.of(options),
+            kept=Kept.of(options, setup.task),
         )
 
     def __init__(

@@ -25,6 +25,7 @@ def prepared(model: nn.Module, precision: str) -> nn.Module:
         products of matrices in 8 bits with a scale for each row
     Raises UserError for int8 where convolutions do the work.
     """
+    check(model, precision)
     if precision == "bf16":
         if not getattr(model, "compiled", False):  # a compiler does this itself
             fold_batch_norms(model)
@@ -77,13 +78,17 @@ def fold_batch_norms(model: nn.Module) -> None:
                 setattr(parent, behind, Folded())
 
 
-def quantise_matrices(model: nn.Module) -> None:
-    """Turn the matrices of products into 8-bit ones. Raises UserError where convolutions do the work."""
-    if any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules()):
+def check(model: nn.Module, precision: str) -> None:
+    """Refuse a precision that a model cannot have: UserError for int8 where convolutions do the work."""
+    if precision == "int8" and any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules()):
         raise UserError(
             "algorithm.teacher_precision=int8: the work of this model is in convolutions, and int8 is of matrices. Type "
             "algorithm.teacher_precision=bf16."
         )
+
+
+def quantise_matrices(model: nn.Module) -> None:
+    """Turn the matrices of products into 8-bit ones."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
