@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import SHARED, odist
 from test_prepare_criteo import make_rows, text_of
@@ -31,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("ten_minutes", "codistillation", "criteo", "text", "images", "found")),
+    *(f"docs/{name}.md" for name in ("ten_minutes", "codistillation", "criteo", "table", "text", "images", "found")),
 ]
 # Of what README types, keys and options that would take hours at their values there
 SMALLER = {
@@ -175,6 +176,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         days = [text_of(rows[:2500]), text_of(rows[2500:])]
     for name, content in zip(("train.txt", "today.txt"), days, strict=True):
         (folder / name).write_bytes(content)
+    _write_tables(folder)
     (folder / "crawl").mkdir()
     (folder / "wet").mkdir()
     for number in range(2):
@@ -194,6 +196,28 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         },
     )
     return folder
+
+
+def _write_tables(folder: Path) -> None:
+    """A table of clicks with the schema of docs/table.md, and later rows of it without labels."""
+    page = (ROOT / "docs" / "table.md").read_text()
+    (folder / "schema.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    random = np.random.default_rng(0)
+    count = 2500
+    table = pd.DataFrame(
+        {
+            "request": [f"r{place}" for place in range(count)],
+            "at": pd.date_range("2024-05-01", periods=count, freq="min"),
+            "clicked": random.random(count) < 0.3,
+            "age": random.integers(18, 80, count),
+            "price": random.gamma(2, 10, count),
+            "site": random.choice(["news", "mail", "shop"], count),
+            "country": random.choice(["de", "us", None], count),
+            "importance": random.choice([0.5, 1.0], count),
+        }
+    )
+    table.to_parquet(folder / "data.parquet")
+    table.drop(columns="clicked").head(200).to_parquet(folder / "later.parquet")
 
 
 def _write_images(folder: Path) -> None:
