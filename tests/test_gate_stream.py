@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +149,27 @@ def test_rows_that_do_not_match_are_named_in_every_way_of_reading(files: Path, f
         compare_release(old, new, key="id", slices=["team"])
     with pytest.raises(UserError, match=r"--max loss_increase: not known"):
         compare_release(np.array([0.5]), np.array([0.4]), limits=[Limit("loss_increase", 1)])
+
+
+def test_the_example_pipeline_stops_a_model_that_churns(files: Path, frame: pd.DataFrame, tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "examples" / "release_gate.sh"
+    moved = frame.drop(columns=["old", "new"]).assign(probability=frame["old"] ** 0.5)
+    moved.to_parquet(tmp_path / "moved.parquet")
+    same = frame.drop(columns=["old", "new"]).assign(probability=frame["old"])
+    same.to_parquet(tmp_path / "released.parquet")
+    slightly = frame["old"] + 0.001 * np.sin(np.arange(ROWS))
+    same.assign(probability=slightly.clip(0, 1)).to_parquet(tmp_path / "retrain.parquet")
+    (tmp_path / "odist").write_text(f'#!/bin/sh\nexec {sys.executable} -m odist "$@"\n')
+    (tmp_path / "odist").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(script.parent.parent)}
+    for candidate, code, words in (
+        ("moved", 5, "hold back: moved.parquet"),
+        ("retrain", 0, "release: retrain.parquet"),
+    ):
+        done = subprocess.run(
+            ["bash", script, "released.parquet", f"{candidate}.parquet"],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        assert words in done.stdout
+        assert (tmp_path / "gate.xml").is_file()

@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"data", "losses", "measure", "mesh", "optim", "products", "registry", "rng", "run"},
     "launch": {"data", "engine", "exchange", "measure", "mesh", "optim", "registry", "run", "stores"},
     "prepare": {"data", "run"},
-    "deploy": {"data", "engine", "measure", "models", "prepare", "run"},
+    "deploy": {"data", "engine", "measure", "models", "prepare", "run", "tasks"},
     "claims": {"data", "measure", "run", "tasks"},
     "bench": {
         "sums",

@@ -16,6 +16,7 @@ import typer
 from odist import __version__
 from odist.cli.options import (
     Axis,
+    BadRows,
     DataPathOption,
     Device,
     ExportFormat,
@@ -187,6 +188,45 @@ def churn(
         print(as_json(result.to_dict()))
     else:
         print_churn(result)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    inputs: Annotated[
+        list[str],
+        typer.Option("--input", metavar="FILE", help="Raw rows, images or text, as of odist prepare; repeat."),
+    ],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Predictions, .csv or .parquet.")],
+    member: Annotated[
+        str | None,
+        typer.Option(metavar="MEMBER", help="As of odist export. Default: what the run predicts with."),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The run's prepared data, of runs that have not kept what they need of them."),
+    ] = None,
+    bad_rows: Annotated[
+        BadRows, typer.Option(help="What to do with rows that cannot be read: count and skip them, or stop.")
+    ] = BadRows.skip,
+    device: Annotated[
+        Device | None, typer.Option(help="Where to compute; without it where the run was trained, or else the CPU.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Predict raw rows, images or text with the preparation that the run has learnt from."""
+    from odist.cli.predict import predict
+
+    predict(
+        run,
+        inputs,
+        output=output,
+        member=member,
+        like=like,
+        refuse_bad=bad_rows is BadRows.refuse,
+        device=None if device is None else device.value,
+        json=json,
+    )
 
 
 @app.command()

@@ -32,6 +32,13 @@ class ExportFormat(StrEnum):
     hf = "hf"
 
 
+class BadRows(StrEnum):
+    """What is done with rows that cannot be read."""
+
+    skip = "skip"
+    refuse = "refuse"
+
+
 class Axis(StrEnum):
     """Horizontal axes of learning curves."""
 

@@ -33,9 +33,9 @@ RECORD = "export.json"
 # Of odist's own tasks; the inputs of others are numbered. The names of Hugging Face's models where they have one.
 INPUT_NAMES = {"criteo": ("numeric", "categorical"), "lm": ("input_ids",), "imagenet": ("pixel_values",)}
 MEANINGS = {
-    "numeric": "13 integer columns as sign(x) log(1 + |x|), less numeric_mean, over numeric_std, 0 where missing; then 13 "
+    "numeric": "numbers, Criteo's as sign(x) log(1 + |x|), less numeric_mean, over numeric_std, 0 where missing; then as many "
     "flags, 1 where missing",
-    "categorical": "26 columns, each value as its row of the embedding table",
+    "categorical": "each column's value as its row of the embedding table",
     "input_ids": "tokens",
     "pixel_values": "red, green and blue, (x / 255 - mean) / std by channel, mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225",
 }

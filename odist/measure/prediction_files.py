@@ -85,11 +85,55 @@ def write_predictions(
     fingerprint: as `data_fingerprint` has it; names: what else names the rows, each [rows], by column
     """
     frame = frame_of(probabilities, targets=targets, form=form, fingerprint=fingerprint, names=names)
-    try:
-        with replacing(path) as partial:
-            frame.to_csv(partial, index=False) if path.suffix == ".csv" else frame.to_parquet(partial, index=False)
-    except OSError as error:
-        raise _not_written(path, error) from error
+    with PredictionWriter(path) as writer:
+        writer.write(frame)
+
+
+class PredictionWriter:
+    """A .csv or .parquet file that is written piece by piece and appears whole, or not at all where its block fails."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stack = contextlib.ExitStack()
+        self._parquet: Any = None
+        self._begun = False
+
+    def __enter__(self) -> PredictionWriter:
+        try:
+            self._partial = self._stack.enter_context(replacing(self.path))
+            self._partial.touch()
+        except OSError as error:
+            raise _not_written(self.path, error) from error
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if self._parquet is not None:
+                self._parquet.close()
+            self._stack.__exit__(kind, error, trace)
+        except OSError as failed:
+            if failed is error:
+                raise
+            raise _not_written(self.path, failed) from failed
+
+    def write(self, columns: pd.DataFrame | Mapping[str, np.ndarray]) -> None:
+        """Add rows. columns: the same at every call, each [n]"""
+        import pandas as pd
+        import pyarrow
+        import pyarrow.parquet
+
+        frame = pd.DataFrame(columns)
+        try:
+            if self.path.suffix == ".csv":
+                frame.to_csv(self._partial, index=False, mode="a", header=not self._begun)
+                self._begun = True
+                return
+            table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+            if self._parquet is None:
+                self._parquet = pyarrow.parquet.ParquetWriter(self._partial, table.schema)
+            self._parquet.write_table(table)
+        except OSError as error:
+            raise _not_written(self.path, error) from error
 
 
 def frame_of(

@@ -96,7 +96,10 @@ class CriteoTask(RowTask):
         return self.source.layout.labels
 
     def batch(self, ids: np.ndarray, split: str) -> Batch:
-        rows = self.source.rows(ids, split)
+        return self.batch_of(self.source.rows(ids, split))
+
+    def batch_of(self, rows: Columns) -> Batch:
+        """A batch of rows as a source has them."""
         missing = np.isnan(rows.numeric)
         scaled = (rows.numeric - self.source.numeric_mean) / self.source.numeric_std
         both = np.concatenate([np.where(missing, np.float32(0), scaled), missing], axis=1, dtype=np.float32)
@@ -192,7 +195,11 @@ class PreparedSource(PreparedRows):
 
     def rows(self, ids: np.ndarray, split: str) -> Columns:
         ids, split = self.stored(ids, split)
-        packed, layout = self.store.gather(split, ids), self.layout
+        return self.unpacked(self.store.gather(split, ids))
+
+    def unpacked(self, packed: np.ndarray) -> Columns:
+        """Packed rows, int32 [n, columns], as columns."""
+        layout = self.layout
         labels = packed[:, : layout.labels].astype(np.float32)
         numeric = viewed(packed, layout.numeric_columns, "<f4")
         categorical = np.ascontiguousarray(packed[:, layout.categorical_columns])

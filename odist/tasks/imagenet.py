@@ -91,8 +91,7 @@ class ImageNetTask(RowTask):
             seeds = list(dict.fromkeys(ids[:, 1].tolist()))  # of one epoch, or of two where the one ends
             parts = [self.source.images(ids[ids[:, 1] == own, 0], split, seed=own) for own in seeds]
             images, classes = (np.concatenate(each) if len(seeds) > 1 else each[0] for each in zip(*parts, strict=True))
-        finish = _normalised if images.dtype == np.uint8 else None
-        return Batch((torch.from_numpy(images),), torch.from_numpy(classes), torch.ones(len(classes)), finish=finish)
+        return batch_of(images, classes)
 
     def forward(self, model: nn.Module, batch: Batch, carry: Carry) -> tuple[Tensor, Carry]:
         return model(*batch.inputs), None
@@ -113,6 +112,12 @@ class ImageNetTask(RowTask):
 
     def prior(self) -> Tensor:
         return torch.from_numpy(self.source.prior()).float()
+
+
+def batch_of(images: np.ndarray, classes: np.ndarray) -> Batch:
+    """A batch of images as a source has them; see `Source`."""
+    finish = _normalised if images.dtype == np.uint8 else None
+    return Batch((torch.from_numpy(images),), torch.from_numpy(classes), torch.ones(len(classes)), finish=finish)
 
 
 def _normalised(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

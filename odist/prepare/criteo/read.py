@@ -127,7 +127,9 @@ class RowReader:
         rows = read_rows(source, layout, offset=state.offset, block_bytes=self.options.block_bytes)
         with (
             closing(read_ahead(rows, depth=2)) as blocks,
-            closing(in_order(blocks, self._parser(layout), threads=num_threads(self.options))) as results,
+            closing(
+                in_order(blocks, row_parser(self.choices.buckets, layout), threads=num_threads(self.options))
+            ) as results,
         ):
             for block, parsed in results:
                 self._append(writers, parsed, source, layout)
@@ -141,25 +143,6 @@ class RowReader:
                     self._saved = time.monotonic()
                 if stopped:
                     raise Interrupted("stopped")
-
-    def _parser(self, layout: RowLayout) -> Callable[[TextBlock], Parsed]:
-        from odist.prepare.criteo import kernels
-
-        buckets, table = self.choices.buckets, kernels.log_table()
-        missing_ids = kernels.special_ids(kernels.MISSING_VALUE, buckets)
-        shortest = len(FEATURES) + 2 * layout.labelled  # bytes of a row with nothing but separators
-
-        def parse(block: TextBlock) -> Parsed:
-            text = np.frombuffer(block.text, dtype=np.uint8)
-            out = np.empty((len(text) // shortest + 1, NUM_COLUMNS), dtype=np.int32)
-            missing, counts = np.zeros(len(FEATURES), dtype=np.int64), np.zeros(kernels.NUM_REASONS, dtype=np.int64)
-            bad = np.zeros((MAX_LOCATED, 3), dtype=np.int64)
-            outputs = (out, out.view(np.float32), missing, bad, counts)
-            form = (layout.separator, layout.labelled)
-            rows, lines, clicks = kernels.parse_rows(text, *form, buckets, missing_ids, table, *outputs)
-            return Parsed(out[:rows], lines, clicks, missing, bad[: min(MAX_LOCATED, int(counts.sum()))], counts)
-
-        return parse
 
     def _append(self, writers: dict[str, RowWriter], parsed: Parsed, source: InputFile, layout: RowLayout) -> None:
         state = self.state
@@ -197,6 +180,26 @@ class RowReader:
         assert share is not None
         assert seed is not None
         return np.asarray(drawn(self.state.rows, count, seed, int(share * 2**53) if border is None else border))
+
+
+def row_parser(buckets: int, layout: RowLayout, *, located: int | None = MAX_LOCATED) -> Callable[[TextBlock], Parsed]:
+    """What parses blocks of text, in any thread. buckets: of the hash; located: bad rows with their lines, None: all"""
+    from odist.prepare.criteo import kernels
+
+    table, missing_ids = kernels.log_table(), kernels.special_ids(kernels.MISSING_VALUE, buckets)
+    shortest = len(FEATURES) + 2 * layout.labelled  # bytes of a row with nothing but separators
+
+    def parse(block: TextBlock) -> Parsed:
+        text = np.frombuffer(block.text, dtype=np.uint8)
+        out = np.empty((len(text) // shortest + 1, NUM_COLUMNS), dtype=np.int32)
+        missing, counts = np.zeros(len(FEATURES), dtype=np.int64), np.zeros(kernels.NUM_REASONS, dtype=np.int64)
+        bad = np.zeros((block.text.count(b"\n") if located is None else located, 3), dtype=np.int64)
+        outputs = (out, out.view(np.float32), missing, bad, counts)
+        form = (layout.separator, layout.labelled)
+        rows, lines, clicks = kernels.parse_rows(text, *form, buckets, missing_ids, table, *outputs)
+        return Parsed(out[:rows], lines, clicks, missing, bad[: min(len(bad), int(counts.sum()))], counts)
+
+    return parse
 
 
 def num_threads(options: CriteoOptions) -> int:
