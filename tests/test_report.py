@@ -189,6 +189,16 @@ def test_missing_runs_and_unlike_sources_are_said(folder: Path) -> None:
     assert json.loads((folder / "manifest.json").read_text())["sources"] == ["5e", "6f"]
 
 
+def test_runs_that_were_never_there_at_once_have_no_churn_and_the_rest_is_reported(folder: Path) -> None:
+    change(folder, lambda r: replace(r, churn={}, churn_of_models={}) if r.name == "steady-s1" else r)
+    build_report(folder, name="two")
+    with open(folder / "two.csv", newline="") as file:
+        rows = {row["system"]: row for row in csv.DictReader(file)}
+    assert rows["plain"]["mean_abs_difference"]
+    assert not rows["steady"]["mean_abs_difference"]
+    assert rows["steady"]["log_loss"]
+
+
 def test_a_report_without_records_and_records_of_another_version_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no report of a recipe"):
         build_report(tmp_path / "nothing", name="two")

@@ -109,9 +109,12 @@ class Retrains:
         return sum(name in copy.longest for seed in seeds for copy in self.copies(seed))
 
     def pairs(self, seeds: Sequence[int]) -> dict[tuple[int, int], Mapping[str, float | None]]:
-        """PAIR_METRICS of every pair of `seeds`, keyed by their places: means over the pairs of their copies."""
+        """PAIR_METRICS of every pair of `seeds`, keyed by their places: means over the pairs of their copies.
+
+        Empty for a pair that was never there at once, such as runs of which one was recorded and deleted before the other.
+        """
         return {
-            (i, j): self._of_copies(seeds[i], seeds[j]) or self.by_seed[seeds[i]].churn[str(seeds[j])]
+            (i, j): self._of_copies(seeds[i], seeds[j]) or self.by_seed[seeds[i]].churn.get(str(seeds[j]), {})
             for i, j in combinations(range(len(seeds)), 2)
         }
 

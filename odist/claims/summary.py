@@ -74,7 +74,7 @@ def _mean_cost(retrains: Retrains, name: str) -> float | None:
 def _ratio(own: Retrains, reference: Retrains) -> Estimate:
     """Churn divided by the reference's, with the jackknife over common seeds."""
     seeds = common_seeds([own, reference])
-    if len(seeds) < 2:
+    if not (own.has(CHURN, seeds) and reference.has(CHURN, seeds)):
         return None, None
     above, below = own.statistic(CHURN, seeds), reference.statistic(CHURN, seeds)
     if any(pair[CHURN] == 0 for pair in reference.pairs(seeds).values()):
