@@ -153,7 +153,7 @@ def test_a_whole_pull_makes_all_members_one(train):
 
 
 def test_what_a_population_does_not_read_is_refused(train):
-    for typed in ("algorithm.distill_weight=2", "exchange.lag=1", "algorithm.strategy=local_sgd"):
+    for typed in ("algorithm.distill_weight=2", "algorithm.top_k=1", "exchange.lag=1", "algorithm.strategy=local_sgd"):
         with pytest.raises(UserError, match=typed.partition("=")[0]):
             validate(make_config(*PAPA, typed))
     with pytest.raises(UserError, match=r"train\.average=groups"):

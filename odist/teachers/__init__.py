@@ -83,7 +83,7 @@ class ModelOptions(SoftTargetOptions):
             )
         cut = f"algorithm.top_k={self.top_k}" if self.top_k is not None else f"algorithm.top_p={self.top_p}"
         if self.top_k is not None or self.top_p is not None:
-            if self.distill_loss in ("squared_logits", "logit_regression"):
+            if self.distill_loss in ("squared_logits", "logit_regression", "reverse_kl"):
                 raise UserError(
                     f"{cut} with algorithm.distill_loss={self.distill_loss}: classes that are dropped have no logits. Type "
                     "algorithm.distill_loss=cross_entropy."
@@ -230,6 +230,9 @@ class PopulationOptions(PeersOptions):
             ("average", "algorithm.average"),
             ("ramp", "algorithm.ramp"),
             ("temperature", "algorithm.temperature"),
+            ("top_k", "algorithm.top_k"),
+            ("top_p", "algorithm.top_p"),
+            ("teacher_precision", "algorithm.teacher_precision"),
         ):
             default = type(self).__dataclass_fields__[option].default
             if getattr(self, option) != default:
