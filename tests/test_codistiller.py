@@ -241,6 +241,12 @@ def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tens
     (folder / f"{name}.json").write_text(json.dumps(known))
 
 
+def scaled(factor: float) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda weights: {
+        name: tensor * factor if tensor.is_floating_point() else tensor for name, tensor in weights.items()
+    }
+
+
 def test_a_peer_that_misbehaves_costs_a_stale_teacher_and_no_error(join: Join, tmp_path: Path) -> None:
     ours, theirs = network(seed=1), network(seed=2)
     with join(theirs, 1) as other:
@@ -249,7 +255,7 @@ def test_a_peer_that_misbehaves_costs_a_stale_teacher_and_no_error(join: Join, t
     hear(peer)
     folder = tmp_path / "pair" / "group-1"
     (folder / "step-0000000009-torn.json").write_text('{"group": 1,')
-    rewritten(folder, lambda weights: {name: tensor * math.nan for name, tensor in weights.items()}, step=2)
+    rewritten(folder, scaled(math.nan), step=2)
     rewritten(folder, lambda weights: {name: torch.zeros(7) for name in weights}, step=3)
     rewritten(folder, lambda weights: weights, step=4, run="another")
     kinds = {"not_a_manifest", "not_finite", "other_model", "other_run"}
@@ -266,7 +272,7 @@ def test_a_peer_that_misbehaves_costs_a_stale_teacher_and_no_error(join: Join, t
     assert math.isfinite(peer.loss(ours(X), X).detach())
     for file in folder.glob("*-evil.*"):
         file.unlink()
-    rewritten(folder, lambda weights: {name: tensor * 1e30 for name, tensor in weights.items()}, step=20)
+    rewritten(folder, scaled(1e30), step=20)
     hear(peer, teacher_swaps=2)
     assert peer.loss(ours(X), X).detach() == 0  # what it predicts is not finite
     assert peer.log()["teacher_ignored"] == 1
