@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from odist.library.codistiller import Codistiller
+    from odist.library.distiller import Distiller
     from odist.measure.release import churn
 
 __version__ = "0.1.0"
-__all__ = ["Codistiller", "__version__", "churn"]
+__all__ = ["Codistiller", "Distiller", "__version__", "churn"]
 
 # Imported when used: torch takes seconds.
-_PLACES = {"Codistiller": "odist.library.codistiller", "churn": "odist.measure.release"}
+_PLACES = {
+    "Codistiller": "odist.library.codistiller",
+    "Distiller": "odist.library.distiller",
+    "churn": "odist.measure.release",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": {"data", "losses", "measure", "models", "registry", "rng"},
     "products": set(),
     "strategies": {"mesh", "optim", "registry", "sums"},
-    "teachers": {"exchange", "losses", "mesh", "optim", "products", "registry", "wrapping"},
+    "teachers": {"exchange", "losses", "measure", "mesh", "optim", "products", "registry", "wrapping"},
     "library": {"exchange", "losses", "mesh", "stores", "teachers", "wrapping"},
     "integrations": {"library", "wrapping"},
     "engine": {"data", "losses", "measure", "mesh", "optim", "products", "registry", "rng", "run"},

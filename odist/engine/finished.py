@@ -15,7 +15,7 @@ from odist.engine.problem import build_model, build_task
 from odist.errors import UserError
 from odist.run.folder import FITTED, Run
 from odist.tasks.base import Task
-from odist.teachers import peers_options
+from odist.teachers import WEIGHTS, peers_options
 
 
 def fitted_fingerprint(run: Run, config: Config) -> str:
@@ -33,12 +33,15 @@ def task_of(run: Run, config: Config) -> Task:
 
 
 def load_teachers(paths: Sequence[str], config: Config, task: Task) -> list[nn.Module]:
-    """Models of finished runs: all groups of an ensemble, group 0 of a codistilled run.
+    """Models of finished runs: all groups of an ensemble, group 0 of a codistilled run; of a file of weights, this run's.
 
     They may have learnt from other rows, of another day, if ids, numbers and classes meant the same there.
     """
     models = []
     for path in paths:
+        if path.endswith(WEIGHTS):
+            models.append(_model_of_file(path, config, task))
+            continue
         run = Run.open_finished(path, key="teacher")
         other = on_device(load(run.path / "config.yaml"), config.launch.device)
         theirs = fitted_fingerprint(run, other)
@@ -55,6 +58,22 @@ def load_teachers(paths: Sequence[str], config: Config, task: Task) -> list[nn.M
         prepared = config.data.name == other.data.name == "prepared"  # its own store is not needed, and may be gone
         models += load_models(run, other, build_task(replace(other, data=config.data) if prepared else other))[0]
     return models
+
+
+def _model_of_file(path: str, config: Config, task: Task) -> nn.Module:
+    """This run's model with the weights of a safetensors file, such as `odist export` writes."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    model = build_model(config, task, group=0)
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).replace("\n", " ")[:300]
+        raise UserError(
+            f"algorithm.teachers: {path} does not hold the weights of this run's model={config.model.name}: {reason}"
+        ) from error
+    return model
 
 
 def load_first_weights(path: str, config: Config, model: nn.Module, *, group: int) -> None:

@@ -30,6 +30,7 @@ from odist.engine.trainer import CROSS_ENTROPIES, Cadence, Trainer
 from odist.errors import UserError
 from odist.exchange.base import Exchange, ExchangeSetup, Published, Schedule, Shown, Weights
 from odist.losses import check_range
+from odist.measure.prediction_files import data_fingerprint
 from odist.mesh import Mesh
 from odist.optim import Clock, Optimizer
 from odist.run.copies import Copy
@@ -39,6 +40,7 @@ from odist.strategies.base import Strategy, StrategySetup
 from odist.tasks.base import Batch, Forward, Task
 from odist.teachers import peers_options
 from odist.teachers.base import Batches, Teacher, TeacherSetup
+from odist.teachers.recorded import Recorded
 
 
 @dataclass
@@ -102,6 +104,9 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
                 _check_labels(config, batch, ids[worker])
         return made
 
+    def rows(step: int, worker: int) -> np.ndarray:
+        return np.split(order.ids(step), mesh.workers)[worker]
+
     def first_batch(step: int) -> Batch:
         return batches(step, range(1))[0].to(device)
 
@@ -109,7 +114,7 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
     task_config = with_threads(config).task
     builders = 2 if isinstance(task_config, ImageNetConfig) and (task_config.threads or 1) > 1 else 1
     average = build_average(config, model, clock=clock, forward=task.forward, batch_at=first_batch)
-    teacher = build_teacher(parts, mesh, model=model, batches=lambda step: loader[step], average=average)
+    teacher = build_teacher(parts, mesh, model=model, batches=lambda step: loader[step], rows=rows, average=average)
     loader = Loader(
         batches, num_steps=clock.num_steps, prefetch=train.prefetch, keep=teacher.lookahead, builders=builders
     )
@@ -189,9 +194,18 @@ def build_strategy(config: Config, setup: StrategySetup) -> Strategy:
 
 
 def build_teacher(
-    parts: Parts, mesh: Mesh, *, model: nn.Module, batches: Batches, average: WeightAverage | None = None
+    parts: Parts,
+    mesh: Mesh,
+    *,
+    model: nn.Module,
+    batches: Batches,
+    rows: Callable[[int, int], np.ndarray],
+    average: WeightAverage | None = None,
 ) -> Teacher:
-    """The teacher that the configuration names. batches: of its group, in memory; average: predicts for the group"""
+    """The teacher that the configuration names.
+
+    batches: of its group, in memory; rows: step, worker -> those of its batch; average: predicts for the group
+    """
     config, task, device = parts.config, parts.task, parts.config.launch.device
     own = of_group(config, mesh.group.index).model
 
@@ -214,7 +228,9 @@ def build_teacher(
         seed=config.seed,
         clock=parts.clock,
         batches=lambda step: [batch.to(device) for batch in batches(step)],
-        load_runs=lambda paths: [as_teacher(one, config) for one in load_teachers(paths, config, task)],
+        rows=rows,
+        load_models=lambda paths: [as_teacher(one, config) for one in load_teachers(paths, config, task)],
+        load_predictions=lambda path: Recorded.read(path, rows_are=data_fingerprint("train", task.fingerprint)),
         open_exchange=lambda peers, schedule: open_exchange(parts, mesh, model=model, peers=peers, schedule=schedule),
         stop=parts.stop,
         **({"keep_mean": average.keep} if isinstance(average, GroupsMean) else {}),

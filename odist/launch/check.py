@@ -21,7 +21,7 @@ from odist.errors import UserError
 from odist.run import sinks
 from odist.run.folder import Run
 from odist.stores import check_url
-from odist.teachers import ModelOptions, PeersOptions, PopulationOptions, peers_options
+from odist.teachers import ModelOptions, PeersOptions, PopulationOptions, is_file, peers_options
 
 PREPARED_BY = {"lm": "text"}  # the verb's name where it is not the task's
 MODELS_OF_TASKS = {
@@ -233,7 +233,10 @@ def _check_algorithm(config: Config) -> None:
 
 
 def _check_finished_runs(config: Config) -> None:
-    """Refuse runs to build on that are not finished or learn something else."""
+    """Refuse runs to build on that are not finished or learn something else, and files that are not there."""
+    for key, path in named_files(config):
+        if not Path(path).is_file():
+            raise UserError(f"{key}: {path}: no such file.")
     for key, path in named_runs(config):
         task = Run.open_finished(path, key=key).config.get("task", {}).get("name")
         if task != config.task.name:
@@ -244,6 +247,15 @@ def _check_finished_runs(config: Config) -> None:
 
 def named_runs(config: Config) -> list[tuple[str, str]]:
     """Key and folder of every finished run that the configuration builds on."""
+    return [(name, path) for name, path in _named(config) if not is_file(path)]
+
+
+def named_files(config: Config) -> list[tuple[str, str]]:
+    """Key and path of every file of weights or predictions that teaches."""
+    return [(name, path) for name, path in _named(config) if is_file(path)]
+
+
+def _named(config: Config) -> list[tuple[str, str]]:
     named = [(name, value) for name, value, key in described(config) if key.place == "run" and value]
     return [(name, path) for name, value in named for path in (value if isinstance(value, list) else [value])]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import platform
 import re
@@ -16,7 +17,7 @@ from odist.config.read import load
 from odist.config.schema import Config
 from odist.errors import Damaged, UserError
 from odist.files import try_lock
-from odist.launch.check import named_runs, read_store
+from odist.launch.check import named_files, named_runs, read_store
 from odist.run import provenance
 from odist.run.folder import Run
 from odist.run.log import note
@@ -34,6 +35,9 @@ def content_of(config: Config) -> dict[str, Any]:
     for key, path in named_runs(config):
         if key != "train.init_from":
             content.setdefault(key, []).append(Run.open(path).env.get("config_hash", path))
+    for key, path in named_files(config):
+        with open(path, "rb") as file:
+            content.setdefault(key, []).append(hashlib.file_digest(file, "sha256").hexdigest())
     return content
 
 

@@ -100,10 +100,27 @@ class ModelOptions(SoftTargetOptions):
             )
 
 
+PREDICTIONS = (".parquet", ".pq", ".csv")  # files of predictions by row
+WEIGHTS = ".safetensors"  # a file of the weights of this run's model
+
+
+def is_predictions(path: str) -> bool:
+    """Whether a teacher is a file of predictions."""
+    return path.lower().endswith(PREDICTIONS)
+
+
+def is_file(path: str) -> bool:
+    """Whether a teacher is a file, of predictions or weights, and not a run's folder."""
+    return is_predictions(path) or path.lower().endswith(WEIGHTS)
+
+
 @dataclass
 class FixedOptions(ModelOptions):
     teachers: list[str] = key(
-        [], "folders of the finished runs that teach, for algorithm=distill", place="run", only_with="algorithm=distill"
+        [],
+        "what teaches, for algorithm=distill: folders of finished runs, .safetensors, .parquet of predictions by row",
+        place="run",
+        only_with="algorithm=distill",
     )
 
     def check(self, config: Config) -> None:

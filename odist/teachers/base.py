@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from odist.optim import Clock
 from odist.tasks.base import Batch, Carry, Forward, Task
 from odist.teachers.kept import Kept
 from odist.teachers.precision import prepared, takes_weights, with_products_in
+from odist.teachers.recorded import Recorded
 
 Batches = Callable[[int], Sequence[Batch]]  # step -> one batch per virtual worker, pure
 
@@ -33,7 +35,9 @@ class TeacherSetup:
     build_peer: a model like that of another group, for its weights; relative_cost: operations of a forward of that model, as
         a multiple of the student's
     seed: the run's; clock: by which examples become steps; batches: of the group, on its device
-    load_runs: folders of finished runs -> the models that predict for them
+    rows: step, worker -> numbers of the rows in its batch
+    load_models: folders of finished runs and files of weights -> the models that predict for them
+    load_predictions: a file -> the predictions in it, by row
     open_exchange: peers, schedule -> this group's end of the exchange
     stop: whether somebody who waits has to save and end
     keep_mean: takes the mean of the groups' parameters after so many completed steps, where that predicts
@@ -47,7 +51,9 @@ class TeacherSetup:
     seed: int
     clock: Clock
     batches: Batches
-    load_runs: Callable[[Sequence[str]], list[nn.Module]]
+    rows: Callable[[int, int], np.ndarray]
+    load_models: Callable[[Sequence[str]], list[nn.Module]]
+    load_predictions: Callable[[str], Recorded]
     open_exchange: Callable[[Sequence[int], Schedule], Exchange]
     stop: Callable[[], bool]
     keep_mean: Callable[[int, Weights], None] = lambda step, means: None

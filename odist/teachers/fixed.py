@@ -1,4 +1,4 @@
-"""Two-phase distillation: finished models teach; several of them are an ensemble teacher.
+"""Two-phase distillation: finished models teach, or what they have predicted; several of them are an ensemble teacher.
 
 Source: Anil et al. 2018, section 3.4.1.
 """
@@ -8,28 +8,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from odist.losses import Soft
 from odist.mesh import Mesh
 from odist.tasks.base import Batch, Forward
-from odist.teachers import FixedOptions
+from odist.teachers import FixedOptions, is_predictions
 from odist.teachers.base import Batches, Panel, TeacherSetup, rising
 from odist.teachers.kept import Kept
+from odist.teachers.recorded import Recorded
 
 
 class Fixed:
     """Frozen teachers from the first step after burn-in.
 
-    models: the teachers; burn_in: steps before they are heard; ramp: steps over which their weight then rises
+    models: the teachers; recorded: predictions of others, by row; rows: step, worker -> the rows of its batch
+    burn_in: steps before they are heard; ramp: steps over which their weight then rises
     others: see `Panel`
     """
 
     @classmethod
     def of(cls, options: FixedOptions, setup: TeacherSetup) -> Fixed:
+        files = [path for path in options.teachers if is_predictions(path)]
         return cls(
             setup.task.forward,
-            models=setup.load_runs(options.teachers),
+            models=setup.load_models([path for path in options.teachers if path not in files]),
+            recorded=[setup.load_predictions(path) for path in files],
+            rows=setup.rows,
             burn_in=setup.clock.steps(options.burn_in),
             ramp=setup.clock.steps(options.ramp),
             batches=setup.batches,
@@ -45,6 +51,8 @@ class Fixed:
         forward: Forward,
         *,
         models: Sequence[nn.Module],
+        recorded: Sequence[Recorded] = (),
+        rows: Callable[[int, int], np.ndarray] | None = None,
         burn_in: int,
         ramp: int = 0,
         batches: Batches,
@@ -66,6 +74,8 @@ class Fixed:
         self.lookahead = lookahead
         self.burn_in = burn_in
         self.ramp = ramp
+        self.recorded = list(recorded)
+        self.rows = rows
         for number, model in enumerate(models):
             self.panel.place(number, model, step=burn_in)
 
@@ -82,7 +92,14 @@ class Fixed:
         pass
 
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
-        soft = None if step < self.burn_in else self.panel.predict(step, worker, batch)
+        if step < self.burn_in:
+            return None
+        soft = self.panel.predict(step, worker, batch)
+        if self.recorded:
+            assert self.rows is not None
+            keys = self.rows(step, worker)
+            written = tuple(one.logits(keys, device=logits.device).reshape(logits.shape) for one in self.recorded)
+            soft = Soft((*(() if soft is None else soft.values), *written))
         return rising(soft, step=step, burn_in=self.burn_in, ramp=self.ramp)
 
     def log(self) -> dict[str, Any]:
