@@ -40,7 +40,6 @@ from odist.strategies.base import Strategy, StrategySetup
 from odist.tasks.base import Batch, Forward, Task
 from odist.teachers import peers_options
 from odist.teachers.base import Batches, Teacher, TeacherSetup
-from odist.teachers.recorded import Recorded
 
 
 @dataclass
@@ -230,7 +229,7 @@ def build_teacher(
         batches=lambda step: [batch.to(device) for batch in batches(step)],
         rows=rows,
         load_models=lambda paths: [as_teacher(one, config) for one in load_teachers(paths, config, task)],
-        load_predictions=lambda path: Recorded.read(path, rows_are=data_fingerprint("train", task.fingerprint)),
+        training_rows=data_fingerprint("train", task.fingerprint),
         open_exchange=lambda peers, schedule: open_exchange(parts, mesh, model=model, peers=peers, schedule=schedule),
         stop=parts.stop,
         **({"keep_mean": average.keep} if isinstance(average, GroupsMean) else {}),

@@ -20,7 +20,7 @@ from odist.errors import UserError
 from odist.exchange.base import Schedule, Weights, fingerprint
 from odist.exchange.store import HEADER_BYTES, StoreExchange
 from odist.exchange.topology import Topology
-from odist.library.taught import OwnForward, Taught, calling, check_options
+from odist.library.taught import OwnForward, Taught, calling, check_options, check_precision
 from odist.mesh import Axis, Mesh
 from odist.stores import check_url
 from odist.teachers import TOPOLOGIES
@@ -42,6 +42,7 @@ class Codistiller(Taught):
     weight: of their loss; loss, average, temperature: as the keys below `algorithm`, see `odist train --help`
     predicts: "classes" (softmax over the last dimension, for tokens too), "binary" (a logit each: clicks, several labels)
         or "values" (regression, by squared distance)
+    teacher_precision: of their products: "auto", as the model comes, "fp32", "bf16" or "int8"
     forward: model, *inputs -> predictions; None calls the model with the inputs, or by name with one mapping
     build_peer: group -> a model like that group's, where it is another network or the model cannot be copied
     run: name that the groups share; snapshots under another name in the same place are not believed
@@ -73,6 +74,7 @@ class Codistiller(Taught):
         loss: str = "cross_entropy",
         average: str = "probabilities",
         temperature: float = 1.0,
+        teacher_precision: str = "auto",
         forward: OwnForward | None = None,
         build_peer: Callable[[int], nn.Module] | None = None,
         run: str = "codistillation",
@@ -83,6 +85,7 @@ class Codistiller(Taught):
     ) -> None:
         check_options(predicts=predicts, weight=weight, loss=loss, temperature=temperature, average=average)
         check_url(url, key="url")
+        check_precision(model, teacher_precision)
         _check_numbers(group=group, every=every, burn_in=burn_in, ramp=ramp, poll=poll, keep=keep)
         ever, peers_at = _peers(group, peers, num_groups=num_groups, topology=topology, degree=degree, seed=seed)
         self.model = model
@@ -115,6 +118,7 @@ class Codistiller(Taught):
             lookahead=1,
             num_steps=ANY_STEP,
             mesh=mesh,
+            precision=teacher_precision,
         )
         super().__init__(teacher, predicts=predicts, weight=weight, loss=loss, temperature=temperature, average=average)
 

@@ -64,6 +64,7 @@ class Distiller(Taught):
         loss: str = "cross_entropy",
         average: str = "probabilities",
         temperature: float = 1.0,
+        teacher_precision: str = "auto",
         forward: OwnForward | None = None,
     ) -> None:
         check_options(predicts=predicts, weight=weight, loss=loss, temperature=temperature, average=average)
@@ -85,6 +86,7 @@ class Distiller(Taught):
             lookahead=1,
             num_steps=0,
             mesh=Mesh(),
+            precision=teacher_precision,
         )
         super().__init__(fixed, predicts=predicts, weight=weight, loss=loss, temperature=temperature, average=average)
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from odist.errors import UserError
 from odist.losses import LOGIT_LOSSES, PREDICTIONS, LossOptions, distillation
 from odist.tasks.base import Batch, Carry
-from odist.teachers import AVERAGES, LOSSES
+from odist.teachers import AVERAGES, LOSSES, PRECISIONS
+from odist.teachers import precision as precisions
 from odist.teachers.base import Teacher
+from odist.wrapping import is_sharded, unwrapped
 
 OwnForward = Callable[..., Any]  # model, *inputs -> its predictions
 
@@ -104,6 +106,14 @@ def check_options(*, predicts: str, weight: float, loss: str, temperature: float
         raise UserError(f"weight={weight:g}, temperature={temperature:g}: give 0 or more, and more than 0.")
     if temperature != 1 and (predicts == "values" or loss in LOGIT_LOSSES):
         raise UserError(f"temperature={temperature:g}: losses that compare outputs have none. Give temperature=1.")
+
+
+def check_precision(model: nn.Module, precision: str) -> None:
+    """Raise UserError for a precision in which a model cannot teach."""
+    if precision not in PRECISIONS:
+        raise UserError(f"teacher_precision={precision!r}: choose {', '.join(map(repr, PRECISIONS))}.")
+    if not is_sharded(model):
+        precisions.check(unwrapped(model), precision)
 
 
 def calling(forward: OwnForward | None) -> Callable[[nn.Module, Batch, Carry], tuple[Tensor, Carry]]:

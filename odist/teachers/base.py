@@ -22,7 +22,6 @@ from odist.optim import Clock
 from odist.tasks.base import Batch, Carry, Forward, Task
 from odist.teachers.kept import Kept
 from odist.teachers.precision import prepared, takes_weights, with_products_in
-from odist.teachers.recorded import Recorded
 
 Batches = Callable[[int], Sequence[Batch]]  # step -> one batch per virtual worker, pure
 
@@ -37,7 +36,7 @@ class TeacherSetup:
     seed: the run's; clock: by which examples become steps; batches: of the group, on its device
     rows: step, worker -> numbers of the rows in its batch
     load_models: folders of finished runs and files of weights -> the models that predict for them
-    load_predictions: a file -> the predictions in it, by row
+    training_rows: what a file of predictions of these rows says of them
     open_exchange: peers, schedule -> this group's end of the exchange
     stop: whether somebody who waits has to save and end
     keep_mean: takes the mean of the groups' parameters after so many completed steps, where that predicts
@@ -53,7 +52,7 @@ class TeacherSetup:
     batches: Batches
     rows: Callable[[int, int], np.ndarray]
     load_models: Callable[[Sequence[str]], list[nn.Module]]
-    load_predictions: Callable[[str], Recorded]
+    training_rows: str
     open_exchange: Callable[[Sequence[int], Schedule], Exchange]
     stop: Callable[[], bool]
     keep_mean: Callable[[int, Weights], None] = lambda step, means: None

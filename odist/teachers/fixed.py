@@ -34,7 +34,7 @@ class Fixed:
         return cls(
             setup.task.forward,
             models=setup.load_models([path for path in options.teachers if path not in files]),
-            recorded=[setup.load_predictions(path) for path in files],
+            recorded=[Recorded.read(path, rows_are=setup.training_rows) for path in files],
             rows=setup.rows,
             burn_in=setup.clock.steps(options.burn_in),
             ramp=setup.clock.steps(options.ramp),
@@ -98,7 +98,9 @@ class Fixed:
         if self.recorded:
             assert self.rows is not None
             keys = self.rows(step, worker)
-            written = tuple(one.logits(keys, device=logits.device).reshape(logits.shape) for one in self.recorded)
+            written = [one.logits(keys, device=logits.device).reshape(logits.shape) for one in self.recorded]
+            if self.panel.kept is not None:
+                written = [self.panel.kept(values) for values in written]
             soft = Soft((*(() if soft is None else soft.values), *written))
         return rising(soft, step=step, burn_in=self.burn_in, ramp=self.ramp)
 

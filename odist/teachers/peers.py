@@ -9,6 +9,7 @@ paper's reality: whatever is newest is taken, and a slow or dead peer costs noth
 from __future__ import annotations
 
 import concurrent.futures
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -296,7 +297,9 @@ class Peers:
         if soft is not None and not self.lockstep:
             # A peer on its way to divergence, or of another shape, must not take this group along.
             alike = [values for values in soft.values if values.shape == logits.shape]
-            finite = tuple(values for values in alike if bool(values.isfinite().all()))
+            # Of cut predictions the classes that are dropped have minus infinity.
+            cut = self.panel.kept is not None
+            finite = tuple(values for values in alike if bool((values < math.inf if cut else values.isfinite()).all()))
             self.ignored += len(soft.values) - len(finite)
             soft = Soft(finite) if finite else None
         self.heard = self.heard or soft is not None
