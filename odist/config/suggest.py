@@ -65,6 +65,7 @@ VALUES = {
     **dict.fromkeys(("gpu", "gpus", "nvidia", "cuda:0"), "cuda"),
     **dict.fromkeys(("language", "text"), "lm"),
     "images": "imagenet",
+    **dict.fromkeys(("click", "clicks", "ctr", "table"), "criteo"),
     "real": "prepared",
 }
 

@@ -98,7 +98,7 @@ def plain_columns(
     weight = time = key = None
     if schema.weight is not None and schema.weight in table.column_names:
         weight, bad = numbers(column(schema.weight))
-        note("weight", bad | ~(weight >= 0), schema.weight, "a number of 0 or more")
+        note("weight", bad | ~(weight > 0), schema.weight, "a number above 0")
     if schema.time is not None and schema.time in table.column_names:
         time, bad = (times if time_kind == "time" else numbers)(column(schema.time))
         note("time", bad | np.isnan(time), schema.time, "a time such as 2024-05-31 or 2024-05-31 10:00:00" if time_kind == "time" else "a number")  # fmt: skip
