@@ -93,7 +93,7 @@ class ParquetTable:
         import pyarrow.parquet
 
         with _reading(self.path), opened(self.path) as file:
-            table = pyarrow.parquet.ParquetFile(file)
+            table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)  # which would keep the whole file in memory
             for batch in table.iter_batches(batch_size=rows, columns=list(columns), use_threads=False):
                 yield batch.to_pandas(split_blocks=True)
 
