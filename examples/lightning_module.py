@@ -5,6 +5,9 @@ The digits are those that scikit-learn comes with; 300 of them are learnt, so th
     python examples/lightning_module.py                                               # one model
     python examples/lightning_module.py --url out/digits --group 0 & python examples/lightning_module.py --url out/digits --group 1
 
+Whether a peer helps here has not been measured over seeds: of one seed the single model ended at 0.169 nats, the two of a pair
+at 0.161 and 0.181.
+
 Needs `pip install 'odist[lightning]' scikit-learn`.
 """
 

@@ -1,6 +1,7 @@
 """A small GPT-2 on bytes of Python's own library, trained by transformers' Trainer, alone or with a peer.
 
-Few bytes read several times: where two trainings learn different things by heart, and a peer helps. No download.
+Few bytes read several times, where two trainings learn different things by heart. No download. Whether a peer helps here
+has not been measured over seeds.
 
     python examples/transformers_trainer.py                                           # one model
     python examples/transformers_trainer.py --url out/lm --group 0 & python examples/transformers_trainer.py --url out/lm --group 1
