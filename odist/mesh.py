@@ -43,6 +43,8 @@ class Mesh:
     workers: virtual workers of the group, over all its processes
     process_group: by which the processes of the group hear each other; None: all that torch.distributed knows
     across: the processes of this one's number in all groups, as replicas of each other; None where groups do not meet
+    carried: virtual workers that this process carries; None: an aligned block of them
+    publishes: whether the group's writer publishes for it; a parameter server does it for its workers, each its own writer
     """
 
     group: Axis = field(default_factory=Axis)
@@ -51,10 +53,14 @@ class Mesh:
     process_group: dist.ProcessGroup | None = None
     across: Mesh | None = None
     stop: StopFlag = field(default_factory=StopFlag, compare=False)
+    carried: range | None = None
+    publishes: bool = True
 
     @property
     def local_workers(self) -> range:
-        """The virtual workers that this process carries: an aligned block."""
+        """The virtual workers that this process carries."""
+        if self.carried is not None:
+            return self.carried
         each = self.workers // self.replica.size
         return range(self.replica.index * each, (self.replica.index + 1) * each)
 

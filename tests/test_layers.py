@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "library": {"exchange", "losses", "mesh", "stores", "teachers", "wrapping"},
     "integrations": {"library", "wrapping"},
     "engine": {"data", "losses", "measure", "mesh", "optim", "products", "registry", "rng", "run"},
-    "launch": {"data", "engine", "exchange", "measure", "mesh", "optim", "registry", "run", "stores"},
+    "launch": {"data", "engine", "exchange", "measure", "mesh", "optim", "registry", "run", "stores", "strategies"},
     "prepare": {"data", "run"},
     "deploy": {"data", "engine", "measure", "models", "prepare", "run", "tasks"},
     "claims": {"data", "measure", "run", "tasks"},

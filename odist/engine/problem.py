@@ -7,6 +7,7 @@ from torch import nn
 
 from odist import registry
 from odist.config.groups import of_group
+from odist.config.options import options_of
 from odist.config.schema import Config
 from odist.engine.devices import with_threads
 from odist.engine.precision import mixed
@@ -29,13 +30,18 @@ def build_task(config: Config) -> Task:
     return task
 
 
+def used_workers(config: Config) -> int:
+    """The virtual workers of a group whose batches make a step: all but spare ones."""
+    return config.workers - (getattr(options_of(config, "strategies"), "backup_workers", None) or 0)
+
+
 def make_clock(config: Config, task: Task) -> Clock:
     """The horizon: `train.passes` or `train.max_examples`, whichever comes first, in whole steps."""
     rows = task.num_rows("train")
     examples = int(config.train.passes * rows)
     if config.train.max_examples is not None:
         examples = min(examples, config.train.max_examples)
-    per_step = config.train.batch * config.workers
+    per_step = config.train.batch * used_workers(config)
     if rows == 0 and config.data.path is not None:
         raise UserError(
             f"data.path={config.data.path}: holds no training rows, for it was prepared to evaluate finished runs. "

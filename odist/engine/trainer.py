@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from odist.data.loader import Loader
 from odist.engine import checkpoint
@@ -29,9 +29,9 @@ from odist.rng import derive
 from odist.run.folder import Run, step_name
 from odist.run.log import MetricsLog
 from odist.run.predictions import LAST_WEIGHTS, LAST_WEIGHTS_FILE
-from odist.strategies.base import Strategy, label_weights
+from odist.strategies.base import Losses, Scheduled, Serving, Strategy, label_weights, units_of
 from odist.tasks.base import Batch, Carry, Task
-from odist.teachers.base import Shows, Teacher
+from odist.teachers.base import HeardElsewhere, Shows, Teacher
 
 CROSS_ENTROPIES = ("log_loss", "cross_entropy")  # main metrics of tasks whose label loss cannot be negative
 ROUNDING = 1e-6  # nats by which the mean of many losses may miss 0
@@ -54,14 +54,9 @@ class Cadence:
 
 
 @dataclass
-class Window:
+class Window(Losses):
     """Loss sums since the last row of the log."""
 
-    label: Tensor | float = 0.0
-    distillation: Tensor | float = 0.0
-    count: float = 0.0
-    soft_count: float = 0.0
-    examples: float = 0.0
     seconds: float = 0.0
 
 
@@ -109,7 +104,7 @@ class Trainer:
             return
         for step in range(start, self.clock.num_steps):
             began = time.perf_counter()
-            for _ in self._train_step(step):
+            for _ in self.train_step(step):
                 self._count_time(began)
                 yield step
                 began = time.perf_counter()
@@ -161,14 +156,20 @@ class Trainer:
         """The model that predicts after `done` completed steps: the average of the weights where there is one."""
         return self.model if self.average is None else self.average.ready(done)
 
-    def _train_step(self, step: int) -> Iterator[None]:
-        """Make a step; a pause wherever the other groups have to take their turns first."""
+    def train_step(self, step: int) -> Iterator[None]:
+        """Compute this process's batches of `step` (0-based) and make the update.
+
+        It pauses wherever the other groups have to take their turns first.
+        """
+        units = units_of(self.strategy, self.mesh, step=step)
         staged = self.loader[step]  # in the host's memory, whose sums an accelerator need not be asked for
         counts = self.strategy.count(staged)
         batches = [batch.to(self.device) for batch in staged]
-        for worker, batch, own, count in zip(self.mesh.local_workers, batches, staged, counts, strict=True):
+        for unit, batch, own, count in zip(units, batches, staged, counts, strict=True):
+            worker = unit.worker
             with self.strategy.worker(worker) as spread:
-                self._seed(derive(self.seed, "dropout", group=self.mesh.group.index, replica=worker, step=step))
+                group = self.mesh.group.index
+                self._seed(derive(self.seed, "dropout", group=group, replica=worker, step=unit.batch))
                 model = self.model if spread is None else spread
                 logits, self.carry[worker] = self.task.forward(model, batch, self.carry.get(worker))
                 if isinstance(self.teacher, Shows) and self.teacher.show(step, worker, logits.detach()):
@@ -176,14 +177,22 @@ class Trainer:
                 soft = self.teacher.soft_targets(step, worker, batch, logits.detach())
                 sums = self.task.loss(logits, batch, soft)
                 (sums.total / count).backward()
-            self.window.label = self.window.label + sums.label.detach()
             weights = label_weights(own)
-            self.window.count += weights
-            self.window.examples += len(own.targets)
+            losses = Losses(sums.label.detach(), count=weights, examples=len(own.targets))
             if sums.distillation is not None:
-                self.window.distillation = self.window.distillation + sums.distillation.detach()
-                self.window.soft_count += weights
+                losses.distillation, losses.soft_count = sums.distillation.detach(), weights
+            self.window.add(losses)
         self.strategy.step(step)
+        if isinstance(self.strategy, Serving):
+            for losses in self.strategy.take_losses():
+                self.window.add(losses)
+                if losses.soft_count and isinstance(self.teacher, HeardElsewhere):
+                    self.teacher.hear(step)
+
+    def take_window(self) -> Window:
+        """The losses since the last call, which are then forgotten."""
+        window, self.window = self.window, Window()
+        return window
 
     def _seed(self, seed: int) -> None:
         """Seed the generator that dropout draws from.
@@ -202,7 +211,7 @@ class Trainer:
         self.window.seconds += elapsed
 
     def _log_training(self, done: int, heard: dict[str, Any]) -> None:
-        window, self.window = self.window, Window()
+        window = self.take_window()
         own = [float(window.label), float(window.distillation), window.count, window.soft_count, window.examples]
         sums = torch.stack(self.mesh.gather(torch.tensor(own, dtype=torch.float64))).sum(dim=0).tolist()
         label = sums[0] / sums[2]
@@ -215,6 +224,7 @@ class Trainer:
             grad_norm=self.optimizer.grad_norm(),
             lr=self.optimizer.last_lr,
             examples_per_second=round(sums[4] / max(window.seconds, 1e-9), 1),
+            **(self.strategy.log() if isinstance(self.strategy, Scheduled) else {}),
             **heard,
             **self.saver.log(),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -36,7 +37,7 @@ from odist.optim import Clock, Optimizer
 from odist.run.copies import Copy
 from odist.run.folder import Run
 from odist.run.log import MetricsLog
-from odist.strategies.base import Strategy, StrategySetup
+from odist.strategies.base import Strategy, StrategySetup, Unit, units_of
 from odist.tasks.base import Batch, Forward, Task
 from odist.teachers import peers_options
 from odist.teachers.base import Batches, Teacher, TeacherSetup
@@ -47,6 +48,7 @@ class Parts:
     """What the groups of one process share.
 
     stop: asked by whoever waits; published, shown: in memory, for groups that take turns; exchanges, savers: opened so far
+    link: in the process of a worker, its connection to its group's server
     """
 
     config: Config
@@ -59,6 +61,7 @@ class Parts:
     shown: Shown = field(default_factory=dict)
     exchanges: list[Exchange] = field(default_factory=list)
     savers: list[Saver] = field(default_factory=list)
+    link: object | None = None
 
     def saver(self, group: int) -> Saver:
         """What writes a group's checkpoints; it is closed with these parts."""
@@ -86,36 +89,47 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
     if start == 0 and config.train.init_from is not None:
         load_first_weights(config.train.init_from, config, model, group=group)
     optimizer = Optimizer(model, of_group(config, group).optim, clock=clock)
-    strategy = build_strategy(config, StrategySetup(mesh, clock))
+    setup = StrategySetup(
+        mesh, clock, seed=config.seed, batch=config.train.batch, folder=parts.run.path, link=parts.link
+    )
+    strategy = build_strategy(config, setup)
     strategy.prepare(model, optimizer)
     order = task.order(
         group=group,
         num_groups=config.num_groups,
-        examples_per_step=clock.examples_per_step,
+        examples_per_step=config.train.batch * config.workers,
         seed=order_seed(config.seed, group=group, partition=config.data.partition),
     )
 
-    def batches(step: int, workers: range = mesh.local_workers) -> list[Batch]:
-        ids = np.split(order.ids(step), mesh.workers)
-        made = [task.batch(ids[worker], "train").staged(device) for worker in workers]
+    def batches_of(units: Sequence[Unit]) -> list[Batch]:
+        ids = {number: np.split(order.ids(number), mesh.workers) for number in {unit.batch for unit in units}}
+        made = [task.batch(ids[unit.batch][unit.worker], "train").staged(device) for unit in units]
         if task.main_metric in CROSS_ENTROPIES:
-            for worker, batch in zip(workers, made, strict=True):
-                _check_labels(config, batch, ids[worker])
+            for unit, batch in zip(units, made, strict=True):
+                _check_labels(config, batch, ids[unit.batch][unit.worker])
         return made
 
     def rows(step: int, worker: int) -> np.ndarray:
         return np.split(order.ids(step), mesh.workers)[worker]
 
+    def batches(step: int) -> list[Batch]:
+        return batches_of(units_of(strategy, mesh, step=step))
+
     def first_batch(step: int) -> Batch:
-        return batches(step, range(1))[0].to(device)
+        return batches_of([Unit(0, step)])[0].to(device)
 
     train, peers = config.train, peers_options(config)
     task_config = with_threads(config).task
     builders = 2 if isinstance(task_config, ImageNetConfig) and (task_config.threads or 1) > 1 else 1
     average = build_average(config, model, clock=clock, forward=task.forward, batch_at=first_batch)
     teacher = build_teacher(parts, mesh, model=model, batches=lambda step: loader[step], rows=rows, average=average)
+    beyond = parts.link is not None  # a fast worker makes more steps than the others
     loader = Loader(
-        batches, num_steps=clock.num_steps, prefetch=train.prefetch, keep=teacher.lookahead, builders=builders
+        batches,
+        num_steps=sys.maxsize if beyond else clock.num_steps,
+        prefetch=train.prefetch,
+        keep=teacher.lookahead,
+        builders=builders,
     )
     return Trainer(
         task=task,
@@ -259,6 +273,7 @@ def open_exchange(parts: Parts, mesh: Mesh, *, model: nn.Module, peers: Sequence
         num_steps=parts.clock.num_steps,
         weights_of=weights_of,
         is_writer=mesh.is_writer,
+        publishes=mesh.publishes,
         # the oldest kept one: if newer ones are damaged, the group goes back to it
         last_checkpoint=lambda: min(run.checkpoint_steps(group), default=-1),
         published=parts.published,

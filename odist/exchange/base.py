@@ -73,6 +73,7 @@ class ExchangeSetup:
     last_checkpoint: tells the step of this group's oldest kept checkpoint, -1 without one
     published, shown: what the groups of this process have published in memory or have shown, the same dicts for all of them
     num_groups: of the run; across: the processes of this one's number in all groups, None where they do not meet
+    publishes: whether a writer publishes; if not, it only looks
     """
 
     group: int
@@ -88,6 +89,7 @@ class ExchangeSetup:
     num_groups: int = 1
     shown: Shown = field(default_factory=dict)
     across: Mesh | None = None
+    publishes: bool = True
 
 
 class Exchange(Protocol):

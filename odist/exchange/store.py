@@ -78,7 +78,7 @@ class StoreExchange:
             history=(schedule.lag + 2) * schedule.interval if schedule.lockstep else 0,
             poll=None if schedule.lockstep or not setup.is_writer else options.poll,
             last_checkpoint=setup.last_checkpoint,
-            read_only=not setup.is_writer,
+            read_only=not (setup.is_writer and setup.publishes),
             patience=schedule.timeout,
         )
 

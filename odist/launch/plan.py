@@ -144,9 +144,11 @@ def plan_of(config: Config, *, task: Task, clock: Clock, model: Any, processes: 
     ring = 2 * (size - 1) / size
     synchronous, averages = agreements(config, clock)
     whole = sum(value.numel() * BYTES for value in model.state_dict().values() if value.is_floating_point())
+    # asynchronous workers push a gradient and are sent the weights
+    served = config.algorithm.strategy in ("delayed", "parameter_server")
     traffic = Traffic(
-        all_reduce=ring * (synchronous * dense + averages * whole),
-        tables=synchronous * ((size - 1) / size * rows + (size - 1) * rows),
+        all_reduce=dense + whole if served else ring * (synchronous * dense + averages * whole),
+        tables=rows if served else synchronous * ((size - 1) / size * rows + (size - 1) * rows),
         snapshots=0.0 if interval is None or live else snapshot / interval / size,
         hand_on=0.0 if interval is None or live else peers * snapshot * (size - 1) / interval / size,
         predictions=peers * examples / size * prediction / (interval if live and interval else 1),

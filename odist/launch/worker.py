@@ -32,6 +32,7 @@ from odist.optim import Clock
 from odist.run.damage import naming, writing
 from odist.run.folder import FITTED, Run
 from odist.run.log import Silent, make_progress, note
+from odist.strategies.base import Serving
 from odist.tasks.base import Task
 from odist.teachers import peers_options
 
@@ -223,14 +224,29 @@ def train_group(run: Run, config: Config, mesh: Mesh, *, stop: Callable[[], bool
         checkpoint.drop_newer(run, group, than=start)
     with Session(run, config, task, clock=clock, meshes=[mesh], progress=Silent(), stop=stop, start=start) as session:
         [trainer] = session.trainers
-        for done in trainer.fit(start):
-            if mesh.is_writer and done % trainer.cadence.log == 0:
-                _prune(run, config, group)
+        with served(run, config, trainer, beat=stop):
+            for done in trainer.fit(start):
+                if mesh.is_writer and done % trainer.cadence.log == 0:
+                    _prune(run, config, group)
         if trainer.stopped:
             raise Interrupted(f"group {group} stopped and saved.")
         if mesh.is_writer:
             _prune(run, config, group)
         finish_group(trainer, config)
+
+
+def served(
+    run: Run, config: Config, trainer: Trainer, *, beat: Callable[[], object]
+) -> contextlib.AbstractContextManager[object]:
+    """The processes of a parameter server's workers, while the block runs; nothing for other strategies.
+
+    beat: called a few times a second while the server waits for them
+    """
+    if not isinstance(trainer.strategy, Serving):
+        return contextlib.nullcontext()
+    from odist.launch.crew import Crew
+
+    return Crew(run, config, trainer, beat=beat)
 
 
 def _prune(run: Run, config: Config, group: int) -> None:

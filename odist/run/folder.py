@@ -6,6 +6,7 @@
     checkpoints/group-0/step-0000000400/                  predictions/validation/group-0.npy
     logs/             one file per process                exchange/     snapshots between groups
     fitted/           the prepared data's meaning         export/       models for other software
+    events/           asynchronous SGD: who pulled which weights, which gradient made which update
     .damaged-...      what was found damaged and replaced
 
 Writers replace whole files, so a reader never sees half of one; a file that is damaged all the same raises Damaged,

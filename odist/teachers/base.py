@@ -150,6 +150,13 @@ class NoTeacher:
         pass
 
 
+@runtime_checkable
+class HeardElsewhere(Protocol):
+    """A teacher that wants to know when the workers of its group have heard theirs, in processes of their own."""
+
+    def hear(self, step: int) -> None: ...
+
+
 def rising(soft: Soft | None, *, step: int, burn_in: int, ramp: int) -> Soft | None:
     """Soft targets with the share of their weight that counts at `step`, rising over `ramp` steps after the burn-in to 1."""
     passed = step - burn_in + 1

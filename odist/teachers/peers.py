@@ -291,6 +291,10 @@ class Peers:
         del self.snapshots[peer]
         self._unchanged.pop(peer, None)
 
+    def hear(self, step: int) -> None:
+        """Its group's workers, in processes of their own, have listened at `step`."""
+        self._heard_at, self.heard = step, True
+
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
         self._heard_at = step
         soft = None if step < self.burn_in else self.panel.predict(step, worker, batch)

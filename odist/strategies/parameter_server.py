@@ -1,0 +1,252 @@
+"""Asynchronous SGD: a server keeps the weights, workers in processes of their own pull them and push gradients.
+
+Source: Dean et al. 2012, "Large scale distributed deep networks" (downpour SGD, a pull before every push). The server lives in
+the group's own process, with a thread and a two-rank group for every worker, so that a dead worker is noticed at once and hurts
+nobody. Which gradient is used when is said by odist.strategies.turns. A step of the trainer is over when its number of batches
+is in the weights, and nothing is used while the trainer evaluates or saves; so the log of events alone decides the bits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odist.errors import LostWorkers
+from odist.mesh import Mesh
+from odist.optim import Optimizer
+from odist.strategies import ParameterServerOptions
+from odist.strategies.base import Losses, StrategySetup, Unit, copy_into, mean_buffers, tree_sum
+from odist.strategies.events import EventLog, event_file
+from odist.strategies.turns import Turn, Turns
+from odist.strategies.wire import Link, from_bytes, packed, packed_size, receive_gradients, to_bytes, unpacked
+from odist.tasks.base import Batch
+
+SECONDS_BETWEEN_BEATS = 0.5
+
+
+@dataclass
+class Push:
+    """What a worker brings: gradients, statistics and counters after its forward, losses, and what its model carries on."""
+
+    gradients: list[Tensor | None]
+    buffers: list[Tensor]
+    losses: Losses
+    carry: Any
+
+
+class ParameterServer:
+    """The server of one group, as the strategy of the process that evaluates, saves and publishes.
+
+    Running statistics and counters are those of the worker that pushed last: each continues those that it pulled.
+    """
+
+    spreads_workers = False
+
+    @classmethod
+    def of(cls, options: ParameterServerOptions, setup: StrategySetup) -> Any:
+        if isinstance(setup.link, Link):
+            from odist.strategies.pulling import Pulling
+
+            return Pulling(setup.mesh, setup.link, used=options.used(setup.mesh.workers))
+        events = None if setup.folder is None else event_file(setup.folder, setup.mesh.group.index)
+        return cls(setup.mesh, options.turns(setup), events=EventLog(events), batch=setup.batch)
+
+    def __init__(self, mesh: Mesh, turns: Turns, *, events: EventLog, batch: int = 0) -> None:
+        self.mesh = mesh
+        self.turns = turns
+        self.events = events
+        self.batch = batch
+        self.per_step = turns.used or mesh.workers
+        self.carry: dict[int, Any] = {}
+        self._losses: list[Losses] = []
+        self._staleness: list[int] = []  # of the gradients since the last row of the log
+        self._arrived: dict[int, Push] = {}
+        self._target = 0  # batches until which gradients are used
+        self._over = False
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+        self._step = 0
+        self.beat: Callable[[], object] = lambda: (
+            None
+        )  # a sign of life; workers that are silent are noticed by their links
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.parameters = list(model.parameters())
+        self.buffers = list(model.buffers())
+
+    def units(self, step: int) -> Sequence[Unit]:
+        """None: the workers' processes compute them."""
+        return []
+
+    def count(self, batches: Sequence[Batch]) -> Sequence[float]:
+        return []
+
+    def worker(self, worker: int) -> AbstractContextManager[None]:
+        raise RuntimeError("the workers of a parameter server are processes of their own")
+
+    def step(self, step: int) -> None:
+        """Let gradients make updates until those of `step` are in the weights.
+
+        Raises what a server thread has raised, and LostWorkers if too few workers are left.
+        """
+        with self._changed:
+            self._step = step
+            self._target = (step + 1) * self.per_step
+            self._changed.notify_all()
+            while self.turns.batches < self._target and self._failure is None:
+                self._changed.wait(SECONDS_BETWEEN_BEATS)
+                self.beat()
+            if self._failure is not None:
+                raise self._failure
+
+    def settle(self) -> None:
+        pass
+
+    def take_losses(self) -> list[Losses]:
+        """What the workers have reported since the last call, in the order of their gradients."""
+        losses, self._losses = self._losses, []
+        return losses
+
+    def log(self) -> dict[str, Any]:
+        """Staleness since the last row of the log, in updates; gradients dropped and workers lost so far."""
+        found, self._staleness = self._staleness, []
+        return {
+            **({"staleness": sum(found) / len(found), "staleness_max": max(found)} if found else {}),
+            **({"dropped": self.turns.dropped} if self.turns.dropped else {}),
+            **({"lost_workers": sorted(self.turns.gone)} if self.turns.gone else {}),
+        }
+
+    def serve(self, worker: int, link: Link, *, incarnation: int, pid: int) -> None:
+        """Give weights to a worker and use its gradients until `close`; one thread a worker calls it.
+
+        incarnation, pid: of its process, for the log
+
+        Raises RuntimeError when the worker is lost; what it had under way is forgotten.
+        """
+        with self._changed:
+            if self.events.size == 0:
+                self.events.write("start", workers=self.mesh.workers, batch=self.batch, used=self.turns.used)
+            self.events.write("join", worker=worker, incarnation=incarnation, pid=pid)
+        fresh = True
+        try:
+            while self._serve_batch(worker, link, incarnation=incarnation, fresh=fresh):
+                fresh = False
+        except RuntimeError:
+            with self._changed:
+                if not self._over:
+                    self.turns.lose(worker)
+                    self.events.write("lost", worker=worker, incarnation=incarnation)
+                    self._changed.notify_all()
+                    raise
+
+    def _serve_batch(self, worker: int, link: Link, *, incarnation: int, fresh: bool) -> bool:
+        """One pull and one push; False when training is over."""
+        with self._changed:
+            self.turns.ask(worker)
+            if not self._wait(lambda: self.turns.may_begin(worker)):
+                return False
+            turn = self.turns.begin(worker)
+            self._changed.notify_all()  # it is the next one's turn
+            self.events.write("pull", worker=worker, batch=turn.batch, version=turn.pulled, incarnation=incarnation)
+            weights = packed([*self.parameters, *self.buffers])
+            carry = to_bytes(self.carry.get(worker) if fresh else None)
+            step = self._step
+        link.send_numbers(turn.batch, turn.pulled, step, len(carry))
+        link.send(weights)
+        link.send(carry)
+        push = self._receive(link)
+        with self._changed:
+            if not self._wait(lambda: self.turns.batches < self._target and self.turns.may_arrive(worker)):
+                return False
+            self._use(worker, turn, push)
+            self._changed.notify_all()
+        return True
+
+    def _wait(self, ready: Callable[[], bool]) -> bool:
+        """Wait for one's turn; False when training is over."""
+        self._changed.wait_for(lambda: self._over or ready())
+        return not self._over
+
+    def _receive(self, link: Link) -> Push:
+        numbers = link.receive(torch.empty(len(fields(Losses)), dtype=torch.float64))
+        [size] = link.receive_numbers(1)
+        gradients = receive_gradients(link, self.parameters)
+        like = [torch.empty(buffer.shape, dtype=buffer.dtype, device="meta") for buffer in self.buffers]
+        buffers = unpacked(link.receive_bytes(packed_size(self.buffers)), like)
+        return Push(gradients, buffers, Losses.from_numbers(numbers), from_bytes(link.receive_bytes(size)))
+
+    def _use(self, worker: int, turn: Turn, push: Push) -> None:
+        """A gradient has come: make an update of it, keep it until the others are there, or drop it."""
+        made = self.turns.arrive(worker)
+        self.carry[worker] = push.carry
+        if made is None:
+            self.events.write("drop", worker=worker, batch=turn.batch, pulled=turn.pulled)
+            return
+        self._arrived[worker] = push
+        if not made:
+            return
+        pushes = [self._arrived.pop(each.worker) for each in made]
+        for each, own in zip(made, pushes, strict=True):
+            self.events.write("update", worker=each.worker, batch=each.batch, pulled=each.pulled, version=each.version)
+            self._staleness.append(each.staleness)
+            self._losses.append(own.losses)
+        self._update(pushes)
+
+    def _update(self, pushes: Sequence[Push]) -> None:
+        device = self.parameters[0].device
+        gradients = tree_sum([push.gradients for push in pushes])
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = None if gradient is None else gradient.to(device)
+        copy_into(self.buffers, mean_buffers([push.buffers for push in pushes]))
+        done = self.turns.batches - len(pushes)
+        step, within = divmod(done, self.per_step)
+        self.optimizer.update(step, fraction=within / self.per_step)
+
+    def fail(self, error: BaseException) -> None:
+        """End the training with an error, from a thread."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def give_up(self, worker: int) -> None:
+        """Go on without a worker for good, if enough are left."""
+        with self._changed:
+            self.turns.lose(worker, for_good=True)
+            left, needed = self.mesh.workers - len(self.turns.gone), self.turns.used or 1
+            self._changed.notify_all()
+        if left < needed:
+            self.fail(
+                LostWorkers(
+                    f"group {self.mesh.group.index} has {left} of {self.mesh.workers} workers left and needs {needed}. "
+                    "The same command continues it from the last checkpoint."
+                )
+            )
+
+    def close(self) -> None:
+        """Let the threads of all workers end."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def state_dict(self) -> dict[str, Any]:
+        with self._changed:
+            return {
+                "optimizer": self.optimizer.state_dict(),
+                "turns": self.turns.state_dict(),
+                "carry": dict(self.carry),
+                "events": self.events.size,
+            }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.turns.load_state_dict(state["turns"])
+        self.carry = state["carry"]
+        self.events.size = state["events"]
+        self._target = self.turns.batches

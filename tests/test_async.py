@@ -1,0 +1,237 @@
+"""Asynchronous SGD: real servers and workers, their logs followed in one process, and workers of simulated speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import make_config, train_whole_and_broken, weight_hashes
+
+from odist.errors import Interrupted, UserError
+from odist.launch.check import validate
+from odist.run.folder import Run
+from odist.strategies.events import event_file, read_events
+from odist.strategies.schedule import seconds_of, simulated
+from odist.strategies.turns import Turns
+
+REAL = (
+    "algorithm=async",
+    "train.max_examples=4000",
+    "train.passes=2",
+    "train.evaluate_every=0",
+    "exchange.timing=freshest",
+)
+SIMULATED = ("algorithm=delayed", "train.max_examples=1600", "train.evaluate_every=0")
+CLIPPED = ("optim=sgd", "optim.lr=0.3", "optim.momentum=0.9", "optim.clip_norm=0.2")
+
+
+def events(run: Run, kind: str) -> list[dict]:
+    return [event for event in read_events(event_file(run.path, 0)) if event["event"] == kind]
+
+
+def same_curve(one: Run, other: Run) -> bool:
+    """Whether two runs have logged the same losses, norms and staleness."""
+    columns = ["step", "label_loss", "grad_norm", "lr", "staleness", "staleness_max"]
+    return one.metrics(kind="train")[columns].equals(other.metrics(kind="train")[columns])
+
+
+class Meanwhile(threading.Thread):
+    """Does something beside a `with` block, which waits for it."""
+
+    def __enter__(self) -> Meanwhile:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.join()
+
+
+def kill_a_worker(run: Path, *, after: int) -> Callable[[], None]:
+    """Kill the process of worker 1 once the log has so many updates; the others wait until another has taken its place."""
+    log = event_file(run, 0)
+
+    def logged(kind: str) -> list[dict]:
+        lines = log.read_text().splitlines()[:-1] if log.is_file() else []
+        return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+    def wait(ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 300
+        while not ready() and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def kill() -> None:
+        wait(lambda: len(logged("update")) >= after)
+        processes = {event["worker"]: event["pid"] for event in logged("join")}
+        dead = processes.pop(1)
+        for process in processes.values():
+            os.kill(process, signal.SIGSTOP)
+        os.kill(dead, signal.SIGKILL)
+        wait(lambda: any(event["incarnation"] == 1 for event in logged("pull")))
+        for process in processes.values():
+            os.kill(process, signal.SIGCONT)
+
+    return kill
+
+
+def test_a_real_run_is_followed_to_the_bit_and_a_killed_worker_hurts_nobody(train, tmp_path):
+    """Four processes, one of them killed on the way and started again; stopped and continued besides."""
+    overrides = (*REAL, "workers=3", "train.batch=25", "train.checkpoint_every=300", *CLIPPED)
+    with Meanwhile(target=kill_a_worker(tmp_path / "real", after=12)), pytest.raises(Interrupted):
+        train(*overrides, name="real", stop=lambda: '"incarnation": 1' in text_of(tmp_path / "real"))
+    real = train(*overrides, name="real")
+    joins = [(event["worker"], event["incarnation"]) for event in events(real, "join")]
+    assert {(0, 0), (1, 0), (1, 1), (2, 0)} <= set(joins)
+    assert [event["version"] for event in events(real, "update")] == list(range(1, 160))
+    sync = train("algorithm=sync", *REAL[1:4], "train.batch=75", *CLIPPED, name="sync")
+    assert real.results["metrics"]["log_loss"] == pytest.approx(sync.results["metrics"]["log_loss"], abs=0.02)
+    followed = train("algorithm=delayed", f"algorithm.events={real.path}", *overrides[1:], name="followed")
+    assert weight_hashes(followed) == weight_hashes(real)
+    assert same_curve(followed, real)
+
+
+def text_of(run: Path) -> str:
+    log = event_file(run, 0)
+    return log.read_text() if log.is_file() else ""
+
+
+def test_an_lstm_carries_on_across_servers_and_followers(train):
+    overrides = (
+        "task=lm",
+        "task.unroll=8",
+        "train.max_examples=96",
+        "train.evaluate_every=0",
+        "workers=2",
+        "train.batch=4",
+    )
+    real = train(*overrides, "algorithm=async", "algorithm.max_staleness=1", name="real")
+    followed = train(*overrides, "algorithm=delayed", f"algorithm.events={real.path}", name="followed")
+    assert weight_hashes(followed) == weight_hashes(real)
+    assert same_curve(followed, real)
+    assert max(event["version"] - 1 - event["pulled"] for event in events(real, "update")) <= 1
+
+
+def test_one_worker_and_a_server_without_spares_are_sync_to_the_bit(train):
+    small = (
+        "task=imagenet",
+        "task.size=8",
+        "task.synthetic.rows=80",
+        "task.synthetic.validation_rows=30",
+        "train.evaluate_every=0",
+    )
+    sync = train(*small, "algorithm=sync", "workers=2", "train.batch=8", name="sync")
+    served = train(*small, "algorithm=async", "workers=2", "train.batch=8", "algorithm.backup_workers=0", name="served")
+    simulated_sync = train(*small, "algorithm=delayed", "algorithm.speeds=heavy_tailed", "algorithm.backup_workers=0",
+                           "workers=2", "train.batch=8", name="simulated")  # fmt: skip
+    assert weight_hashes(served) == weight_hashes(sync)
+    assert weight_hashes(simulated_sync) == weight_hashes(sync)
+
+
+def test_alone_a_worker_is_sync_to_the_bit(train):
+    alone = train(*REAL, "workers=1", "train.max_examples=600", name="alone")
+    sync = train("algorithm=sync", *REAL[2:4], "train.max_examples=600", name="sync")
+    assert weight_hashes(alone) == weight_hashes(sync)
+
+
+# Simulated workers
+
+
+def test_constant_speeds_are_the_delay_of_a_closed_loop(train):
+    overrides = (*SIMULATED, "workers=4", "train.batch=25")
+    loop = train(*overrides, name="loop")
+    constant = train(*overrides, "algorithm.speeds=constant", name="constant")
+    assert weight_hashes(constant) == weight_hashes(loop)
+    assert constant.metrics(kind="train")["staleness_max"].max() == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "algorithm.speeds=heavy_tailed",
+        "algorithm.speeds=stragglers algorithm.max_staleness=2",
+        "algorithm.speeds=heavy_tailed algorithm.backup_workers=1",
+        "algorithm.speeds=constant algorithm.worker_ramp=800",
+    ],
+)
+def test_simulated_workers_stopped_and_continued(train, options):
+    overrides = (*SIMULATED, "workers=4", "train.batch=25", "train.checkpoint_every=300", "model.dropout=0.1")
+    train_whole_and_broken(train, *overrides, *options.split(), stops=(2, 7))
+
+
+def turns_of(count: int, speeds: str, workers: int, **rules) -> Iterator:
+    seconds = seconds_of(speeds, workers=workers, seed=1, group=0)
+    sequence = simulated(lambda: Turns(workers, **rules), seconds=seconds)
+    return [next(sequence).turn for _ in range(count)]
+
+
+@pytest.mark.parametrize("bound", [0, 1, 5, 40])
+def test_staleness_stays_below_its_bound(bound):
+    free = turns_of(2000, "heavy_tailed", 32)
+    bounded = turns_of(2000, "heavy_tailed", 32, max_staleness=bound)
+    assert max(turn.staleness for turn in free) > 60
+    assert max(turn.staleness for turn in bounded) == bound
+    assert {turn.worker for turn in bounded} == set(range(32))
+
+
+def test_stragglers_make_fewer_updates_and_staler_ones():
+    turns = turns_of(3200, "stragglers", 16)
+    slow = min(range(16), key=lambda worker: sum(turn.worker == worker for turn in turns))
+    made = [turn for turn in turns if turn.worker == slow]
+    others = [turn for turn in turns if turn.worker != slow]
+    assert len(made) == pytest.approx(len(others) / 15 / 4, rel=0.1)
+    assert min(turn.staleness for turn in made[1:]) > 2 * max(turn.staleness for turn in others if turn.version > 100)
+
+
+def test_a_ramp_begins_with_few_workers():
+    turns = turns_of(400, "constant", 8, ramp=200)
+    assert {turn.worker for turn in turns[:20]} == {0}
+    assert {turn.worker for turn in turns[-16:]} == set(range(8))
+    assert max(turn.staleness for turn in turns[:20]) == 0
+
+
+def test_spare_workers_leave_out_the_late():
+    turns = turns_of(400, "stragglers", 4, used=3)
+    assert all(turn.staleness == 0 for turn in turns)
+    assert [turn.version for turn in turns] == [1 + number // 3 for number in range(400)]
+    assert len({turn.worker for turn in turns}) == 3  # who is always slow is never heard
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("algorithm=async launch=inline", "Type launch=local, or simulate it in one process"),
+        ("algorithm=async workers=2 algorithm.backup_workers=2", "no gradient would be left"),
+        ("algorithm=async algorithm.backup_workers=1 algorithm.max_staleness=3", "wait for each other"),
+        ("algorithm=delayed algorithm.delay=3 algorithm.speeds=constant", "Give one of them"),
+        ("algorithm=delayed algorithm.max_staleness=3", "algorithm.speeds=constant"),
+        ("algorithm=delayed algorithm.speeds=quick", "constant"),
+        ("algorithm=sync algorithm.max_staleness=3", "algorithm=async"),
+        ("algorithm=codistill algorithm.strategy=parameter_server launch=local", "exchange.timing=freshest"),
+        (
+            "algorithm=codistill algorithm.strategy=delayed algorithm.speeds=constant exchange.lookahead=2",
+            "lookahead=1",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(words, said):
+    with pytest.raises(UserError, match=said):
+        validate(make_config(*words.split()))
+
+
+def test_a_log_of_another_run_is_not_followed(train):
+    overrides = (*SIMULATED, "train.max_examples=200")
+    finished = train("algorithm=sync", "train.max_examples=200", name="sync")
+    with pytest.raises(UserError, match="names a finished run of algorithm=async"):
+        train(*overrides, f"algorithm.events={finished.path}", name="none")
+    log = event_file(finished.path, 0)
+    log.parent.mkdir()
+    log.write_text('{"event": "start", "workers": 2, "batch": 50, "used": null}\n')
+    with pytest.raises(UserError, match=r"that run has workers=2, and this one has 4. Type workers=2"):
+        train(*overrides, f"algorithm.events={finished.path}", name="other")
+    with pytest.raises(UserError, match=r"has made 0 steps"):
+        train(*overrides, "workers=2", f"algorithm.events={finished.path}", name="short")
