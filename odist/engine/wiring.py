@@ -37,7 +37,7 @@ from odist.optim import Clock, Optimizer
 from odist.run.copies import Copy
 from odist.run.folder import Run
 from odist.run.log import MetricsLog
-from odist.strategies.base import Strategy, StrategySetup, Unit, units_of
+from odist.strategies.base import Scheduled, Strategy, StrategySetup, Unit, units_of
 from odist.tasks.base import Batch, Forward, Task
 from odist.teachers import peers_options
 from odist.teachers.base import Batches, Teacher, TeacherSetup
@@ -110,6 +110,11 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
         return made
 
     def rows(step: int, worker: int) -> np.ndarray:
+        if isinstance(strategy, Scheduled):
+            raise UserError(
+                "algorithm.teachers: a file of predictions needs workers that read one batch a step each. Type "
+                "algorithm.speeds=none without algorithm.events, or name a run."
+            )
         return np.split(order.ids(step), mesh.workers)[worker]
 
     def batches(step: int) -> list[Batch]:
