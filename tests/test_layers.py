@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "measure": {"run", "stores"},
     "tasks": {"data", "losses", "measure", "models", "registry", "rng"},
     "products": set(),
-    "strategies": {"mesh", "optim", "registry", "sums"},
+    "strategies": {"mesh", "optim", "registry", "rng", "sums"},
     "teachers": {"exchange", "losses", "measure", "mesh", "optim", "products", "registry", "wrapping"},
     "library": {"exchange", "losses", "mesh", "stores", "teachers", "wrapping"},
     "integrations": {"library", "wrapping"},

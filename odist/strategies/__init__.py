@@ -73,7 +73,7 @@ class TurnsOptions:
     )
     backup_workers: int | None = key(
         None,
-        "async: the mean of the first workers - backup_workers gradients makes an update, later ones are dropped; null: each",
+        "async: an update takes so many gradients fewer than workers, drops late ones; null: each",
         bounds=NOT_NEGATIVE,
         younger=True,
         only_with=ASYNCHRONOUS,
@@ -134,7 +134,7 @@ class TurnsOptions:
 class ParameterServerOptions(TurnsOptions):
     connections: int = key(
         1,
-        "async: connections of each worker, with a thread of the server each, among which the weights are divided",
+        "async: connections of each worker, each with a share of the weights and a server thread",
         bounds=POSITIVE,
         younger=True,
         only_with="algorithm=async",

@@ -118,7 +118,7 @@ def is_file(path: str) -> bool:
 class FixedOptions(ModelOptions):
     teachers: list[str] = key(
         [],
-        "what teaches, for algorithm=distill: folders of finished runs, .safetensors, .parquet of predictions by row",
+        "what teaches: folders of finished runs, .safetensors, .parquet of predictions by row",
         place="run",
         only_with="algorithm=distill",
     )
