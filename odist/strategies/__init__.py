@@ -216,7 +216,7 @@ class LocalSGDOptions:
     average_every: int = key(MISSING, "local_sgd: examples between averages", bounds=POSITIVE, as_steps=True)
     sync_share: float = key(
         0.0,
-        "share of the run before the local steps, in which gradients are summed (post-local SGD)",
+        "share of the run before the local steps, which is synchronous",
         bounds=SHARE,
         younger=True,
         only_with="algorithm=local_sgd",
