@@ -252,11 +252,25 @@ OTHER = {int: 7, float: 0.123, bool: None, str: "other", list: [7], type(None): 
 
 @pytest.mark.parametrize("key", known_keys())
 def test_the_hash_follows_exactly_the_keys_that_decide(key: str) -> None:
-    tasks = (["task=criteo"], ["task=criteo", "model=dcn_v2"], ["task=lm"], ["task=lm", "model=transformer"], ["task=imagenet"])
+    tasks = (
+        ["task=criteo"],
+        ["task=criteo", "model=dcn_v2"],
+        ["task=lm"],
+        ["task=lm", "model=transformer"],
+        ["task=imagenet"],
+    )
     smoke = next(c for c in (load(compose("scale=smoke", *t)) for t in tasks) if key in dict(flatten(to_dict(c))))
     value = dict(flatten(to_dict(smoke)))[key]
     other: Any = not value if isinstance(value, bool) else OTHER[type(value)]
-    if key in ("algorithm.events", "run.dir", "run.id", "data.path", "exchange.url", "train.init_from", "train.checkpoint_copy"):
+    if key in (
+        "algorithm.events",
+        "run.dir",
+        "run.id",
+        "data.path",
+        "exchange.url",
+        "train.init_from",
+        "train.checkpoint_copy",
+    ):
         other = "elsewhere"
     if key in ("algorithm.teachers", "run.sinks"):
         other = ["elsewhere"]
