@@ -100,7 +100,7 @@ def test_one_run_that_cannot_be_evaluated_does_not_cost_the_others(clicks: Path,
     shutil.copytree(clicks / "runs", tmp_path / "runs")
     shutil.rmtree(tmp_path / "runs/s1/checkpoints")
     done = odist("eval", "runs/s1", "runs/s2", "--output", "preds", cwd=tmp_path)
-    refused(done, "1 of 2 runs were not evaluated", "s1: no checkpoint yet")
+    refused(done, "1 of 2 runs were not evaluated", "s1: finished, but its checkpoints were deleted")
     assert "runs/s2" in done.stdout
     assert os.listdir(tmp_path / "preds") == ["s2.parquet"]
     refused(odist("eval", "runs/s2", "runs/s9", "--output", "other", cwd=tmp_path), "s9: no such run folder")

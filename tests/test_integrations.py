@@ -21,7 +21,8 @@ def tokens(*, seed: int, count: int = 32) -> Tensor:
 
 
 def language_model(*, seed: int) -> Any:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     torch.manual_seed(seed)
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0,
@@ -44,7 +45,8 @@ def wait_for(peer: odist.Codistiller) -> None:
 
 
 def test_transformers_trainer_hears_a_peer_and_continues_from_its_checkpoint(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     from odist.integrations.transformers import TaughtTrainerMixin
 
     class TaughtTrainer(TaughtTrainerMixin, transformers.Trainer):  # type: ignore[misc, name-defined]
@@ -93,7 +95,8 @@ def test_transformers_trainer_hears_a_peer_and_continues_from_its_checkpoint(tmp
 
 
 def test_lightning_callback_teaches_counts_optimizer_steps_and_is_saved(tmp_path: Path) -> None:
-    lightning = pytest.importorskip("pytorch_lightning")
+    import pytorch_lightning as lightning
+
     from odist.integrations.lightning import Codistillation
 
     class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
