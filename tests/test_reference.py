@@ -61,7 +61,8 @@ def source_of(store: Path, holdout: str = "validation") -> PreparedSource:
 
 def matrix(source: PreparedSource, rows: int, split: str) -> tuple[sparse.csr_matrix, np.ndarray]:
     """The same rows as scikit-learn wants them, built by hand from the store."""
-    numeric, ids, labels, _ = source.rows(np.arange(rows), split)
+    columns = source.rows(np.arange(rows), split)
+    numeric, ids, labels = columns.numeric, columns.categorical, columns.labels[:, 0]
     missing = np.isnan(numeric)
     scaled = np.nan_to_num((numeric - source.numeric_mean) / source.numeric_std)
     hashed = np.zeros((rows, BUCKETS))
@@ -113,7 +114,7 @@ def test_settings_are_chosen_on_the_tuning_split_and_judged_on_the_validation_pa
     assert tuning.num_rows("train") == 2625
     *_, model = fit_passes(tuning, options=best.options)
     probabilities, targets = predict(model, tuning)
-    np.testing.assert_array_equal(targets, source_of(store).rows(np.arange(2625, 3000), "train")[2])
+    np.testing.assert_array_equal(targets, source_of(store).rows(np.arange(2625, 3000), "train").labels[:, 0])
     assert log_loss(targets, probabilities.astype(np.float64)) == pytest.approx(best.log_loss)
     # And the fit that is reported.
     *_, model = fit_passes(source_of(store), options=best.options)

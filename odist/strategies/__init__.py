@@ -250,10 +250,10 @@ STRATEGIES = {
         "odist.strategies.delayed:Delayed", "gradients of older weights, as in asynchronous SGD", DelayedOptions
     ),
     "diloco": Part("odist.strategies.diloco:DiLoCo", "own steps, then an outer step along their mean", DiLoCoOptions),
+    "local_sgd": Part("odist.strategies.local_sgd:LocalSGD", "own steps, then averages", LocalSGDOptions),
     "parameter_server": Part(
         "odist.strategies.parameter_server:ParameterServer",
         "asynchronous SGD: a process for every worker",
         ParameterServerOptions,
     ),
-    "local_sgd": Part("odist.strategies.local_sgd:LocalSGD", "own steps, then averages", LocalSGDOptions),
 }
