@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from odist.library.codistiller import Codistiller
-    from odist.library.distiller import Distiller
     from odist.measure.release import churn
+    from odist.own_loop.codistiller import Codistiller
+    from odist.own_loop.distiller import Distiller
 
 __version__ = "0.1.0"
 __all__ = ["Codistiller", "Distiller", "__version__", "churn"]
 
 # Imported when used: torch takes seconds.
 _PLACES = {
-    "Codistiller": "odist.library.codistiller",
-    "Distiller": "odist.library.distiller",
+    "Codistiller": "odist.own_loop.codistiller",
+    "Distiller": "odist.own_loop.distiller",
     "churn": "odist.measure.release",
 }
 

@@ -19,7 +19,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from odist.errors import UserError
-from odist.library.codistiller import Codistiller
+from odist.own_loop.codistiller import Codistiller
 
 
 class Codistillation(Callback):

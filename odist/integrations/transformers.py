@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from odist.library.taught import Taught
+from odist.own_loop.taught import Taught
 from odist.wrapping import unwrapped
 
 STATE = "odist_teachers.pt"  # beside the Trainer's own files in a checkpoint

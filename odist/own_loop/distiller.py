@@ -16,8 +16,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from odist.errors import UserError
-from odist.library.taught import OwnForward, Taught, calling, check_options
 from odist.mesh import Mesh
+from odist.own_loop.taught import OwnForward, Taught, calling, check_options
 from odist.teachers import WEIGHTS, is_predictions
 from odist.teachers.fixed import Fixed
 from odist.teachers.recorded import Recorded

@@ -20,8 +20,8 @@ from odist.errors import UserError
 from odist.exchange.base import Schedule, Weights, fingerprint
 from odist.exchange.store import HEADER_BYTES, StoreExchange
 from odist.exchange.topology import Topology
-from odist.library.taught import OwnForward, Taught, calling, check_options, check_precision
 from odist.mesh import Axis, Mesh
+from odist.own_loop.taught import OwnForward, Taught, calling, check_options, check_precision
 from odist.stores import check_url
 from odist.teachers import TOPOLOGIES
 from odist.teachers.peers import Peers
