@@ -28,7 +28,7 @@ REAL = (
     "exchange.timing=freshest",
 )
 SIMULATED = ("algorithm=delayed", "train.max_examples=1600", "train.evaluate_every=0")
-CLIPPED = ("optim=sgd", "optim.lr=0.3", "optim.momentum=0.9", "optim.clip_norm=0.2")
+CLIPPED = ("optim=sgd", "optim.lr=0.03", "optim.momentum=0.9", "optim.clip_norm=0.2")
 
 
 def events(run: Run, kind: str) -> list[dict]:
