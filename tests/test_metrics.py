@@ -12,15 +12,9 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from odist.measure import intervals
-from odist.measure.metrics import (
-    BinaryMetrics,
-    MulticlassMetrics,
-    auc_delong,
-    binary_results,
-    constant_loss,
-    mid_ranks,
-    multiclass_results,
-)
+from odist.measure.exact import binary_results, multiclass_results
+from odist.measure.metrics import BinaryMetrics, MulticlassMetrics
+from odist.measure.scores import auc_delong, constant_loss, mid_ranks
 
 
 def binary_case(n: int = 3000, *, seed: int = 0, spread: float = 1.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

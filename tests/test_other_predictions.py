@@ -15,7 +15,7 @@ from odist.claims.reproduce import reproduce
 from odist.claims.retrains import Retrains
 from odist.errors import UserError
 from odist.measure.churn import pair_metrics
-from odist.measure.metrics import binary_results
+from odist.measure.exact import binary_results
 from odist.run.folder import Run
 
 RECIPE = """

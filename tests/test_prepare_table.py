@@ -22,7 +22,7 @@ from conftest import StopAfter, odist
 from odist.data.layout import RowLayout, keys_of, viewed
 from odist.data.rows import RowStore
 from odist.errors import Interrupted, UserError
-from odist.measure.metrics import binary_results
+from odist.measure.exact import binary_results
 from odist.prepare.table import fit
 from odist.prepare.table.prepare import TableOptions, TableReport, prepare_table
 from odist.run.folder import Run

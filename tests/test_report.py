@@ -29,7 +29,7 @@ from odist.claims.table import csv_table, estimate, markdown_table
 from odist.claims.verdicts import judge, verdict_of
 from odist.errors import UserError
 from odist.files import write_atomically
-from odist.measure.metrics import binary_results
+from odist.measure.exact import binary_results
 from odist.run.folder import Run
 
 PROJECT = Path(odist.__file__).parent.parent

@@ -18,8 +18,9 @@ from odist.claims.references import Difference
 from odist.config.schema import Config, DataConfig
 from odist.data.order import ShuffledOrder
 from odist.errors import UserError
+from odist.measure.exact import binary_results
 from odist.measure.intervals import mean_over_rows_interval
-from odist.measure.metrics import binary_results, log_loss_rows
+from odist.measure.scores import log_loss_rows
 
 if TYPE_CHECKING:
     from odist.tasks.criteo import Source
@@ -68,7 +69,7 @@ class ReferenceResult:
     """A tuned and fitted reference.
 
     options: chosen; trials: all of the tuning split; at_edge: settings still at an edge of the grid
-    metrics: `odist.measure.metrics.binary_results` on the validation part
+    metrics: `odist.measure.exact.binary_results` on the validation part
     probabilities, targets: [rows] of the validation part; fingerprint: of the data
     """
 

@@ -24,7 +24,7 @@ from odist.engine.trainer import CROSS_ENTROPIES, Trainer
 from odist.errors import Damaged
 from odist.files import save_array, write_atomically
 from odist.launch.plan import bytes_sent, plan_of
-from odist.measure.metrics import constant_loss
+from odist.measure.scores import constant_loss
 from odist.run.damage import Kinds, read_array, read_json, writing
 from odist.run.folder import CONTINUE, Run
 from odist.run.predictions import LAST_WEIGHTS_FILE, Predictions

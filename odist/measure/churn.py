@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from odist.errors import UserError
+from odist.measure.exact import binary_results, multiclass_results
 from odist.measure.intervals import mean_interval, mean_over_pairs, within_range
-from odist.measure.metrics import binary_results, loss_of_correct, multiclass_results
+from odist.measure.scores import loss_of_correct
 from odist.measure.slices import coded, slice_rows
 
 PAIR_METRICS = (

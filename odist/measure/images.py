@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from odist.measure.metrics import MulticlassMetrics, multiclass_results
+from odist.measure.exact import multiclass_results
+from odist.measure.metrics import MulticlassMetrics
 
 
 class ImageMetrics(MulticlassMetrics):

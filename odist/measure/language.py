@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odist.measure.intervals import intervals_within_range, mean_interval
-from odist.measure.metrics import loss_of_correct
+from odist.measure.scores import loss_of_correct
 
 
 class LanguageMetrics:

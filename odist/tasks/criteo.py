@@ -23,7 +23,8 @@ from odist.data.layout import RowLayout, keys_of, viewed
 from odist.data.rows import RowStore
 from odist.errors import UserError
 from odist.losses import LossOptions, Soft, Sums, binary
-from odist.measure.metrics import BinaryMetrics, LabelMetrics, binary_results, label_results
+from odist.measure.exact import binary_results, label_results
+from odist.measure.metrics import BinaryMetrics, LabelMetrics
 from odist.tasks.base import Batch, Carry
 from odist.tasks.rows import PreparedRows, RowSource, RowTask, SyntheticRows
 from odist.tasks.synthetic_criteo import SyntheticCriteo

@@ -14,7 +14,8 @@ from odist.config.key import POSITIVE, key
 from odist.config.schema import Config, ModelConfig, TaskConfig
 from odist.data.order import Order, SequentialOrder, Shares
 from odist.losses import LossOptions, Soft, Sums, binary
-from odist.measure.metrics import BinaryMetrics, binary_results
+from odist.measure.exact import binary_results
+from odist.measure.metrics import BinaryMetrics
 from odist.tasks.base import Batch, Carry
 
 
