@@ -26,7 +26,7 @@ def release(paths: Sequence[Path | str], *, report: Path | None, json: bool, **h
 
     how: the keywords of `odist.measure.release.judge_release`
     """
-    from odist.measure.gate import MEASURES
+    from odist.measure.gate_measures import MEASURES
     from odist.measure.release import judge_release, words_of, write_report
 
     if len(paths) != 2:
