@@ -18,7 +18,8 @@ from odist.errors import UserError
 from odist.measure.churn import Form
 from odist.measure.gate_measures import MEASURES, NUM_BLOCKS, BlockSums, Measures, Shift, columns_of, measures_of
 from odist.measure.intervals import Interval
-from odist.measure.pairing import Pairs, hashed
+from odist.measure.keyed_parts import hashed
+from odist.measure.pairing import Pairs
 from odist.measure.streamed_slices import SliceValues
 
 ALL_ROWS = "all rows"

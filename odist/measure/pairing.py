@@ -7,17 +7,15 @@ parts are joined one after the other.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from odist.errors import UserError
 from odist.measure.churn import Form
+from odist.measure.keyed_parts import PART_ROWS, PLACE, KeyedParts
 from odist.measure.prediction_files import (
     FINGERPRINT,
     ROW,
@@ -32,16 +30,10 @@ from odist.measure.row_matching import (
     NAMES_ROWS,
     SharedColumns,
     no_key,
-    refuse_others,
-    refuse_unclear,
-    unclear,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
-
-PART_ROWS = 1 << 21  # rows of a part, which is joined in memory
-PLACE = "place of the row"  # column of a part: the row's number in the old file
 
 
 @dataclass(frozen=True)
@@ -100,8 +92,7 @@ class PairedTables:
         if key is None and not by_order and all(ROW in table.columns for table in self.tables):
             self.key = ROW
         self.wanted = list(wanted)
-        self._folder: Path | None = None
-        self._parts: list[tuple[pd.DataFrame | Path, pd.DataFrame | Path]] = []
+        self._parts: KeyedParts | None = None
         try:
             self._match()
         except BaseException:
@@ -116,8 +107,8 @@ class PairedTables:
 
     def close(self) -> None:
         """Remove what was written."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._parts is not None:
+            self._parts.close()
 
     @property
     def num_rows(self) -> int:
@@ -173,7 +164,14 @@ class PairedTables:
                 if self.key not in table.columns:
                     raise no_key(table.name, self.key, table.columns, is_run=False)
             if not self._sorted_alike():
-                self._cut()
+                self._parts = KeyedParts(
+                    self.tables,
+                    self.key,
+                    columns=(self._columns(0, shared=True), self._columns(1, shared=True)),
+                    batch_rows=self.batch_rows,
+                    part_rows=self.part_rows,
+                )
+                self._parts.read()
         if self.given_key is None and not self.by_order:
             shared = SharedColumns(old.name, new.name, keyed=self.key is not None)
             for first, second in self._both(shared=True):
@@ -257,88 +255,14 @@ class PairedTables:
             yield pair
 
     def _frames(self, *, shared: bool) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
-        if not self._parts:
+        if self._parts is None:
             pieces = (
                 table.pieces(self._columns(side, shared=shared), rows=self.batch_rows)
                 for side, table in enumerate(self.tables)
             )
             yield from _in_step(*pieces)
             return
-        for one, other in self._parts:
-            first, second = _loaded(one), _loaded(other)
-            order = self._keys(second).get_indexer(self._keys(first))
-            second = second.iloc[order]
-            for start in range(0, len(first), self.batch_rows):
-                yield first.iloc[start : start + self.batch_rows], second.iloc[start : start + self.batch_rows]
-
-    def _keys(self, frame: pd.DataFrame) -> pd.Index:
-        import pandas as pd
-
-        index = pd.Index(frame[self.key])
-        return index.astype(str) if self._as_text else index
-
-    def _cut(self) -> None:
-        """Cut both tables into parts that hold the same keys, and refuse keys that do not match."""
-        num_parts = max(1, -(-max(table.num_rows for table in self.tables) // self.part_rows))
-        if num_parts > 1:
-            self._folder = Path(tempfile.mkdtemp(prefix="odist-churn-"))
-        self._as_text = len({self._key_is_number(side) for side in (0, 1)}) > 1  # numbers in one file, words in another
-        sides = [self._cut_table(side, num_parts) for side in (0, 1)]
-        self._parts = list(zip(*sides, strict=True))
-        self._check_keys()
-
-    def _key_is_number(self, side: int) -> bool:
-        assert self.key is not None
-        for frame in self.tables[side].pieces([self.key], rows=1):
-            return bool(frame[self.key].dtype.kind in "biuf")
-        return True
-
-    def _cut_table(self, side: int, num_parts: int) -> list[pd.DataFrame | Path]:
-        import pandas as pd
-
-        kept: list[list[pd.DataFrame]] = [[] for _ in range(num_parts)]
-        writers: list[Any] = [None] * num_parts
-        start = 0
-        for frame in self.tables[side].pieces(self._columns(side, shared=True), rows=self.batch_rows):
-            frame = frame.assign(**{PLACE: np.arange(start, start + len(frame))})
-            start += len(frame)
-            part = hashed(self._keys(frame).to_numpy()) % np.uint64(num_parts)
-            for number in range(num_parts):
-                own = frame[part == number] if num_parts > 1 else frame
-                if self._folder is None:
-                    kept[number].append(own)
-                else:
-                    writers[number] = _append(writers[number], self._folder / f"{side}-{number}.parquet", own)
-        for writer in writers:
-            if writer is not None:
-                writer.close()
-        if self._folder is not None:
-            return [self._folder / f"{side}-{number}.parquet" for number in range(num_parts)]
-        return [pd.concat(frames) if frames else pd.DataFrame() for frames in kept]
-
-    def _check_keys(self) -> None:
-        """Refuse keys that name no row or several, and rows that one of the two has alone."""
-        assert self.key is not None
-        found: list[dict[str, tuple[int, int, str]]] = [{}, {}]
-        only: list[tuple[int, Any]] = [(0, None), (0, None)]
-        for part in self._parts:
-            frames = [_loaded(one) for one in part]
-            indexes = [self._keys(frame) for frame in frames]
-            for side, (frame, index) in enumerate(zip(frames, indexes, strict=True)):
-                for what, (count, place, value) in unclear(index).items():
-                    row = int(frame[PLACE].to_numpy()[place])
-                    before = found[side].get(what, (0, row, value))
-                    nearest = (row, value) if row < before[1] else before[1:]
-                    found[side][what] = (before[0] + count, *nearest)
-                alone = index.difference(indexes[1 - side], sort=False)
-                if len(alone):
-                    count, first = only[side]
-                    only[side] = count + len(alone), alone[0] if first is None else first
-        for table, wrong in zip(self.tables, found, strict=True):
-            refuse_unclear(table.name, self.key, wrong)
-        refuse_others((self.tables[0].name, self.tables[1].name), self.key, only)
-
-    _as_text = False
+        yield from self._parts.frames()
 
 
 def _visible(retrain: Retrain) -> dict[str, np.ndarray]:
@@ -354,23 +278,6 @@ def _check_probabilities(retrain: Retrain) -> None:
             f"{retrain.path}: not a probability in {int(wrong.sum())} places, such as "
             f"{p[row] if p.ndim == 1 else p[row][wrong[row]][0]}. Expected numbers from 0 to 1, not logits."
         )
-
-
-def _loaded(part: pd.DataFrame | Path) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.read_parquet(part) if isinstance(part, Path) else part
-
-
-def _append(writer: Any, path: Path, frame: pd.DataFrame) -> Any:
-    """Write rows to a Parquet file, and return its writer."""
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pyarrow.Table.from_pandas(frame, preserve_index=False, schema=None if writer is None else writer.schema)
-    writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
-    writer.write_table(table)
-    return writer
 
 
 def _in_step(
@@ -389,17 +296,6 @@ def _in_step(
         count = min(len(one), len(other))
         yield one.iloc[:count], other.iloc[:count]
         held = [one.iloc[count:], other.iloc[count:]]
-
-
-def hashed(values: np.ndarray) -> np.ndarray:
-    """64 bits of each value, the same in every run."""
-    import pandas as pd
-
-    if values.dtype.kind in "biu":
-        return np.asarray(pd.util.hash_array(values.astype(np.int64)))
-    if values.dtype.kind != "f":
-        values = values.astype(str).astype(object)
-    return np.asarray(pd.util.hash_array(values))
 
 
 def check_columns(table: PredictionTable, names: Mapping[str, str | None]) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 from odist.errors import UserError
 from odist.files import write_atomically
 from odist.measure.gate import Check, GateResult, Limit, gate_rows, limits_with, parse_limit
-from odist.measure.pairing import PART_ROWS, PairedTables, check_columns
+from odist.measure.keyed_parts import PART_ROWS
+from odist.measure.pairing import PairedTables, check_columns
 from odist.measure.prediction_files import listed
 from odist.measure.prediction_tables import BATCH_ROWS, Predicted, open_table
 from odist.run.damage import read_json

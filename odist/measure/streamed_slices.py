@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from odist.errors import UserError
-from odist.measure.pairing import hashed
+from odist.measure.keyed_parts import hashed
 from odist.measure.slices import LARGEST_NUMBER_OF_SLICES
 
 SAMPLE = 1 << 17  # rows from which the borders of tenths are found; of fewer rows they are exact
