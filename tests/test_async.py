@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,8 @@ SIMULATED = ("algorithm=delayed", "train.max_examples=1600", "train.evaluate_eve
 CLIPPED = ("optim=sgd", "optim.lr=0.03", "optim.momentum=0.9", "optim.clip_norm=0.2")
 
 
-def events(run: Run, kind: str) -> list[dict]:
-    return [event for event in read_events(event_file(run.path, 0)) if event["event"] == kind]
+def events(run: Run, kind: str, *, group: int = 0) -> list[dict]:
+    return [event for event in read_events(event_file(run.path, group)) if event["event"] == kind]
 
 
 def same_curve(one: Run, other: Run) -> bool:
@@ -52,37 +53,48 @@ class Meanwhile(threading.Thread):
         self.join()
 
 
-def kill_a_worker(run: Path, *, after: int) -> Callable[[], None]:
-    """Kill the process of worker 1 once the log has so many updates; the others wait until another has taken its place."""
-    log = event_file(run, 0)
+def wait_until(ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.005)
 
-    def logged(kind: str) -> list[dict]:
-        lines = log.read_text().splitlines()[:-1] if log.is_file() else []
-        return [event for event in map(json.loads, lines) if event["event"] == kind]
 
-    def wait(ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 300
-        while not ready() and time.monotonic() < deadline:
-            time.sleep(0.005)
+def signal_all(processes: Iterable[int], number: int) -> None:
+    for process in processes:
+        os.kill(process, number)
 
-    def kill() -> None:
-        wait(lambda: len(logged("update")) >= after)
-        processes = {event["worker"]: event["pid"] for event in logged("join")}
-        dead = processes.pop(1)
-        for process in processes.values():
-            os.kill(process, signal.SIGSTOP)
-        os.kill(dead, signal.SIGKILL)
-        wait(lambda: any(event["incarnation"] == 1 for event in logged("pull")))
-        for process in processes.values():
-            os.kill(process, signal.SIGCONT)
 
-    return kill
+def rows_so_far(path: Path) -> list[dict]:
+    """Whole rows of a log that is still being written."""
+    return [json.loads(line) for line in path.read_text().splitlines()[:-1]] if path.is_file() else []
+
+
+def processes_of(run: Path, group: int) -> dict[int, int]:
+    """The newest process of each worker that has joined."""
+    rows = rows_so_far(event_file(run, group))
+    return {row["worker"]: row["pid"] for row in rows if row["event"] == "join"}
+
+
+def kill_a_worker(run: Path, *, once: Callable[[], bool], alone: int = 0) -> None:
+    """Kill the process of worker 1 of group 0; the others wait until another has taken its place and made `alone` updates."""
+
+    def turns_of_another() -> int:
+        return sum(row.get("incarnation") == 1 and row["event"] == "pull" for row in rows_so_far(event_file(run, 0)))
+
+    wait_until(once)
+    processes = processes_of(run, 0)
+    dead = processes.pop(1)
+    signal_all(processes.values(), signal.SIGSTOP)
+    os.kill(dead, signal.SIGKILL)
+    wait_until(lambda: turns_of_another() > alone)
+    signal_all(processes.values(), signal.SIGCONT)
 
 
 def test_a_real_run_is_followed_to_the_bit_and_a_killed_worker_hurts_nobody(train, tmp_path):
     """Four processes, one of them killed on the way and started again; stopped and continued besides."""
     overrides = (*REAL, "workers=3", "train.batch=25", "train.checkpoint_every=300", *CLIPPED)
-    with Meanwhile(target=kill_a_worker(tmp_path / "real", after=12)), pytest.raises(Interrupted):
+    kill = partial(kill_a_worker, tmp_path / "real", once=lambda: text_of(tmp_path / "real").count('"update"') >= 12)
+    with Meanwhile(target=kill), pytest.raises(Interrupted):
         train(*overrides, name="real", stop=lambda: '"incarnation": 1' in text_of(tmp_path / "real"))
     real = train(*overrides, name="real")
     joins = [(event["worker"], event["incarnation"]) for event in events(real, "join")]
@@ -93,6 +105,61 @@ def test_a_real_run_is_followed_to_the_bit_and_a_killed_worker_hurts_nobody(trai
     followed = train("algorithm=delayed", f"algorithm.events={real.path}", *overrides[1:], name="followed")
     assert weight_hashes(followed) == weight_hashes(real)
     assert same_curve(followed, real)
+
+
+def conduct(run: Path) -> None:
+    """Let two groups publish before either goes on; then kill a worker of group 0 that has a teacher, see `kill_a_worker`."""
+
+    def published(group: int) -> bool:
+        return any((run / "exchange" / f"group-{group}").glob("*.json"))
+
+    def taught() -> bool:
+        rows = rows_so_far(run / "metrics.jsonl")
+        return any(row["group"] == 0 and row.get("distill_loss") is not None for row in rows)
+
+    wait_until(lambda: published(0) or published(1))
+    first = 0 if published(0) else 1
+    early = processes_of(run, first).values()
+    signal_all(early, signal.SIGSTOP)
+    wait_until(lambda: published(1 - first))
+    signal_all(early, signal.SIGCONT)
+    kill_a_worker(run, once=taught, alone=6)
+
+
+def test_asynchronous_groups_teach_each_other_and_a_killed_worker_hurts_neither(train, tmp_path):
+    """Two servers with two workers each; the worker that takes a killed one's place has a teacher, too."""
+    common = (
+        "algorithm=codistill",
+        "num_groups=2",
+        "workers=2",
+        "train.batch=25",
+        "train.passes=3",
+        "train.max_examples=6000",
+        "train.evaluate_every=0",
+        "algorithm.burn_in=1000",
+        "exchange.interval=200",
+    )
+    with Meanwhile(target=conduct, args=(tmp_path / "real",)):
+        real = train(
+            *common, "algorithm.strategy=parameter_server", "launch=local", "exchange.timing=freshest", name="real"
+        )
+    assert {(1, 0), (1, 1)} <= {(event["worker"], event["incarnation"]) for event in events(real, "join")}
+    assert [event["incarnation"] for event in events(real, "join", group=1)] == [0, 0]
+    for group in (0, 1):
+        assert [event["version"] for event in events(real, "update", group=group)] == list(range(1, 241))
+    taught = real.metrics(kind="train").set_index(["group", "step"])["distill_loss"].notna()
+    for group in (0, 1):  # once it has a teacher it has one in every step, also in those of the new worker alone
+        first = taught[group].idxmax()
+        assert 20 < first < 100
+        assert taught[group].loc[first:].all()
+    assert len(set(weight_hashes(real))) == 2
+    assert real.results["mean_of_groups"]["log_loss"] < 0.6
+    # The turns of each group can be taken again; who taught when is a matter of the clock, so bits are equal until then.
+    followed = train(*common, "algorithm.strategy=delayed", f"algorithm.events={real.path}", name="followed")
+    rows, again = (run.metrics(kind="train").set_index(["group", "step"]) for run in (real, followed))
+    assert rows["staleness"].equals(again["staleness"].reindex(rows.index))
+    for group in (0, 1):
+        assert rows.loc[group, "label_loss"].loc[:20].equals(again.loc[group, "label_loss"].loc[:20])
 
 
 def text_of(run: Path) -> str:

@@ -186,7 +186,7 @@ def test_a_manifest_that_claims_to_be_newer_teaches_until_the_next_one(
     sender, receiver = make(0), make(1, poll=0.01)
     publish(sender, 4)
     say(incarnation=7)(tmp_path / "exchange" / "group-0")
-    assert eventually(lambda: receiver.fetch(0)).age == (7, 4)
+    assert eventually(lambda: receiver.fetch(0, newer_than=(0, 4))).age == (7, 4)
     publish(sender, 8, 12)
     assert eventually(lambda: (found := receiver.fetch(0)) and found.step == 12 and found).incarnation == 8
 

@@ -156,11 +156,13 @@ class Trainer:
         """The model that predicts after `done` completed steps: the average of the weights where there is one."""
         return self.model if self.average is None else self.average.ready(done)
 
-    def train_step(self, step: int) -> Iterator[None]:
+    def train_step(self, step: int, *, of_group: int | None = None) -> Iterator[None]:
         """Compute this process's batches of `step` (0-based) and make the update.
 
+        of_group: the group's step, by which teachers are heard, where `step` counts the batches of one worker
         It pauses wherever the other groups have to take their turns first.
         """
+        heard_at = step if of_group is None else of_group
         units = units_of(self.strategy, self.mesh, step=step)
         staged = self.loader[step]  # in the host's memory, whose sums an accelerator need not be asked for
         counts = self.strategy.count(staged)
@@ -174,7 +176,7 @@ class Trainer:
                 logits, self.carry[worker] = self.task.forward(model, batch, self.carry.get(worker))
                 if isinstance(self.teacher, Shows) and self.teacher.show(step, worker, logits.detach()):
                     yield
-                soft = self.teacher.soft_targets(step, worker, batch, logits.detach())
+                soft = self.teacher.soft_targets(heard_at, worker, batch, logits.detach())
                 sums = self.task.loss(logits, batch, soft)
                 (sums.total / count).backward()
             weights = label_weights(own)

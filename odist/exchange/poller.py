@@ -13,6 +13,7 @@ class Poller:
     """The newest sound snapshot of every peer.
 
     seconds: between two looks; note: told of a look that failed
+    looked: set once every peer has been looked for
     """
 
     def __init__(
@@ -21,6 +22,7 @@ class Poller:
         self.shelf, self.peers, self.seconds, self.note = shelf, list(peers), seconds, note
         self._fresh: dict[int, Snapshot] = {}
         self._lock = threading.Lock()
+        self.looked = threading.Event()
         self._closed = threading.Event()
         threading.Thread(target=self._look, name="poll", daemon=True).start()
 
@@ -40,12 +42,14 @@ class Poller:
         self._closed.set()
 
     def _look(self) -> None:
-        while not self._closed.wait(self.seconds):
+        while not self._closed.is_set():
             for peer in self.peers:
                 try:
                     self._look_once(peer)
                 except Exception as error:  # every back end of fsspec has kinds of its own
                     self.note(error)
+            self.looked.set()
+            self._closed.wait(self.seconds)
 
     def _look_once(self, peer: int) -> None:
         held = self.newest(peer)

@@ -29,7 +29,7 @@ from odist.stores import is_local, open_store
 
 HEADER_BYTES = 4096  # more than safetensors spends on the name and shape of a tensor
 SECONDS_TO_OPEN = 20.0  # lock-step: for the first sign of life of a store
-SECONDS_TO_START = 3.0  # freshest: for the same, before training begins without it
+SECONDS_TO_START = 3.0  # freshest: for the same, and for the first look, before training begins without it
 SECONDS_TO_CLOSE = 10.0  # for what is still being written at the end
 SECONDS_TO_RETRY = 1.0  # between two tries to write what could not be written
 
@@ -132,6 +132,8 @@ class StoreExchange:
             self._start(patience)
         if poll is not None:
             self.poller = Poller(self.shelf, peers=peers, seconds=poll, note=self._note)
+            if read_only:  # joins a group that may have had teachers for long: not without any until the next reload
+                self.poller.looked.wait(SECONDS_TO_START)
 
     @property
     def incarnation(self) -> int:

@@ -196,6 +196,6 @@ def _compute(run: Run, group: int, worker: int, rendezvous: Path) -> None:
                 seen = max(seen, pulled.step)
                 if pulled.carry is not None:
                     trainer.carry[worker] = pulled.carry
-                for _ in trainer.train_step(pulled.batch):
+                for _ in trainer.train_step(pulled.batch, of_group=pulled.step):
                     pass  # groups in processes of their own wait for nobody's turn
                 strategy.push(trainer.take_window(), carry=trainer.carry[worker])
