@@ -56,6 +56,16 @@ def find_files(inputs: list[str]) -> list[InputFile]:
     return [_input_file(path) for path in paths]
 
 
+def check_format(source: InputFile, format_name: str) -> None:
+    """Raise UserError where a format is named that the file has not. format_name: auto | tsv | csv | parquet"""
+    if format_name != "auto" and (source.kind == "parquet") != (format_name == "parquet"):
+        article = "a" if source.kind == "parquet" else "not a"
+        raise UserError(
+            f"{source.path}: {article} Parquet file, but the format given is {format_name}. "
+            "Leave the format out to have it recognised."
+        )
+
+
 def refuse_twice(names: Iterable[str], *, what: str) -> None:
     """Raise UserError where an input is named twice. what: rows, images, ... for the message."""
     twice = [name for name, number in Counter(names).items() if number > 1]

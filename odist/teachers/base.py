@@ -113,14 +113,10 @@ class Shows(Protocol):
         ...
 
 
-class NoTeacher:
-    """No soft targets: plain training."""
+class WithoutPeers:
+    """What every teacher says that hears no other group: nothing to publish, to refresh, to log or to keep."""
 
     lookahead = 1
-
-    @classmethod
-    def of(cls, options: None, setup: TeacherSetup) -> NoTeacher:
-        return cls()
 
     def forwards(self, step: int) -> float:
         return 0
@@ -134,9 +130,6 @@ class NoTeacher:
     def refresh(self, step: int) -> None:
         pass
 
-    def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
-        return None
-
     def log(self) -> dict[str, Any]:
         return {}
 
@@ -148,6 +141,17 @@ class NoTeacher:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+class NoTeacher(WithoutPeers):
+    """No soft targets: plain training."""
+
+    @classmethod
+    def of(cls, options: None, setup: TeacherSetup) -> NoTeacher:
+        return cls()
+
+    def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
+        return None
 
 
 @runtime_checkable

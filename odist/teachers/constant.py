@@ -6,25 +6,20 @@ matches the uniform or the unigram distribution. Its weights are the loss's, 1 -
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from odist.losses import Soft
 from odist.tasks.base import Batch
 from odist.teachers import ConstantOptions
-from odist.teachers.base import TeacherSetup
+from odist.teachers.base import TeacherSetup, WithoutPeers
 
 
-class Constant:
+class Constant(WithoutPeers):
     """One distribution for all examples.
 
     distribution: [] probability of the positive class, or [classes]
     """
-
-    lookahead = 1
 
     @classmethod
     def of(cls, options: ConstantOptions, setup: TeacherSetup) -> Constant:
@@ -35,30 +30,6 @@ class Constant:
     def __init__(self, distribution: Tensor) -> None:
         self.distribution = distribution
 
-    def forwards(self, step: int) -> int:
-        return 0
-
-    def due(self, step: int) -> bool:
-        return False
-
-    def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
-        pass
-
-    def refresh(self, step: int) -> None:
-        pass
-
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
         self.distribution = self.distribution.to(logits.device)
         return Soft((self.distribution,), kind="probabilities")
-
-    def log(self) -> dict[str, Any]:
-        return {}
-
-    def summary(self) -> dict[str, Any]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass

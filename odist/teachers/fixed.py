@@ -15,12 +15,12 @@ from odist.losses import Soft
 from odist.mesh import Mesh
 from odist.tasks.base import Batch, Forward
 from odist.teachers import FixedOptions, is_predictions
-from odist.teachers.base import Batches, Panel, TeacherSetup, rising
+from odist.teachers.base import Batches, Panel, TeacherSetup, WithoutPeers, rising
 from odist.teachers.kept import Kept
 from odist.teachers.recorded import Recorded
 
 
-class Fixed:
+class Fixed(WithoutPeers):
     """Frozen teachers from the first step after burn-in.
 
     models: the teachers; recorded: predictions of others, by row; rows: step, worker -> the rows of its batch
@@ -82,15 +82,6 @@ class Fixed:
     def forwards(self, step: int) -> int:
         return 0 if step < self.burn_in else len(self.panel.models)
 
-    def due(self, step: int) -> bool:
-        return False
-
-    def publish(self, step: int, offered: Callable[[], nn.Module]) -> None:
-        pass
-
-    def refresh(self, step: int) -> None:
-        pass
-
     def soft_targets(self, step: int, worker: int, batch: Batch, logits: Tensor) -> Soft | None:
         if step < self.burn_in:
             return None
@@ -103,12 +94,6 @@ class Fixed:
                 written = [self.panel.kept(values) for values in written]
             soft = Soft((*(() if soft is None else soft.values), *written))
         return rising(soft, step=step, burn_in=self.burn_in, ramp=self.ramp)
-
-    def log(self) -> dict[str, Any]:
-        return {}
-
-    def summary(self) -> dict[str, Any]:
-        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"panel": self.panel.state_dict()}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from odist.errors import UserError
-from odist.prepare.inputs import InputFile
+from odist.prepare.inputs import InputFile, check_format
 from odist.prepare.lines import TextBlock, first_lines, read_blocks, read_start
 
 NUMERIC = tuple(f"I{number}" for number in range(1, 14))
@@ -45,12 +45,7 @@ def find_row_layout(source: InputFile, *, format_name: str) -> RowLayout:
 
     format_name: auto | tsv | csv | parquet
     """
-    if format_name != "auto" and (source.kind == "parquet") != (format_name == "parquet"):
-        article = "a" if source.kind == "parquet" else "not a"
-        raise UserError(
-            f"{source.path}: {article} Parquet file, but the format given is {format_name}. "
-            "Leave the format out to have it recognised."
-        )
+    check_format(source, format_name)
     if source.kind == "parquet":
         return RowLayout(ord("\t"), labelled=_parquet_columns(source)[0].lower() == "label")
     start = read_start(source)

@@ -7,14 +7,11 @@ whatever their number. Every choice the paper leaves open is an option.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from odist.data.rows import FORMAT, RowStore
-from odist.data.store import fingerprint_of
 from odist.errors import UserError
 from odist.prepare.criteo.fit import (
     NUM_COLUMNS,
@@ -29,8 +26,8 @@ from odist.prepare.criteo.input import FEATURES, find_row_layout
 from odist.prepare.criteo.options import MEANING, CriteoOptions, CriteoReport
 from odist.prepare.criteo.read import CriteoState, RowReader, num_threads
 from odist.prepare.inputs import find_files
-from odist.prepare.job import Preparation, ShowProgress, Stop
-from odist.prepare.options import SPLITTING
+from odist.prepare.job import ShowProgress, Stop
+from odist.prepare.rows import RowPreparation
 
 __all__ = ["CriteoOptions", "CriteoReport", "prepare_criteo"]
 
@@ -57,16 +54,14 @@ def prepare_criteo(
     return CriteoPreparation(inputs, like=like, options=options, progress=progress, stop=stop).run(output)
 
 
-class CriteoPreparation(Preparation[CriteoOptions, CriteoReport]):
+class CriteoPreparation(RowPreparation[CriteoOptions, CriteoReport, CriteoState]):
     """One call: reading, fitting, sealing, with `state` as the only thing that changes."""
 
     full_disk = "A row takes 160 bytes. Make room, or name an output on another disk."
     report_type = CriteoReport
 
     def find(self, inputs: list[str], like: Path | None) -> None:
-        if importlib.util.find_spec("numba") is None:
-            raise UserError("the Criteo preparation needs numba, which is not installed. Type: pip install numba")
-        self.other = None if like is None else RowStore.open(like)
+        self.other = self.open_like(like)
         self.choices = self.options.resolve(self.other)
         self.threads = num_threads(self.options)
         self.sources = find_files(inputs)
@@ -84,16 +79,6 @@ class CriteoPreparation(Preparation[CriteoOptions, CriteoReport]):
     def _nothing_read(self, border: int | None = None) -> CriteoState:
         files = ("train.npy", "validation.npy") if self.choices.split == "random" else ("rows.npy",)
         return CriteoState(written=dict.fromkeys(files, 0), source_rows=[0] * len(self.sources), border=border)
-
-    def start(self, journal: dict[str, Any] | None) -> None:
-        if journal is not None:
-            self.state = CriteoState.of(journal)
-
-    def journal(self) -> dict[str, Any]:
-        return self.state.journal()
-
-    def kept(self, step: str) -> str:
-        return f"after {self.state.rows:,} rows,"
 
     def steps(self) -> dict[str, Callable[[], None]]:
         return {"read": self._read, "fit": self._fit}
@@ -184,7 +169,7 @@ class CriteoPreparation(Preparation[CriteoOptions, CriteoReport]):
         }
 
     def finish(self) -> tuple[dict[str, Any], CriteoReport]:
-        state, fitted, options = self.state, self.state.fitted, asdict(self.choices)
+        state, fitted = self.state, self.state.fitted
         assert fitted is not None
         rare = None if fitted["rare"] is None else load_rare(self.folder, fitted["rare"], buckets=self.choices.buckets)
         ranges = self._ranges()
@@ -192,31 +177,13 @@ class CriteoPreparation(Preparation[CriteoOptions, CriteoReport]):
             split: seal_rows(self.folder, rows, rare=rare, threads=self.threads, poll=self.poll)
             for split, rows in ranges.items()
         }
-        meaning = {name: options[name] for name in (*MEANING, *SPLITTING)}
-        if meaning["split"] != "random":
-            meaning["split_seed"] = None  # has no effect
         rows = {split: part.rows for split, part in ranges.items()}
-        content = {"format": FORMAT, "task": "criteo", "rows": rows, "digests": digests}
         report = CriteoReport(
             rows=rows,
-            bad_rows=state.bad,
-            bad_locations=state.bad_locations,
             click_rate=state.clicks / state.rows if self.labelled else None,
             missing=dict(zip(FEATURES, state.missing, strict=True)),
-            input_bytes=sum(source.bytes for source in self.sources),
-            store_bytes=self.partial.num_bytes(),
-            sources=[{**s.identity(), "rows": n} for s, n in zip(self.sources, state.source_rows, strict=True)],
-            fingerprint=fingerprint_of({**content, "options": meaning, "fitted": fitted}),
-            fitted_fingerprint=fingerprint_of(fitted),
+            **self.what_was_read(self.sources),
+            **self.fingerprints(MEANING, {"rows": rows, "digests": digests}),
         )
-        record = {
-            "format": FORMAT,
-            "task": "criteo",
-            "fingerprint": report.fingerprint,
-            "fitted_fingerprint": report.fitted_fingerprint,
-            "columns": NUM_COLUMNS,
-            "splits": {split: asdict(part) for split, part in ranges.items()},
-            "fitted": fitted,
-            "options": options,
-        }
-        return record, report
+        splits = {split: asdict(part) for split, part in ranges.items()}
+        return self.record(report, columns=NUM_COLUMNS, splits=splits), report

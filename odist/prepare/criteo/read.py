@@ -8,9 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from odist.prepare.criteo.options import CriteoChoices, CriteoOptions
 from odist.prepare.inputs import InputFile
 from odist.prepare.job import ShowProgress, Stop
 from odist.prepare.lines import TextBlock, read_ahead
+from odist.prepare.rows import RowState
 from odist.run.provenance import num_cores
 
 MAX_LOCATED = 10  # bad rows that the report locates
@@ -29,30 +29,13 @@ REASONS = ("", "columns", "label", "integer", "categorical", "empty")  # as numb
 
 
 @dataclass
-class CriteoState:
-    """How far a preparation has come: what the journal keeps."""
+class CriteoState(RowState):
+    """How far a preparation of Criteo rows has come."""
 
-    source: int = 0  # files finished
-    offset: int = 0  # within the next one; see TextBlock.offset
-    lines: int = 0  # of that file, finished
-    rows: int = 0  # good rows, all files
     clicks: int = 0
     written: dict[str, int] = field(default_factory=dict)  # rows by array file
-    source_rows: list[int] = field(default_factory=list)
-    bad: dict[str, int] = field(default_factory=dict)
-    bad_locations: list[str] = field(default_factory=list)
     missing: list[int] = field(default_factory=lambda: [0] * len(FEATURES))
     border: int | None = None  # of a random split, instead of the one that the share gives
-    fitted: dict[str, Any] | None = None  # once fitted, rows may already be changed in place
-
-    @classmethod
-    def of(cls, journal: dict[str, Any]) -> CriteoState:
-        """Read the state from a journal; keys that only earlier versions knew are ignored."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in journal.items() if name in known})
-
-    def journal(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass

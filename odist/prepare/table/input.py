@@ -12,7 +12,7 @@ import numpy as np
 
 from odist.config.suggest import choose
 from odist.errors import UserError
-from odist.prepare.inputs import InputFile
+from odist.prepare.inputs import InputFile, check_format
 from odist.prepare.lines import first_lines, read_blocks, read_start
 from odist.prepare.table.schema import TableSchema
 
@@ -70,12 +70,7 @@ class Block:
 
 def open_table(source: InputFile, *, format_name: str) -> TableFile:
     """Look at the columns of a source. format_name: auto | tsv | csv | parquet; UserError if it is no table."""
-    if format_name != "auto" and (source.kind == "parquet") != (format_name == "parquet"):
-        article = "a" if source.kind == "parquet" else "not a"
-        raise UserError(
-            f"{source.path}: {article} Parquet file, but the format given is {format_name}. "
-            "Leave the format out to have it recognised."
-        )
+    check_format(source, format_name)
     if source.kind == "parquet":
         import pyarrow
         import pyarrow.parquet

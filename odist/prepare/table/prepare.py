@@ -6,7 +6,6 @@ Reading streams, and so does what follows; only the values of vocabulary columns
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from odist.data.rows import FORMAT, KEYS_FILE, RowStore
-from odist.data.store import fingerprint_of
+from odist.data.rows import KEYS_FILE
 from odist.errors import UserError
 from odist.prepare.inputs import find_files
-from odist.prepare.job import Preparation, ShowProgress, Stop
-from odist.prepare.options import SPLITTING
+from odist.prepare.job import ShowProgress, Stop
+from odist.prepare.rows import RowPreparation
 from odist.prepare.table.fit import Division, divide, fit, order_by_time, place_ids, write_split
 from odist.prepare.table.input import check_columns, describe_columns, open_table
 from odist.prepare.table.options import TableOptions, TableReport
@@ -57,16 +55,14 @@ def draft_schema(inputs: list[str], *, format_name: str = "auto") -> str:
     return draft(describe_columns(file), source=file.source.path.name)
 
 
-class TablePreparation(Preparation[TableOptions, TableReport]):
+class TablePreparation(RowPreparation[TableOptions, TableReport, TableState]):
     """One call: reading, ordering, fitting, writing, with `state` as the only thing that changes."""
 
     full_disk = "The rows lie there twice while they are prepared, 4 bytes a column. Make room, or name another disk."
     report_type = TableReport
 
     def find(self, inputs: list[str], like: Path | None) -> None:
-        if importlib.util.find_spec("numba") is None:
-            raise UserError("the preparation of a table needs numba, which is not installed. Type: pip install numba")
-        self.other = None if like is None else RowStore.open(like)
+        self.other = self.open_like(like)
         self.choices, self.schema = self.options.resolve(self.other)
         self.files = [open_table(source, format_name=self.choices.format) for source in find_files(inputs)]
         labelled = [check_columns(file, self.schema, may_lack_labels=like is not None) for file in self.files]
@@ -89,16 +85,6 @@ class TablePreparation(Preparation[TableOptions, TableReport]):
             "like": None if self.other is None else self.other.fitted_fingerprint,
             "sources": [file.source.identity() for file in self.files],
         }
-
-    def start(self, journal: dict[str, Any] | None) -> None:
-        if journal is not None:
-            self.state = TableState.of(journal)
-
-    def journal(self) -> dict[str, Any]:
-        return self.state.journal()
-
-    def kept(self, step: str) -> str:
-        return f"after {self.state.rows:,} rows,"
 
     def steps(self) -> dict[str, Callable[[], None]]:
         return {"read": self._read, "order": self._order, "fit": self._fit}
@@ -210,38 +196,19 @@ class TablePreparation(Preparation[TableOptions, TableReport]):
                 digests["keys"] = hashlib.file_digest(file, "sha256").hexdigest()
         else:
             (self.folder / KEYS_FILE).unlink(missing_ok=True)
-        options, known = asdict(self.choices), {"layout": asdict(layout), "schema": asdict(schema)}
-        meaning = {name: options[name] for name in SPLITTING}
-        if meaning["split"] != "random":
-            meaning["split_seed"] = None  # has no effect
-        content = {"format": FORMAT, "task": "criteo", "rows": rows, "digests": digests, **known}
+        known = {"layout": asdict(layout), "schema": asdict(schema)}
         report = TableReport(
             rows=rows,
-            bad_rows=state.bad,
-            bad_locations=state.bad_locations,
             label_rates=self._rates() if self.labelled else None,
             missing=state.missing,
             vocabularies={one["name"]: len(one["values"]) for one in fitted["categorical"] if "values" in one},
             embedding_rows=fitted["num_ids"],
-            input_bytes=sum(file.source.bytes for file in self.files),
-            store_bytes=self.partial.num_bytes(),
-            sources=[{**f.source.identity(), "rows": n} for f, n in zip(self.files, state.source_rows, strict=True)],
-            fingerprint=fingerprint_of({**content, "options": meaning, "fitted": fitted}),
-            fitted_fingerprint=fingerprint_of(fitted),
+            **self.what_was_read([file.source for file in self.files]),
+            **self.fingerprints((), {"rows": rows, "digests": digests, **known}),
         )
-        record = {
-            "format": FORMAT,
-            "task": "criteo",
-            "fingerprint": report.fingerprint,
-            "fitted_fingerprint": report.fitted_fingerprint,
-            "columns": layout.columns,
-            "splits": {split: {"file": f"{split}.npy", "start": 0, "stop": number} for split, number in rows.items()},
-            **known,
-            "key_bytes": state.key_bytes,
-            "fitted": fitted,
-            "options": options,
-        }
-        return record, report
+        splits = {split: {"file": f"{split}.npy", "start": 0, "stop": number} for split, number in rows.items()}
+        own = {"columns": layout.columns, "splits": splits, **known, "key_bytes": state.key_bytes}
+        return self.record(report, **own), report
 
     def _rates(self) -> dict[str, float]:
         return {

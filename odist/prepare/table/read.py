@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +20,7 @@ from odist.data.rows import KEYS_FILE, RowWriter
 from odist.errors import Interrupted, UserError
 from odist.prepare.job import ShowProgress, Stop
 from odist.prepare.lines import read_ahead
+from odist.prepare.rows import RowState
 from odist.prepare.table.encode import TRANSFORM, Fault, Plain, plain_columns
 from odist.prepare.table.input import Block, TableFile, is_number, kind_of, read_table
 from odist.prepare.table.options import TableChoices, TableOptions
@@ -31,31 +32,15 @@ ROWS, VALUES = "rows.npy", "values.jsonl"  # in the work folder
 
 
 @dataclass
-class TableState:
-    """How far a preparation has come: what the journal keeps."""
+class TableState(RowState):
+    """How far the preparation of a table has come."""
 
-    source: int = 0  # files finished
-    offset: int = 0  # within the next one; see Block.offset
-    lines: int = 0  # of that file, finished
-    rows: int = 0  # good rows, all files
-    source_rows: list[int] = field(default_factory=list)
     positives: list[int] = field(default_factory=list)  # by label
-    bad: dict[str, int] = field(default_factory=dict)
-    bad_locations: list[str] = field(default_factory=list)
     missing: dict[str, int] = field(default_factory=dict)
     value_bytes: int = 0  # of the file of vocabulary values
     key_bytes: int = 0  # of the file of keys
     last_time: float | None = None
     in_order: bool = True  # by time, so far
-    fitted: dict[str, Any] | None = None
-
-    @classmethod
-    def of(cls, journal: dict[str, Any]) -> TableState:
-        """Read the state from a journal."""
-        return cls(**journal)
-
-    def journal(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def layout_of(schema: TableSchema, files: list[TableFile]) -> RowLayout:
