@@ -122,7 +122,7 @@ reproduce-costs: $(READY) data/criteo/store.json data/lm/store.json
 
 ## Figure 3, the equal budget of Sodhani et al. and which checkpoint teaches: images from CIFAR and TINY_IMAGENET (any tars or
 ## folders that prepare imagenet reads). Medium and paper scale read data/tiny_imagenet and
-## data/imagenet (recipes/imagenet_fig3.md); teacher_overfit has small and smoke only
+## data/imagenet (recipes/imagenet_fig3.md), teacher_overfit at paper scale data/cifar100
 data/cifar10_24/store.json: $(READY)
 	@if [ -e "$(CIFAR)" ]; then $(BIN)/odist prepare imagenet --input "$(CIFAR)" --decode 24 --output data/cifar10_24; \
 	else echo "no images at CIFAR=$(CIFAR): only SCALE=smoke runs, on synthetic images"; fi
