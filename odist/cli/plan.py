@@ -78,6 +78,7 @@ def _print_counts(found: Plan) -> None:
         ("memory of a process for its teachers", megabytes(found.memory)),
         ("a process sends in a step: gradients, or weights that it averages", megabytes(traffic.all_reduce)),
         ("... rows of embedding tables, at most", megabytes(traffic.tables)),
+        *([("the server of a group sends and receives in a step", megabytes(found.served))] if found.served else []),
         ("... snapshots to the exchange", megabytes(traffic.snapshots)),
         ("... snapshots handed on in the group", megabytes(traffic.hand_on)),
         (

@@ -61,6 +61,7 @@ class Plan:
         would send over each of its links; any longer one sends less between groups
     interval_like_predictions: interval at which they are as many bytes as the peers' predictions at every step
     live: whether predictions are exchanged instead of snapshots
+    served: bytes that a group's server sends and receives in a step, of all workers; 0 without one
     """
 
     parameters: int
@@ -82,6 +83,7 @@ class Plan:
     agreements: float
     agreement_bytes: float
     live: bool
+    served: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -175,6 +177,7 @@ def plan_of(config: Config, *, task: Task, clock: Clock, model: Any, processes: 
         agreements=synchronous + averages,
         agreement_bytes=synchronous * dense + averages * whole,
         live=live,
+        served=config.workers * (traffic.all_reduce + traffic.tables) if served else 0.0,
     )
 
 

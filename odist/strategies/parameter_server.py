@@ -67,6 +67,7 @@ class ParameterServer:
         self._losses: list[Losses] = []
         self._staleness: list[int] = []  # of the gradients since the last row of the log
         self._arrived: dict[int, Push] = {}
+        self._outgoing: dict[int, Tensor] = {}  # weights as each worker was last sent them
         self._target = 0  # batches until which gradients are used
         self._over = False
         self._failure: BaseException | None = None
@@ -153,7 +154,8 @@ class ParameterServer:
             turn = self.turns.begin(worker)
             self._changed.notify_all()  # it is the next one's turn
             self.events.write("pull", worker=worker, batch=turn.batch, version=turn.pulled, incarnation=incarnation)
-            weights = packed([*self.parameters, *self.buffers])
+            weights = packed([*self.parameters, *self.buffers], into=self._outgoing.get(worker))
+            self._outgoing[worker] = weights
             carry = to_bytes(self.carry.get(worker) if fresh else None)
             step = self._step
         link.send_numbers(turn.batch, turn.pulled, step, len(carry))
