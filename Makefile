@@ -10,7 +10,7 @@ POSTS ?= ../shared/data/text/digitalgov/digitalgov_news.jsonl.gz
 CIFAR ?= ../shared/data/cifar10/CIFAR-10-images.tar.gz
 TINY_IMAGENET ?= ../shared/data/tiny-imagenet/tiny-imagenet-50.tar.gz
 LM_RECIPES := lm_regimes lm_few_tokens lm_fig1_scaling lm_fig2a_codistillation lm_fig2b_partition lm_fig4_staleness lm_two_phase lm_averages
-CLICK_COSTS := ablations rivals_equal_budget teacher_precision async_baseline_criteo
+CLICK_COSTS := ablations rivals_equal_budget teacher_precision churn_anchor async_baseline_criteo
 LM_COSTS := rivals_equal_budget_lm predictions_exchange teacher_precision_lm async_baseline async_codistill
 IMAGE_COSTS := async_baseline_images
 IMAGE_RECIPES := imagenet_fig3 imagenet_few_images imagenet_equal_budget teacher_overfit
@@ -113,8 +113,8 @@ reproduce-lm: $(READY) data/lm/store.json
 tune-lm: $(READY) data/lm/store.json
 	$(BIN)/odist tune lm --scale $(SCALE) --jobs $(JOBS) $$([ -f data/lm/store.json ] && echo --data-path data/lm)
 
-## What each choice costs and brings: ablations, rivals at an equal budget, predictions in place of weights, cheap teachers, asynchronous
-## SGD. Some four hours on two cores at SCALE=small, so not part of `make reproduce`
+## What each choice costs and brings: ablations, rivals at an equal budget, predictions in place of weights, cheap teachers, a released
+## model as an anchor, asynchronous SGD. Some four hours on two cores at SCALE=small, so not part of `make reproduce`
 reproduce-costs: $(READY) data/criteo/store.json data/lm/store.json data/cifar10_24/store.json
 	@for recipe in $(CLICK_COSTS); do $(BIN)/odist reproduce $$recipe --scale $(SCALE) --jobs $(JOBS) \
 		$$([ -f data/criteo/store.json ] && echo --data-path data/criteo) || exit $$?; done

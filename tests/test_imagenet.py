@@ -212,6 +212,8 @@ def test_the_tuning_part_of_a_store_is_not_trained_on(store: ImageStore) -> None
     assert tuning.fingerprint != usual.fingerprint == store.fingerprint
     assert tuning.fitted_fingerprint == usual.fitted_fingerprint
     assert prepared(store, "data.max_rows=20").num_rows("train") == 20
+    later = prepared(store, "data.first_row=40", "data.max_rows=20")
+    assert later.prior().numpy() == pytest.approx(np.bincount(store.labels("train")[40:60], minlength=3) / 20)
 
 
 def test_threads_change_nothing(store: ImageStore) -> None:

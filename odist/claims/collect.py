@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from odist.claims.churn_of_models import churn_of_models
-from odist.claims.recipe import PlannedRun, System
+from odist.claims.churn_of_models import Predicting, churn_against, churn_of_models
+from odist.claims.recipe import PlannedRun, System, next_seed
 from odist.claims.record import Record, Trial
 from odist.config.identity import flatten
 from odist.errors import UserError
@@ -30,21 +30,41 @@ def records_of(
     runs: Sequence[Run],
     all_copies: bool = False,
     systems: Mapping[str, System] | None = None,
+    released: str | None = None,
 ) -> list[Record]:
     """A record of each finished run, with its churn against each retrain of its system.
 
     planned: of one recipe and scale; runs: the finished run of each
     all_copies: also the churn between all models of two retrains, for recipes that measure churn
     systems: of the recipe; for those that read the runs of another (`runs_of`) there are records as well
-    Raises UserError when two retrains of a system predict different rows.
+    released: the one of them that the others are to replace; each record then has its churn against that one's run of the
+        next seed
+    Raises UserError when two runs that are compared predict different rows.
     """
-    records = _records(recipe, planned, runs=runs, all_copies=all_copies)
-    for system in (systems or {}).values():
+    known = systems or {}
+    former = {} if released is None else _former(known[released], planned, runs=runs)
+    records = _records(recipe, planned, runs=runs, all_copies=all_copies, former=former)
+    for system in known.values():
         own = [(plan, run) for plan, run in zip(planned, runs, strict=True) if plan.system == system.runs_of]
         if own:
-            read = [replace(plan, system=system.name) for plan, _ in own]
-            records += _records(recipe, read, runs=[run for _, run in own], all_copies=all_copies, system=system)
+            read, its = [replace(plan, system=system.name) for plan, _ in own], [run for _, run in own]
+            records += _records(recipe, read, runs=its, all_copies=all_copies, system=system, former=former)
     return records
+
+
+def _former(system: System, planned: Sequence[PlannedRun], *, runs: Sequence[Run]) -> dict[tuple[str, int], Predicting]:
+    """(variant, seed) -> what the model predicts that a run of this seed is to replace."""
+    trained = system.runs_of or system.name
+    found = {
+        (plan.variant, plan.seed): run
+        for plan, run in zip(planned, runs, strict=True)
+        if plan.system == trained and not plan.setting
+    }
+    former = {}
+    for variant, seed in found:
+        seeds = [number for where, number in found if where == variant]
+        former[variant, seed] = Predicting.of(found[variant, next_seed(seed, seeds)], system)
+    return former
 
 
 def _records(
@@ -53,9 +73,10 @@ def _records(
     *,
     runs: Sequence[Run],
     all_copies: bool,
+    former: Mapping[tuple[str, int], Predicting],
     system: System | None = None,
 ) -> list[Record]:
-    """system: how it reads the runs; None: as they predict by themselves"""
+    """system: how it reads the runs; None: as they predict by themselves; former: what each replaces, by variant and seed"""
     last = system is not None and system.weights == "last"
     predictor = None if system is None else system.predictor
     predictions = [run.predictions(last_weights=last, predictor=predictor) for run in runs]
@@ -82,7 +103,9 @@ def _records(
                 of_models[str(rival.seed)] = between
         record = _record(recipe, plan, run=run, churn=churn, rows=predictions[index].fingerprint)
         record = record if system is None else read_otherwise(record, system)
-        records.append(replace(record, churn_of_models=finite(of_models)))
+        replaced = former.get((plan.variant, plan.seed))
+        against = {} if replaced is None else churn_against(Predicting.of(run, system), replaced)
+        records.append(replace(record, churn_of_models=finite(of_models), churn_against=finite(against)))
     return records
 
 
@@ -164,6 +187,8 @@ def _without_places(config: dict[str, Any]) -> dict[str, Any]:
     kept["data"] = {**kept.get("data", {}), "path": None}
     if teachers := kept.get("algorithm", {}).get("teachers"):
         kept["algorithm"] = {**kept["algorithm"], "teachers": [Path(teacher).name for teacher in teachers]}
+    if first := kept.get("train", {}).get("init_from"):
+        kept["train"] = {**kept["train"], "init_from": Path(first).name}
     return kept
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from odist.claims.claim import Claim
-from odist.claims.quantities import higher_is_better, unit_of
+from odist.claims.quantities import AGAINST, higher_is_better, unit_of
 from odist.claims.retrains import Retrains
 from odist.claims.table import estimate
 from odist.claims.verdicts import Verdict, common_seeds
@@ -38,7 +38,7 @@ class Effect:
 
 
 def kind_of(metric: str) -> str:
-    if metric in PAIR_METRICS:
+    if metric.removeprefix(AGAINST) in PAIR_METRICS:
         return "churn"
     if metric.startswith("steps_to_"):
         return "steps"

@@ -14,7 +14,7 @@ from odist.claims.recipe import Recipe
 from odist.claims.record import Record
 from odist.claims.retrains import retrains_by_system
 from odist.claims.style import Look
-from odist.claims.summary import CHURN, SystemSummary
+from odist.claims.summary import SystemSummary
 from odist.claims.targets import LATEST, curve_of, first_phase_steps, percent, targets_of
 from odist.errors import UserError
 
@@ -51,7 +51,7 @@ def draw_report(
     with style.panels(2, rows=len(variants)) as (figure, axes):
         for index, variant in enumerate(variants):
             tradeoff, panel = axes[2 * index], axes[2 * index + 1]
-            _draw_tradeoff(tradeoff, [s for s in summaries if s.variant == variant], looks, metric)
+            _draw_tradeoff(tradeoff, recipe, [s for s in summaries if s.variant == variant], looks)
             draw_frontier(tradeoff, frontiers[variant], looks)
             drawn += _draw_curves(panel, recipe, [r for r in records if r.variant == variant], looks, metric)
             if variant:
@@ -75,17 +75,28 @@ def _line_notes(records: Sequence[Record], curves: Sequence[Curves]) -> list[str
     return [*notes, ONE_MEMBER] if one_member else notes
 
 
-def _draw_tradeoff(axes: Axes, summaries: Sequence[SystemSummary], looks: Mapping[str, Look], metric: str) -> None:
-    points = []
-    for summary in summaries:
-        if metric in summary.metrics and CHURN in summary.churn:
-            (loss, of_loss), (churn, of_churn) = summary.metrics[metric], summary.churn[CHURN]
-            if loss is not None and churn is not None:
-                points.append(Point(summary.system, looks[summary.system], churn, loss, of_churn, of_loss))
+def _draw_tradeoff(axes: Axes, recipe: Recipe, summaries: Sequence[SystemSummary], looks: Mapping[str, Look]) -> None:
+    points = points_of(recipe, summaries, looks)
     if points:
-        draw_tradeoff(axes, points, metric=metric)
+        draw_tradeoff(axes, points, metric=recipe.metrics[0], between=compared_with(recipe))
     else:
         axes.set_axis_off()
+
+
+def points_of(recipe: Recipe, summaries: Sequence[SystemSummary], looks: Mapping[str, Look]) -> list[Point]:
+    """The first metric against churn, a point for every system that has both."""
+    points = []
+    for summary in summaries:
+        loss, of_loss = summary.estimate_of(recipe.metrics[0])
+        churn, of_churn = summary.estimate_of(recipe.churn_measure)
+        if loss is not None and churn is not None:
+            points.append(Point(summary.system, looks[summary.system], churn, loss, of_churn, of_loss))
+    return points
+
+
+def compared_with(recipe: Recipe) -> str:
+    """What the recipe's measure of churn is measured from, as an axis says it."""
+    return "between retrains" if recipe.churn_against is None else "against the released model"
 
 
 def _draw_curves(

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from odist.claims.quantities import name_of
+from odist.claims.quantities import AGAINST, name_of
 from odist.claims.recipe import Recipe
 from odist.claims.record import Record
 from odist.claims.retrains import Retrains, retrains_by_system
 from odist.claims.style import Look
-from odist.claims.summary import CHURN
 from odist.claims.table import estimate, markdown_table
 from odist.config.identity import flatten
 from odist.measure.intervals import Interval, jackknife, mean_interval, within_range
@@ -42,20 +41,23 @@ def frontier_lines(recipe: Recipe, records: Sequence[Record], *, variant: str) -
     for setting in dict.fromkeys(record.setting for record in records if record.variant == variant):
         here = [record for record in records if (record.variant, record.setting) == (variant, setting)]
         for (_, system), own in retrains_by_system(here, recipe).items():
-            point = _point(own, value=float(dict(flatten(own.by_seed[own.seeds[0]].config))[key]), metric=metric)
+            value = float(dict(flatten(own.by_seed[own.seeds[0]].config))[key])
+            point = _point(own, value=value, metric=metric, measure=recipe.churn_measure)
             if point is not None:
                 lines.setdefault(system, []).append(point)
     order = [system for system in recipe.systems if system in lines]
     return {system: sorted(lines[system], key=lambda point: point.value) for system in order}
 
 
-def _point(own: Retrains, *, value: float, metric: str) -> FrontierPoint | None:
+def _point(own: Retrains, *, value: float, metric: str, measure: str) -> FrontierPoint | None:
     losses = own.metric(metric, own.seeds)
-    if not losses or not own.has(CHURN, own.seeds):
+    if not losses or not own.has(measure, own.seeds):
         return None
-    churn, interval = jackknife(own.statistic(CHURN, own.seeds), len(own.seeds))
+    churn, interval = jackknife(own.statistic(measure, own.seeds), len(own.seeds))
     of_loss = within_range(metric, mean_interval(losses))
-    return FrontierPoint(value, float(np.mean(losses)), of_loss, churn, within_range(CHURN, interval))
+    return FrontierPoint(
+        value, float(np.mean(losses)), of_loss, churn, within_range(measure.removeprefix(AGAINST), interval)
+    )
 
 
 def frontier_parts(recipe: Recipe, lines: Mapping[str, Sequence[FrontierPoint]]) -> list[str]:

@@ -11,15 +11,16 @@ import numpy as np
 from odist.claims import style
 from odist.claims.claim import FAILS, HOLDS
 from odist.claims.effects import RATIOS
+from odist.claims.figure import compared_with, points_of
 from odist.claims.frontier import draw_frontier, frontier_lines
 from odist.claims.index import Answer, Index
 from odist.claims.judged import Judged
-from odist.claims.plot import Point, draw_tradeoff
-from odist.claims.quantities import name_of
+from odist.claims.plot import draw_tradeoff
+from odist.claims.quantities import CHURN, name_of
 from odist.claims.recipe import System
 from odist.claims.record import Record
 from odist.claims.style import Look
-from odist.claims.summary import CHURN, SystemSummary, summarise
+from odist.claims.summary import SystemSummary, summarise
 from odist.claims.theory import churn_of_copy, churn_of_ensemble
 from odist.config.identity import flatten
 from odist.measure.intervals import Interval, jackknife
@@ -164,7 +165,7 @@ def churn_figure(index: Index) -> str | None:
             continue
         summaries = summarise(judged.retrains, judged.recipe)
         for variant, layer in judged.recipe.variants.items():
-            own = [one for one in summaries if one.variant == variant and CHURN in one.churn]
+            own = [one for one in summaries if one.variant == variant and one.churn]
             if own:
                 panels.append((f"{name}{': ' if variant else ''}{layer.label or variant}", judged, own))
     theory = predictions(index)
@@ -175,15 +176,12 @@ def churn_figure(index: Index) -> str | None:
     with style.panels(min(2, number), rows=rows) as (figure, axes):
         for axis, (title, judged, own) in zip(axes, panels, strict=False):
             looks, metric = looks_of(judged), judged.recipe.metrics[0]
-            points = []
-            for summary in own:
-                (loss, of_loss), (churn, of_churn) = summary.metrics.get(metric, (None, None)), summary.churn[CHURN]
-                if loss is not None and churn is not None:
-                    points.append(Point(summary.system, looks[summary.system], churn, loss, of_churn, of_loss))
+            points = points_of(judged.recipe, own, looks)
             draw_tradeoff(axis, points, metric=metric)
             variant = own[0].variant
             draw_frontier(axis, frontier_lines(judged.recipe, judged.frontier, variant=variant), looks)
-            axis.set_xlabel("churn (lower: steadier)")
+            released = "" if judged.recipe.churn_against is None else f" {compared_with(judged.recipe)}"
+            axis.set_xlabel(f"churn{released} (lower: steadier)")
             for point in points:
                 axis.annotate(
                     point.label, (point.churn, point.loss), xytext=(5, 4), textcoords="offset points", fontsize=7

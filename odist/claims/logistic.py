@@ -141,7 +141,7 @@ def fit_passes(source: Source, *, options: LogisticOptions) -> Iterator[HashedLo
     num_dense = 2 * len(source.numeric_mean)
     model = HashedLogistic(num_dense, source.num_ids, options=options)
     rows = source.num_rows("train")
-    order = ShuffledOrder(rows, options.batch, seed=options.seed)
+    order = ShuffledOrder(rows, options.batch, seed=options.seed, offset=source.first_row)
     steps = max(1, rows // options.batch)
     for step in range(options.passes * steps):
         dense, ids, labels = read_rows(source, order.ids(step), split="train")

@@ -164,6 +164,13 @@ def _how_to_read(recipe: Recipe, records: Sequence[Record]) -> str:
         "its p, adjusted by Holm for the page's other claims of the same kind (primary, or not), is at most 0.05; "
         "otherwise it is not resolved. Intervals are not adjusted."
     )
+    if recipe.churn_against is not None:
+        label = recipe.systems[recipe.churn_against].label
+        text += (
+            f' Churn against the released model is that between a run and the run of the next seed of "{label}", the one '
+            "that teaches it or gives it its first weights where either happens, so that start and order are never shared. Its "
+            "own line there is what another seed changes on the same rows."
+        )
     if any(claim.requires for claim in recipe.claims):
         text += " A claim that requires another is not tested where that one does not hold."
     if any(isinstance(value, list) for system in recipe.systems.values() for value in system.paper.values()):

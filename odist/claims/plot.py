@@ -122,10 +122,12 @@ def draw_points(axes: Axes, curves: Sequence[tuple[Look, Sequence[tuple[float, f
     style.finish(axes, x=X_LABELS["steps"], y=axis_label(metric))
 
 
-def draw_tradeoff(axes: Axes, points: Sequence[Point], *, metric: str = "log_loss") -> None:
+def draw_tradeoff(
+    axes: Axes, points: Sequence[Point], *, metric: str = "log_loss", between: str = "between retrains"
+) -> None:
     """Draw loss against churn, one point a system with the intervals of both; lower left is better.
 
-    metric: what `loss` is; one for which higher is better is named on its axis
+    metric: what `loss` is; one for which higher is better is named on its axis; between: what `churn` is measured from
     """
     for point in points:
         errors: dict[str, Any] = {}
@@ -144,7 +146,7 @@ def draw_tradeoff(axes: Axes, points: Sequence[Point], *, metric: str = "log_los
     axes.margins(0.12)
     y = axis_label(metric) if higher_is_better(metric) else "validation loss (nats)"
     distance = "|p₁ − p₂|" if metric == "log_loss" else "distance of predictions"
-    style.finish(axes, x=f"churn: mean {distance} between retrains (lower: steadier)", y=y)
+    style.finish(axes, x=f"churn: mean {distance} {between} (lower: steadier)", y=y)
 
 
 def band_notes(curves: Sequence[Curves]) -> list[str]:

@@ -5,6 +5,8 @@ It has the one list of the metrics for which higher is better.
 
 from __future__ import annotations
 
+CHURN = "mean_abs_difference"  # between retrains of one system
+AGAINST = "against_"  # begins the measures of churn against the system that a recipe names with `churn_against`
 HIGHER_IS_BETTER = {  # metric: its name, also where others are called losses
     "auc": "AUC",
     "accuracy": "accuracy",
@@ -69,6 +71,8 @@ def loss_or_accuracy(metric: str) -> str:
 
 def name_of(metric: str, *, targets: str | None = None) -> str:
     """The metric's name in tables and sentences. targets: the metric of the recipe's targets, which steps_to_* name."""
+    if metric.startswith(AGAINST):
+        return f"{name_of(metric.removeprefix(AGAINST))} against the released model"
     return NAMES.get(metric, metric.replace("_", " ")).replace("{loss}", loss_or_accuracy(targets or ""))
 
 

@@ -12,6 +12,7 @@ from string import Template
 from typing import Any
 
 from odist.claims.claim import Claim, Decision, Reference, Targets
+from odist.claims.quantities import AGAINST, CHURN
 from odist.errors import UserError
 
 
@@ -22,6 +23,7 @@ class System:
     paper_curve: name of its curve in the paper's figure, if it has one
     teachers: system whose finished run of the next seed teaches this one (two-phase distillation): one of the same
         seed would share its start and the order of its examples
+    starts_from: system whose finished run of the next seed has the first weights of this one
     tuned_with: system whose tuned setting this one uses
     runs_of: system whose runs this one is another prediction of, so that nothing is trained for it: by the last
         `weights` where an average of them predicts, and by the `mean` of all groups or each of the `copies` by itself
@@ -42,6 +44,12 @@ class System:
     runs_of: str | None = None
     weights: str | None = None  # `last`
     predictor: str | None = None  # `mean` or `copies`
+    starts_from: str | None = None
+
+    @property
+    def built_on(self) -> tuple[str, ...]:
+        """Systems whose finished runs have to be there first."""
+        return tuple(dict.fromkeys(name for name in (self.teachers, self.starts_from) if name is not None))
 
     @property
     def full_label(self) -> str:
@@ -54,6 +62,12 @@ class System:
         return next(
             (line.split("=", 1)[1] for line in reversed(self.overrides) if line.startswith("algorithm=")), "sync"
         )
+
+
+def next_seed(seed: int, seeds: Sequence[int]) -> int:
+    """The seed after `seed`, the first after the last: of the run that teaches, or is to be replaced."""
+    ordered = sorted(seeds)
+    return ordered[(ordered.index(seed) + 1) % len(ordered)]
 
 
 def _check_grid(grid: Sequence[float]) -> None:
@@ -167,7 +181,11 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe; `text` is the file itself."""
+    """A checked recipe; `text` is the file itself.
+
+    churn_against: the system that the others are to replace, such as a released model: every run is compared with its run
+        of the next seed, the one that would teach it (`odist.claims.churn_of_models`)
+    """
 
     name: str
     text: str
@@ -189,6 +207,7 @@ class Recipe:
     targets: Targets | None = None
     paper_figure: str | None = None  # CSV in recipes/paper: system, step, the targets' metric with its unit
     runs_of: str | None = None  # the recipe whose runs and tuning this one reads
+    churn_against: str | None = None
     judged_later: bool = False  # of the copy beside a report: its claims or targets were changed after its runs
 
     def __post_init__(self) -> None:
@@ -200,6 +219,11 @@ class Recipe:
     def home(self) -> str:
         """Name of the recipe that owns the runs and the tuning."""
         return self.runs_of or self.name
+
+    @property
+    def churn_measure(self) -> str:
+        """The measure of churn that figures and ratios are about."""
+        return CHURN if self.churn_against is None else f"{AGAINST}{CHURN}"
 
     @property
     def measures_churn(self) -> bool:

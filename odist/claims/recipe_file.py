@@ -9,6 +9,7 @@ from typing import Any
 
 from odist.claims.claim import UNTESTED, Claim
 from odist.claims.labels import PLACE, PLACES
+from odist.claims.quantities import AGAINST
 from odist.claims.recipe import Layer, Recipe, System
 from odist.config.suggest import choose
 from odist.config.typed import Reader, yaml_content
@@ -68,10 +69,10 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
     _check_tuning_seeds(recipe)
     if recipe.seeds_until is not None:
         _one_of(recipe.seeds_until.claim, [claim.id for claim in claims], f"{where}, seeds_until, claim")
-        if any(system.teachers for system in recipe.systems.values()):
+        if recipe.churn_against or any(system.built_on for system in recipe.systems.values()):
             raise UserError(
-                f"{where}, seeds_until: a student's teachers are of another seed, so seeds cannot be added one at a time. "
-                "List them all in `seeds`."
+                f"{where}, seeds_until: a run's teachers, its first weights and what it replaces are of another seed, so seeds "
+                "cannot be added one at a time. List them all in `seeds`."
             )
     for system in recipe.frontier.systems if recipe.frontier is not None else ():
         _one_of(system, recipe.systems, f"recipe {name}, frontier, systems")
@@ -91,9 +92,20 @@ def _check_systems(recipe: Recipe, where: str) -> None:
     for key, system in systems.items():
         for place in PLACE.findall(system.label):
             _one_of(place, PLACES, f"{where}, system {key}, label")
-        if system.teachers is not None:
-            _one_of(system.teachers, systems, f"{where}, system {key}, teachers")
+        for role, name in (("teachers", system.teachers), ("starts_from", system.starts_from)):
+            if name is not None:
+                _one_of(name, systems, f"{where}, system {key}, {role}")
+                if systems[name].runs_of or systems[name].built_on:
+                    raise UserError(
+                        f"{where}, system {key}, {role}: {name} is not trained by itself. Name a system that has neither "
+                        "`runs_of` nor `teachers` nor `starts_from`."
+                    )
     _one_of(recipe.reference, systems, f"{where}, reference")
+    if recipe.churn_against is not None:
+        _one_of(recipe.churn_against, systems, f"{where}, churn_against")
+    for metric in (*recipe.metrics, *(claim.metric for claim in recipe.claims)):
+        if metric.startswith(AGAINST):
+            _check_against(recipe, metric, where)
     if recipe.targets is not None:
         _one_of(recipe.targets.system, systems, f"{where}, targets, system")
     for kind, layers in (("scales", recipe.scales), ("variants", recipe.variants)):
@@ -106,6 +118,14 @@ def _check_systems(recipe: Recipe, where: str) -> None:
                 _one_of(name, systems, f"{where}, claim {claim.id}, {side}")
         for name in claim.along:
             _one_of(name, systems, f"{where}, claim {claim.id}, along")
+
+
+def _check_against(recipe: Recipe, metric: str, where: str) -> None:
+    from odist.measure.churn import PAIR_METRICS
+
+    if recipe.churn_against is None:
+        raise UserError(f"{where}: {metric} needs `churn_against`, the system that the others are to replace.")
+    _one_of(metric, [f"{AGAINST}{name}" for name in PAIR_METRICS], f"{where}, metrics")
 
 
 def _other_prediction(system: System, systems: Mapping[str, System], *, where: str) -> System:
@@ -124,8 +144,10 @@ def _other_prediction(system: System, systems: Mapping[str, System], *, where: s
     source = systems[system.runs_of]
     if source.runs_of is not None:
         raise UserError(f"{where}, runs_of: {source.name} has no runs of its own; name {source.runs_of}.")
-    if system.overrides or system.teachers:
-        raise UserError(f"{where}: its runs are those of {source.name}, so it has no overrides or teachers.")
+    if system.overrides or system.built_on:
+        raise UserError(
+            f"{where}: its runs are those of {source.name}, so it has no overrides, teachers or first weights."
+        )
     if not chosen:
         raise UserError(f"{where}: say `weights: last` or `predictor: mean` or `predictor: copies`.")
     return replace(system, overrides=source.overrides, tuned_with=source.tuned_with or source.name)

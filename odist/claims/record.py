@@ -25,6 +25,7 @@ from odist.run.damage import SET_ASIDE
 
 RUNS_FILE = "runs.jsonl"
 TRIALS_FILE = "tuning.jsonl"
+MEAN = -1  # the number that evaluations give to the mean prediction of the groups
 Metrics = dict[str, Any]  # name -> number, None where it is not finite; `NAME_interval` -> [low, high]
 
 
@@ -71,11 +72,13 @@ class Record(Line):
     churn: seed of another retrain of the system -> PAIR_METRICS of the two; predicted_rows: fingerprint of the rows
     churn_of_models: the same, the mean over the pairs of a model of this run with one of the other; empty for single
         models
+    churn_against: number of a group, or MEAN of all where that predicts -> PAIR_METRICS of its predictions and those of the
+        system that the recipe names with `churn_against`
     setting: of a run of the recipe's frontier, such as `lr0.02`; empty for those of the tables
     """
 
     FORMAT = "odist-record-1"
-    NEWER = ("churn_of_models", "setting")
+    NEWER = ("churn_of_models", "setting", "churn_against")
 
     config: dict[str, Any] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
@@ -84,6 +87,7 @@ class Record(Line):
     predicted_rows: str = ""
     churn_of_models: dict[str, dict[str, float | None]] = field(default_factory=dict)
     setting: str = ""
+    churn_against: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ from odist.claims.jobs import Echo, train_all, train_command
 from odist.claims.judged import home_of, read_judged
 from odist.claims.page import PAPER_FILE, build_report
 from odist.claims.plan import plan_runs
-from odist.claims.recipe import PlannedRun, Recipe
+from odist.claims.recipe import PlannedRun, Recipe, next_seed
 from odist.claims.recipe_file import paper_file, parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.tuning import FILE as TUNING_FILE
@@ -147,7 +147,7 @@ def _work(
 ) -> _Work:
     plan = [use_tuned(run, chosen.get((run.variant, run.system))) for run in runs]
     paths = [place / _folder_name(run, chosen.get((run.variant, run.system))) for run in plan]
-    plan = _with_teachers(recipe, plan, paths=paths)
+    plan = _built_on(recipe, plan, paths=paths)
     beside = recipe.frontier_runs(plan, scale=scale)
     return _Work(plan, paths, beside, [_path_beside(run, plan, paths, folder=place) for run in beside])
 
@@ -155,17 +155,17 @@ def _work(
 def _train(recipe: Recipe, work: _Work, *, done: set[Path], jobs: int, keep: bool, echo: Echo) -> None:
     """Train what is not `done` yet, and add it to that; students after their teachers.
 
-    keep: the checkpoints of runs that are no teachers; a page on the runs of another recipe keeps all
+    keep: the checkpoints of runs on which no other is built; a page on the runs of another recipe keeps all
     """
-    teachers = {system.teachers for system in recipe.systems.values()}
+    needed = {name for system in recipe.systems.values() for name in system.built_on}
     keep = keep or recipe.runs_of is not None  # the students of another page may need them
     for phase in _phases(recipe, work.plan):
         own = {path: run for path, run in work.trained.items() if run.system in phase and path not in done}
         if own:
-            teaching = {path for path, run in own.items() if run.system in teachers}
+            lasting = {path for path, run in own.items() if run.system in needed}
 
-            def ended(path: Path, teaching: set[Path] = teaching) -> None:
-                if not keep and path not in teaching:
+            def ended(path: Path, lasting: set[Path] = lasting) -> None:
+                if not keep and path not in lasting:
                     Run(path).drop_checkpoints()
 
             train_all(list(own.values()), paths=list(own), jobs=jobs, echo=echo, ended=ended)
@@ -227,26 +227,30 @@ def find_tuning(recipe: Recipe, *, output: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _with_teachers(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path]) -> list[PlannedRun]:
-    """The plan with each student's finished teachers, of the seed after its own, as an override."""
+def _built_on(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path]) -> list[PlannedRun]:
+    """The plan with each run's finished teachers and first weights, of the seed after its own, as overrides."""
     where = {(run.variant, run.system, run.seed): path for run, path in zip(plan, paths, strict=True)}
-    taught = []
+
+    def path_of(run: PlannedRun, system: str) -> Path:
+        seeds = [seed for variant, name, seed in where if (variant, name) == (run.variant, system)]
+        return where[run.variant, system, next_seed(run.seed, seeds)]
+
+    built = []
     for run in plan:
-        teachers = recipe.systems[run.system].teachers
-        seeds = sorted(seed for variant, system, seed in where if (variant, system) == (run.variant, teachers))
-        lines = []
-        if teachers:
-            seed = seeds[(seeds.index(run.seed) + 1) % len(seeds)]
-            lines = [f"algorithm.teachers=[{where[run.variant, teachers, seed]}]"]
-        taught.append(replace(run, overrides=run.override(lines)) if lines else run)
-    return taught
+        system, lines = recipe.systems[run.system], []
+        if system.teachers:
+            lines.append(f"algorithm.teachers=[{path_of(run, system.teachers)}]")
+        if system.starts_from:
+            lines.append(f"train.init_from={path_of(run, system.starts_from)}")
+        built.append(replace(run, overrides=run.override(lines)) if lines else run)
+    return built
 
 
 def _phases(recipe: Recipe, plan: Sequence[PlannedRun]) -> list[set[str]]:
-    """Systems in the order in which they can be trained: those without teachers first."""
+    """Systems in the order in which they can be trained: those that need no other first."""
     names = {run.system for run in plan}
-    students = {name for name in names if recipe.systems[name].teachers}
-    return [phase for phase in (names - students, students) if phase]
+    later = {name for name in names if recipe.systems[name].built_on}
+    return [phase for phase in (names - later, later) if phase]
 
 
 def _path_beside(run: PlannedRun, plan: Sequence[PlannedRun], paths: Sequence[Path], *, folder: Path) -> Path:
@@ -277,7 +281,14 @@ def _record(recipe: Recipe, plan: Sequence[PlannedRun], *, paths: Sequence[Path]
 
     folder.mkdir(parents=True, exist_ok=True)
     runs = [Run.open(path) for path in paths]
-    records = records_of(recipe.home, plan, runs=runs, all_copies=recipe.measures_churn, systems=recipe.systems)
+    records = records_of(
+        recipe.home,
+        plan,
+        runs=runs,
+        all_copies=recipe.measures_churn,
+        systems=recipe.systems,
+        released=recipe.churn_against,
+    )
     variants = {run.variant for run in plan}
 
     def outdated(record: Record) -> bool:

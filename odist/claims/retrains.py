@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from odist.claims.quantities import AGAINST
 from odist.claims.recipe import Recipe
-from odist.claims.record import Record
+from odist.claims.record import MEAN, Record
 from odist.measure.churn import PAIR_METRICS
-
-MEAN = -1  # the number that evaluations give to the mean prediction of the groups
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Copy:
     """One prediction of a run that stands for its system.
 
     group: the group that makes it, or MEAN
-    metrics: of its last evaluation, and the steps, seconds and examples to each target
+    metrics: of its last evaluation, its churn against another system, and the steps, seconds and examples to each target
     longest: target that it never reached (its metric is then that of the last step) -> steps had it taken twice the
         horizon
     """
@@ -40,10 +39,18 @@ def models_of(record: Record) -> list[Copy]:
     groups = record.groups
     whole = record.metrics
     if len(groups) == 1:
-        return [Copy(0, whole)]
+        return [_copy(record, 0, whole)]
     return [
-        Copy(number, group) for number, group in enumerate(groups) if group is not None and len(group.keys() & whole)
+        _copy(record, number, group)
+        for number, group in enumerate(groups)
+        if group is not None and len(group.keys() & whole)
     ]
+
+
+def _copy(record: Record, group: int, metrics: Mapping[str, Any]) -> Copy:
+    """A copy with its metrics, those of its churn against another system among them."""
+    against = record.churn_against.get(str(group), {})
+    return Copy(group, {**metrics, **{f"{AGAINST}{name}": value for name, value in against.items()}})
 
 
 def _is_ensemble(record: Record) -> bool:
@@ -53,8 +60,8 @@ def _is_ensemble(record: Record) -> bool:
 def copies_of(record: Record) -> list[Copy]:
     """The predictions of a run that stand for its system: each copy, or the mean of an ensemble's members."""
     if _is_ensemble(record):
-        return [Copy(MEAN, record.metrics)]
-    return models_of(record) or [Copy(0, record.metrics)]
+        return [_copy(record, MEAN, record.metrics)]
+    return models_of(record) or [_copy(record, 0, record.metrics)]
 
 
 class Retrains:

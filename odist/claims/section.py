@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from odist.claims.claim import FAILS, UNTESTED
-from odist.claims.quantities import name_of
+from odist.claims.quantities import AGAINST, name_of
 from odist.claims.recipe import Recipe
 from odist.claims.record import Record
 from odist.claims.references import FittedReference, reference_parts, reference_row, values_of
@@ -105,12 +105,12 @@ def _tables(
     metrics = [name for name in recipe.metrics if any(name in s.metrics or name in s.churn for s in summaries)]
     columns = {"label": "system", "seeds": "retrains"}
     columns |= {name: _name(recipe, name) for name in metrics}
-    if any(name in PAIR_METRICS for name in recipe.metrics):
-        columns["ratio"] = f"churn / {recipe.systems[recipe.reference].label}"
+    if any(name.removeprefix(AGAINST) in PAIR_METRICS for name in recipe.metrics):
+        columns["ratio"] = f"{name_of(recipe.churn_measure)} / {recipe.systems[recipe.reference].label}"
     rows = []
     for summary in summaries:
         row = {"label": recipe.systems[summary.system].full_label, "seeds": _observations(summary)}
-        row |= {name: estimate(*(summary.metrics | summary.churn).get(name, (None, None))) for name in metrics}
+        row |= {name: estimate(*summary.estimate_of(name)) for name in metrics}
         row["ratio"] = "1" if summary.system == recipe.reference else estimate(*summary.ratio)
         rows.append(row)
     for name, reference in recipe.variants[variant].references.items():

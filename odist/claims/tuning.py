@@ -126,7 +126,7 @@ def settings(config: Mapping[str, Any], tuning: Tuning) -> dict[str, Any]:
 
     Left out are the tuned key, what tuning overrides, the seed, places, and what decides nothing.
     """
-    left_out = {tuning.key, "seed", "data.path", "algorithm.teachers"}
+    left_out = {tuning.key, "seed", "data.path", "algorithm.teachers", "train.init_from"}
     left_out |= {line.split("=", 1)[0].lstrip("+") for line in tuning.overrides}
     kept = {}
     for key, value in flatten(config):

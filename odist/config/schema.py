@@ -107,7 +107,12 @@ class DataConfig:
     seed: int = key(0, "seed of generator, training rows and partition, not of their order", bounds=NOT_NEGATIVE)
     partition: str = key("same", "which training rows a group reads", choices=PARTITIONS)
     parts: int | None = key(None, "number of parts of data.partition=disjoint; null: one per group", bounds=POSITIVE)
-    max_rows: int | None = key(None, "use only the first so many training rows; null: all", bounds=POSITIVE)
+    first_row: int = key(
+        0, "training row to begin with; those before it are not read", bounds=NOT_NEGATIVE, younger=True
+    )
+    max_rows: int | None = key(
+        None, "use only so many training rows, from data.first_row on; null: all", bounds=POSITIVE
+    )
     holdout: str = key("validation", "what is evaluated", choices=HOLDOUTS)
 
 

@@ -84,7 +84,7 @@ class ShuffledOrder:
     examples_per_step: rows of one step, over all workers of the group
     seed: of the order (run seed and group)
     partition: (part, num_parts, seed) or None; part p of a keyed split of `num_rows * num_parts` rows
-    offset: first row, for streams that lie one after another
+    offset: first row, of a later part or of one of the streams that lie one after another
     """
 
     def __init__(
@@ -119,18 +119,20 @@ class ShuffledOrder:
 
 
 class SequentialOrder:
-    """Rows 0, 1, 2, ... in steps of at most `examples_per_step`; the last step may be shorter."""
+    """Rows `first`, `first` + 1, ... in steps of at most `examples_per_step`; the last step may be shorter."""
 
-    def __init__(self, num_rows: int, examples_per_step: int) -> None:
+    def __init__(self, num_rows: int, examples_per_step: int, *, first: int = 0) -> None:
         self.num_rows = num_rows
         self.examples_per_step = examples_per_step
+        self.first = first
 
     def __len__(self) -> int:
         return -(-self.num_rows // self.examples_per_step)
 
     def ids(self, step: int) -> np.ndarray:
         start = step * self.examples_per_step
-        return np.arange(start, min(start + self.examples_per_step, self.num_rows), dtype=np.int64)
+        stop = min(start + self.examples_per_step, self.num_rows)
+        return np.arange(self.first + start, self.first + stop, dtype=np.int64)
 
     @property
     def streams(self) -> Sequence[int]:
@@ -146,7 +148,8 @@ class Shares:
     """Which training rows each group reads.
 
     partition, parts, seed: data.partition, data.parts and data.seed
-    rows: of the training part; streams: whether disjoint parts lie one after another instead of sharing the rows
+    rows: that are read of the training part, from number `first` on
+    streams: whether disjoint parts lie one after another instead of sharing the rows
     """
 
     partition: str
@@ -154,14 +157,16 @@ class Shares:
     seed: int
     rows: int
     streams: bool
+    first: int = 0
 
     def order(self, *, group: int, num_groups: int, examples_per_step: int, seed: int) -> ShuffledOrder:
         """The order in which a group reads its rows. seed: see `order_seed`."""
         parts = num_parts(self.partition, self.parts, num_groups=num_groups)
         if parts > 1 and not self.streams:
             own = (group, parts, self.seed)
-            return ShuffledOrder(self.rows // parts, examples_per_step, seed=seed, partition=own)
-        return ShuffledOrder(self.rows, examples_per_step, seed=seed, offset=group * self.rows if parts > 1 else 0)
+            return ShuffledOrder(self.rows // parts, examples_per_step, seed=seed, partition=own, offset=self.first)
+        offset = self.first + (group * self.rows if parts > 1 else 0)
+        return ShuffledOrder(self.rows, examples_per_step, seed=seed, offset=offset)
 
     def distinct(self, *, num_groups: int, examples: int) -> int:
         """Different rows that `num_groups` groups read in `examples` examples each."""

@@ -99,7 +99,9 @@ def predict(
     config = on_device(config, device or (config.launch.device if available(config.launch.device) else "cpu"))
     set_up_torch(config)
     store = _store(run, config, like)
-    config = replace(config, data=replace(config.data, path=str(store), holdout="validation", max_rows=None))
+    config = replace(
+        config, data=replace(config.data, path=str(store), holdout="validation", first_row=0, max_rows=None)
+    )
     task = build_task(config)
     if task.fitted_fingerprint != fitted_fingerprint(run, config):
         raise UserError(

@@ -46,7 +46,9 @@ def evaluate(
     if data is None:
         task = build_task(config)
     else:
-        task = build_task(replace(config, data=replace(config.data, name="prepared", path=str(data), max_rows=None)))
+        task = build_task(
+            replace(config, data=replace(config.data, name="prepared", path=str(data), first_row=0, max_rows=None))
+        )
         if task.fitted_fingerprint != fitted_fingerprint(run, config):
             raise UserError(
                 f"--data {data}: was prepared with different vocabularies, classes or normalisation than the run's data. "
@@ -76,6 +78,7 @@ def evaluate(
             form=form_of(prediction.probabilities, prediction.targets),
             fingerprint=data_fingerprint(split, task.fingerprint),
             names=row_columns(task, split),
+            first_row=config.data.first_row if split == "train" and data is None else 0,
         )
     missing = run.missing_groups
     known = {"run": str(run.path), "split": split, "step": step, "predictor": predictor(config, missing=missing)}

@@ -78,13 +78,17 @@ def write_predictions(
     form: Form,
     fingerprint: str,
     names: Mapping[str, np.ndarray] = MappingProxyType({}),
+    first_row: int = 0,
 ) -> None:
     """Write predictions to a .csv or .parquet file.
 
     probabilities: [rows] or [rows, classes]; targets: [rows], below 0 where there are none
     fingerprint: as `data_fingerprint` has it; names: what else names the rows, each [rows], by column
+    first_row: number of the first of them
     """
-    frame = frame_of(probabilities, targets=targets, form=form, fingerprint=fingerprint, names=names)
+    frame = frame_of(
+        probabilities, targets=targets, form=form, fingerprint=fingerprint, names=names, first_row=first_row
+    )
     with PredictionWriter(path) as writer:
         writer.write(frame)
 
@@ -143,11 +147,13 @@ def frame_of(
     form: Form,
     fingerprint: str,
     names: Mapping[str, np.ndarray] = MappingProxyType({}),
+    first_row: int = 0,
 ) -> pd.DataFrame:
     """Predictions as a table with the columns of a file; arguments as of `write_predictions`."""
     import pandas as pd
 
-    columns: dict[str, Any] = {ROW: np.arange(len(targets)), FINGERPRINT: pd.Categorical([fingerprint] * len(targets))}
+    columns: dict[str, Any] = {ROW: first_row + np.arange(len(targets))}
+    columns[FINGERPRINT] = pd.Categorical([fingerprint] * len(targets))
     columns |= {name: values for name, values in names.items() if name not in columns}
     if (targets >= 0).all():
         columns["label"] = targets

@@ -143,7 +143,7 @@ class CriteoTask(RowTask):
         return {name: np.repeat(values, self.num_labels) for name, values in keys.items()} | {"label_name": names}
 
     def prior(self) -> Tensor:
-        ids = np.arange(min(PRIOR_ROWS, self.num_rows("train")), dtype=np.int64)
+        ids = self.source.first_row + np.arange(min(PRIOR_ROWS, self.num_rows("train")), dtype=np.int64)
         rows = self.source.rows(ids, "train")
         if rows.weights is None:
             return torch.tensor(float(rows.labels.ravel().mean()))
@@ -221,9 +221,10 @@ class PreparedSource(PreparedRows):
 
     def _of_split(self, split: str, read: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """What `read` makes of the packed rows of a whole split, a part at a time."""
-        total = self.num_rows(split)
+        begin = self.first_row if split == "train" else 0
+        stop = begin + self.num_rows(split)
         parts = []
-        for first in range(0, total, PRIOR_ROWS):
-            ids, stored = self.stored(np.arange(first, min(first + PRIOR_ROWS, total)), split)
+        for first in range(begin, stop, PRIOR_ROWS):
+            ids, stored = self.stored(np.arange(first, min(first + PRIOR_ROWS, stop)), split)
             parts.append(read(self.store.gather(stored, ids)))
         return np.concatenate(parts)

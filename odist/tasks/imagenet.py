@@ -177,5 +177,6 @@ class PreparedSource(PreparedRows):
         return train_batch(self.store, rows, seed=seed, crop=self.options.crop, **how), labels
 
     def prior(self) -> np.ndarray:
-        counts = np.bincount(self.store.labels("train")[: self.train_rows], minlength=self.num_classes)
+        read = slice(self.first_row, self.first_row + self.train_rows)
+        counts = np.bincount(self.store.labels("train")[read], minlength=self.num_classes)
         return counts / counts.sum()

@@ -29,7 +29,7 @@ from odist.losses import LossOptions, Soft, Sums, multiclass
 from odist.measure.language import LanguageMetrics, language_results
 from odist.rng import derive, mix
 from odist.tasks.base import Batch, Carry
-from odist.tasks.rows import generator_fingerprint, tuning_fingerprint
+from odist.tasks.rows import generator_fingerprint, num_read, tuning_fingerprint
 from odist.tasks.synthetic_text import LONGEST, SyntheticText
 
 TUNING_SHARE = 16  # data.holdout=tuning: at most a 16th of the training documents is evaluated and not trained on
@@ -156,9 +156,10 @@ class SyntheticSource:
         self.unroll = config.task.unroll
         self.splits = {"train": "train", "validation": config.data.holdout}
         self.rows = {
-            "train": min(self.options.rows, config.data.max_rows or self.options.rows),
+            "train": num_read(config.data, self.options.rows),
             "validation": self.options.validation_rows,
         }
+        self.first_row = config.data.first_row
         self.generator = SyntheticText(self.options, seed=config.data.seed)
         self.vocabulary = self.options.vocabulary
         name, data = "synthetic-text-1", config.data
@@ -169,8 +170,9 @@ class SyntheticSource:
         self._lock = threading.Lock()  # the groups of a process prepare their batches in threads of their own
 
     def documents(self, split: str, *, part: int = 0, parts: int = 1) -> Documents:
-        """As many documents as hold the split's sequences and one more target; the last is cut to size."""
-        needed = self.rows[split] * self.unroll + 1
+        """As many documents as hold the split's sequences and one more target; the first and the last are cut to size."""
+        skipped = self.first_row * self.unroll if split == "train" else 0
+        needed = skipped + self.rows[split] * self.unroll + 1
         numbers = np.empty(0, dtype=np.int64)
         lengths = numbers
         while lengths.sum() < needed:
@@ -180,8 +182,10 @@ class SyntheticSource:
         ends = np.cumsum(lengths)
         count = int(np.searchsorted(ends, needed)) + 1
         lengths = lengths[:count].copy()
+        begun = np.maximum(0, skipped - (ends[:count] - lengths))  # tokens of each document that are passed over
         lengths[-1] -= ends[count - 1] - needed
-        return Documents(numbers[:count] * LONGEST, lengths)
+        kept = begun < lengths
+        return Documents((numbers[:count] * LONGEST + begun)[kept], (lengths - begun)[kept])
 
     def tokens(self, addresses: np.ndarray, split: str) -> Tokens:
         numbers, offsets = np.divmod(addresses, LONGEST)
@@ -231,6 +235,7 @@ class PreparedSource:
         self.tuning = data.holdout == "tuning"
         if self.tuning:  # other documents are evaluated
             self.fingerprint = tuning_fingerprint(self.fingerprint)
+        self.first_row, self.skipped_tokens = data.first_row, data.first_row * config.task.unroll
         self.most_tokens = None if data.max_rows is None else data.max_rows * config.task.unroll + 1
 
     def documents(self, split: str, *, part: int = 0, parts: int = 1) -> Documents:
@@ -240,12 +245,24 @@ class PreparedSource:
         if self.tuning:
             held_out = self._held_out(chosen)
             chosen = chosen[held_out if split == "validation" else ~held_out]
-        if split == "train" and self.most_tokens is not None:
-            chosen = chosen[np.cumsum(np.diff(starts)[chosen]) <= self.most_tokens] if len(chosen) else chosen
+        if split == "train":
+            chosen = self._read(chosen, np.diff(starts)[chosen])
         if parts > 1:
             key = derive(self.data_seed, "partition")
             chosen = chosen[mix(chosen, key=key) % np.uint64(parts) == np.uint64(part)]
         return Documents(starts[chosen], starts[chosen + np.uint64(1)] - starts[chosen])
+
+    def _read(self, documents: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The documents that lie between data.first_row and data.max_rows as a whole, in sequences of task.unroll tokens."""
+        ends = np.cumsum(lengths)
+        if self.skipped_tokens and self.skipped_tokens >= (ends[-1] if len(ends) else 0):
+            raise UserError(
+                f"data.first_row={self.first_row}: the training text ends before. Type a smaller number of sequences."
+            )
+        inside = ends - lengths >= self.skipped_tokens
+        if self.most_tokens is not None:
+            inside &= ends - self.skipped_tokens <= self.most_tokens
+        return documents[inside]
 
     def _held_out(self, documents: np.ndarray) -> np.ndarray:
         """Which training documents the tuning evaluates: as many as validation has, drawn by a hash of their number."""

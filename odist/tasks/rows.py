@@ -12,6 +12,7 @@ import numpy as np
 
 from odist.config.schema import Config, DataConfig
 from odist.data.order import Order, SequentialOrder, Shares, ShuffledOrder
+from odist.errors import UserError
 
 TUNING_SHARE = 8  # data.holdout=tuning evaluates at most the last 1/8 of the training rows and trains on the others
 
@@ -19,14 +20,26 @@ TUNING_SHARE = 8  # data.holdout=tuning evaluates at most the last 1/8 of the tr
 class RowSource(Protocol):
     """Rows by number.
 
-    streams: whether disjoint parts of the data lie one after another instead of sharing the rows
+    first_row: of the training part; streams: whether disjoint parts of the data lie one after another instead of sharing
+        the rows
     """
 
     fingerprint: str
     fitted_fingerprint: str
+    first_row: int
     streams: bool
 
     def num_rows(self, split: str) -> int: ...
+
+
+def num_read(data: DataConfig, total: int) -> int:
+    """Training rows that are read of `total`. Raises UserError where data.first_row lies behind them."""
+    if data.first_row and data.first_row >= total:
+        raise UserError(
+            f"data.first_row={data.first_row}: there are {total:,} training rows, numbered from 0. Type a smaller number."
+        )
+    left = total - data.first_row
+    return min(left, data.max_rows or left)
 
 
 class RowTask:
@@ -46,7 +59,8 @@ class RowTask:
 
     def _shares(self) -> Shares:
         data = self.config.data
-        return Shares(data.partition, data.parts, data.seed, rows=self.num_rows("train"), streams=self._rows.streams)
+        rows, first = self.num_rows("train"), self._rows.first_row
+        return Shares(data.partition, data.parts, data.seed, rows=rows, streams=self._rows.streams, first=first)
 
     def shuffled(self, *, group: int, num_groups: int, examples_per_step: int, seed: int) -> ShuffledOrder:
         """The order in which a group reads its training rows."""
@@ -60,7 +74,8 @@ class RowTask:
 
     def evaluation_order(self, split: str, *, rows: int | None, batch_size: int) -> SequentialOrder:
         total = self.num_rows(split)
-        return SequentialOrder(min(rows or total, total), batch_size)
+        first = self._rows.first_row if split == "train" else 0
+        return SequentialOrder(min(rows or total, total), batch_size, first=first)
 
 
 class SyntheticOptions(Protocol):
@@ -82,7 +97,7 @@ class SyntheticRows:
     def __init__(self, name: str, options: SyntheticOptions, data: DataConfig, *, shown: Sequence[Any] = ()) -> None:
         self.validation_rows = options.validation_rows
         self.validation_split = data.holdout
-        self.train_rows = min(options.rows, data.max_rows or options.rows)
+        self.first_row, self.train_rows = data.first_row, num_read(data, options.rows)
         made_by: dict[str, Any] = asdict(options)  # type: ignore[call-overload]
         del made_by["rows"]  # more of one stream is the same data, evaluated on the same rows
         self.fingerprint = generator_fingerprint(name, data.seed, data.holdout, *shown, made_by)
@@ -122,7 +137,7 @@ class PreparedRows:
         share = train // TUNING_SHARE
         num_tuning = share if most_tuning is None else max(1, min(share, most_tuning))
         self.tuning_start = train - num_tuning if self.tuning else train
-        self.train_rows = min(self.tuning_start, data.max_rows or self.tuning_start)
+        self.first_row, self.train_rows = data.first_row, num_read(data, self.tuning_start)
         self.validation_rows = num_tuning if self.tuning else validation
 
     def num_rows(self, split: str) -> int:
