@@ -6,6 +6,7 @@ Needs `pip install 'odist[accelerate]'`.
 """
 
 import argparse
+import json
 
 import torch
 from accelerate import Accelerator
@@ -16,13 +17,14 @@ from torch.utils.data import DataLoader, TensorDataset
 import odist
 
 parser = argparse.ArgumentParser()
+parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--steps", type=int, default=1000)
 parser.add_argument("--url", default="out/accelerate", help="folder or URL that all groups reach")
 parser.add_argument("--group", type=int, default=0)
 args = parser.parse_args()
 
 accelerator = Accelerator(gradient_accumulation_steps=2)
-torch.manual_seed(args.group)
+torch.manual_seed(10 * args.seed + args.group)
 model = nn.Sequential(nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, 10))
 model, optimizer, batches = accelerator.prepare(
     model,
@@ -31,7 +33,8 @@ model, optimizer, batches = accelerator.prepare(
 )
 x_new, y_new = (part.to(accelerator.device) for part in make_rows(8192, seed=2))
 criterion = nn.CrossEntropyLoss()
-peer = odist.Codistiller(model, url=args.url, group=args.group, peers=[1 - args.group], every=10, burn_in=50)
+losses = []
+peer = odist.Codistiller(model, url=args.url, group=args.group, peers=[1 - args.group], every=10, burn_in=50, poll=0.1)
 accelerator.register_for_checkpointing(peer)  # save_state and load_state know the teachers
 
 while peer.steps < args.steps:
@@ -47,8 +50,9 @@ while peer.steps < args.steps:
         peer.step()
         if peer.steps % 100 == 0 or peer.steps == args.steps:
             with torch.no_grad():
-                validation = criterion(model(x_new), y_new)
-            accelerator.print(f"step {peer.steps}: validation {validation:.4f} {peer.log()}", flush=True)
+                losses.append(float(criterion(model(x_new), y_new)))
+            accelerator.print(f"step {peer.steps}: validation {losses[-1]:.4f} {peer.log()}", flush=True)
         if peer.steps == args.steps:
             break
+accelerator.print(json.dumps({"validation_loss": losses[-1], "lowest_validation_loss": min(losses), **peer.log()}))
 peer.close()

@@ -7,6 +7,7 @@
 """
 
 import argparse
+import json
 
 import torch
 from plain_rows import make_rows
@@ -22,13 +23,14 @@ parser.add_argument("--group", type=int, default=0)
 args = parser.parse_args()
 
 torch.set_num_threads(1)
-torch.manual_seed(args.seed)
+torch.manual_seed(10 * args.seed + args.group)
 x, y = make_rows(4096, seed=1)
 x_new, y_new = make_rows(8192, seed=2)
 model = nn.Sequential(nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 criterion = nn.CrossEntropyLoss()
-peer = odist.Codistiller(model, url=args.url, group=args.group, peers=[1 - args.group], every=50, burn_in=200)
+losses = []
+peer = odist.Codistiller(model, url=args.url, group=args.group, peers=[1 - args.group], every=50, burn_in=200, poll=0.1)
 
 for step in range(1, args.steps + 1):
     rows = torch.randint(len(x), (64,))
@@ -38,7 +40,8 @@ for step in range(1, args.steps + 1):
     loss.backward()
     optimizer.step()
     peer.step()
-    if step % 200 == 0:
+    if step % 200 == 0 or step == args.steps:
         with torch.no_grad():
-            validation = criterion(model(x_new), y_new)
-        print(f"step {step}: validation {validation:.4f} {peer.log()}", flush=True)
+            losses.append(float(criterion(model(x_new), y_new)))
+        print(f"step {step}: validation {losses[-1]:.4f} {peer.log()}", flush=True)
+print(json.dumps({"validation_loss": losses[-1], "lowest_validation_loss": min(losses), **peer.log()}))

@@ -7,6 +7,7 @@
 """
 
 import argparse
+import json
 
 import torch
 from plain_rows import make_rows
@@ -24,6 +25,7 @@ x_new, y_new = make_rows(8192, seed=2)
 model = nn.Sequential(nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 criterion = nn.CrossEntropyLoss()
+losses = []
 
 for step in range(1, args.steps + 1):
     rows = torch.randint(len(x), (64,))
@@ -32,7 +34,8 @@ for step in range(1, args.steps + 1):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    if step % 200 == 0:
+    if step % 200 == 0 or step == args.steps:
         with torch.no_grad():
-            validation = criterion(model(x_new), y_new)
-        print(f"step {step}: validation {validation:.4f}", flush=True)
+            losses.append(float(criterion(model(x_new), y_new)))
+        print(f"step {step}: validation {losses[-1]:.4f}", flush=True)
+print(json.dumps({"validation_loss": losses[-1], "lowest_validation_loss": min(losses)}))
