@@ -5,14 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 from conftest import odist
 from PIL import Image
 
+from odist.deploy import raw_clicks, raw_text
+from odist.measure import prediction_files
+from odist.prepare.criteo.options import CriteoOptions
 from odist.run.folder import FITTED, Run
 
 SMALL = ("train.passes=1", "train.evaluate_every=0", "train.checkpoint_every=0")
@@ -34,7 +39,19 @@ def typed(*arguments: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-def test_clicks_of_packed_rows_with_bad_ones_among_them(train: Callable[..., Run], tmp_path: Path) -> None:
+def in_small_pieces(patch: pytest.MonkeyPatch, *arguments: str | Path, cwd: Path) -> pd.DataFrame:
+    """What `odist predict ... --output` writes where it reads, keeps and writes a few rows at once."""
+    patch.setattr(raw_clicks, "CriteoOptions", partial(CriteoOptions, block_bytes=4096))
+    patch.setattr(raw_text, "WRITTEN", 7)
+    patch.setattr(prediction_files, "ROWS_AT_ONCE", 32)
+    typed("predict", *arguments, "--output", "pieces.parquet", cwd=cwd)
+    assert pyarrow.parquet.ParquetFile(cwd / "pieces.parquet").num_row_groups > 1
+    return pd.read_parquet(cwd / "pieces.parquet")
+
+
+def test_clicks_of_packed_rows_with_bad_ones_among_them(
+    train: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "old.tsv").write_text("\n".join(rows(400, seed=1)) + "\n")
     typed(
         "prepare",
@@ -68,6 +85,8 @@ def test_clicks_of_packed_rows_with_bad_ones_among_them(train: Callable[..., Run
     found, expected = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("found", "expected"))
     for name in ("row", "label", "prediction"):
         np.testing.assert_array_equal(found[name], expected[name])
+    pieces = in_small_pieces(monkeypatch, run.path, "--input", "dirty.tsv.gz", cwd=tmp_path)
+    pd.testing.assert_frame_equal(pieces, found)
     assert found["line"].tolist() == [line for line in range(1, 203) if line not in (51, 122)]
     refused = odist(
         "predict", run.path, "--input", "dirty.tsv.gz", "--output", "none.csv", "--bad-rows", "refuse", cwd=tmp_path
@@ -80,29 +99,38 @@ def test_clicks_of_packed_rows_with_bad_ones_among_them(train: Callable[..., Run
     assert np.abs(pd.read_csv(tmp_path / "one.csv")["prediction"] - expected["prediction"]).max() > 0
 
 
-def test_rows_of_a_table_with_a_key(train: Callable[..., Run], tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", ["bought", "[bought, returned]"], ids=["label", "labels"])
+def test_rows_of_a_table_with_a_key(
+    train: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: str
+) -> None:
     draw = np.random.default_rng(0)
     made = {
         "bought": draw.integers(0, 2, 300),
+        "returned": draw.integers(0, 2, 300),
         "price": draw.exponential(3, 300),
         "shop": draw.choice(["a", "b", "c"], 300),
     }
     frame = pd.DataFrame({**made, "order": [f"o{n}" for n in range(300)]})
     frame[:200].to_parquet(tmp_path / "first.parquet")
-    frame[200:].drop(columns="bought").to_parquet(tmp_path / "later.parquet")
+    frame[200:].drop(columns=["bought", "returned"]).to_parquet(tmp_path / "later.parquet")
     frame[200:].to_parquet(tmp_path / "labelled.parquet")
     (tmp_path / "schema.yaml").write_text(
-        "label: bought\nkey: order\nnumeric: {price: {}}\ncategorical: {shop: {encoding: vocabulary}}\n"
+        f"label: {labels}\nkey: order\nnumeric: {{price: {{}}}}\ncategorical: {{shop: {{encoding: vocabulary}}}}\n"
     )
     typed("prepare", "table", "--input", "first.parquet", "--schema", "schema.yaml", "--output", "store", cwd=tmp_path)
-    run = train("data=prepared", f"data.path={tmp_path / 'store'}", "model.hidden=[8]", "train.batch=20", *SMALL)
+    run = train("data=prepared", f"data.path={tmp_path / 'store'}", "model.hidden=[8]", "train.batch=20",
+                "train.evaluate_batch=16", "algorithm=ensemble", "num_groups=2", *SMALL)  # fmt: skip
     typed("prepare", "table", "--input", "labelled.parquet", "--output", "later", "--like", "store", cwd=tmp_path)
     typed("eval", run.path, "--data", "later", "--output", "expected.parquet", cwd=tmp_path)
     typed("predict", run.path, "--input", "later.parquet", "--output", "found.parquet", cwd=tmp_path)
     found, expected = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("found", "expected"))
-    for name in ("row", "order", "prediction"):
+    for name in ("row", "order", "prediction", *(["label_name"] if "," in labels else [])):
         np.testing.assert_array_equal(found[name], expected[name])
     assert "label" not in found
+    frame[200:].to_csv(tmp_path / "labelled.csv", index=False)
+    pieces = in_small_pieces(monkeypatch, run.path, "--input", "labelled.csv", cwd=tmp_path)
+    pd.testing.assert_frame_equal(pieces[list(found)], found)
+    np.testing.assert_array_equal(pieces["label"], expected["label"])
 
 
 @pytest.mark.parametrize("decode", [(), ("--decode", "8")], ids=["jpeg", "decoded"])
@@ -132,7 +160,7 @@ def test_images_of_a_folder_without_classes(train: Callable[..., Run], tmp_path:
     np.testing.assert_allclose(np.sort(found[names].to_numpy(), axis=0), np.sort(expected, axis=0), atol=1e-6)
 
 
-def test_text_token_by_token(train: Callable[..., Run], tmp_path: Path) -> None:
+def test_text_token_by_token(train: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(0)
     words = ["".join(draw.choice(list("abcdefgh"), 4)) for _ in range(60)]
     lines = [" ".join(draw.choice(words, 12)).capitalize() + "." for _ in range(400)]
@@ -153,6 +181,7 @@ def test_text_token_by_token(train: Callable[..., Run], tmp_path: Path) -> None:
     assert sorted(found["probability_of_label"]) == sorted(expected["probability_of_label"])
     assert (found["position"].diff().dropna() <= 1).all()
     assert found["label"].between(0, 59).all()
+    pd.testing.assert_frame_equal(in_small_pieces(monkeypatch, run.path, "--input", "new.txt", cwd=tmp_path), found)
 
 
 def test_what_has_no_raw_rows_is_refused(train: Callable[..., Run], tmp_path: Path) -> None:

@@ -112,10 +112,10 @@ class RowStore(Store[np.ndarray]):
         return cls(path, meta, arrays)
 
     def texts(self) -> np.ndarray:
-        """The keys of the rows where those are text, uint8, as `odist.data.layout` says. UserError if they are damaged."""
+        """The keys of the rows where those are text, uint8, mapped, as `odist.data.layout` says. UserError if they are damaged."""
         path = self.path / KEYS_FILE
         check_size(path, int(self.meta["key_bytes"]))
-        return np.fromfile(path, dtype=np.uint8)
+        return np.memmap(path, dtype=np.uint8, mode="r") if self.meta["key_bytes"] else np.empty(0, dtype=np.uint8)
 
     @property
     def columns(self) -> int:

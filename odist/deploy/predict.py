@@ -19,7 +19,7 @@ from odist.config.schema import Config
 from odist.deploy.members import load_members
 from odist.engine.devices import available, on_device, require
 from odist.engine.finished import fitted_fingerprint
-from odist.engine.prediction import probabilities
+from odist.engine.prediction import mean_probabilities
 from odist.engine.problem import build_task, set_up_torch
 from odist.errors import UserError
 from odist.measure.churn import Form
@@ -86,7 +86,7 @@ def predict(
     progress: ShowProgress = lambda *_: None,
     stop: Stop = lambda: False,
 ) -> dict[str, Any]:
-    """Predict raw rows and write them to a .csv or .parquet file; memory does not grow with their number, but of text.
+    """Predict raw rows and write them to a .csv or .parquet file; memory does not grow with their number.
 
     inputs: as of the task's `odist prepare`, labels not needed; images also in folders without classes
     member: see `odist.deploy.members.load_members`; like: the run's prepared data, where it has not kept their meaning
@@ -183,8 +183,6 @@ def _predicted(reading: Reading, models: Sequence[nn.Module]) -> Iterator[dict[s
         model.eval()
     for one in readers[name](reading):
         batch = one.batch.to(device)
-        # Rounded to float32 as in the predictions of the run, so that both ways of averaging agree.
-        each = [probabilities(task, task.forward(model, batch, None)[0], batch).astype(np.float64) for model in models]
-        mean = np.sum(each, axis=0) / len(each)
+        mean = mean_probabilities(task, [task.forward(model, batch, None)[0] for model in models], batch)
         form = Form.classes if mean.ndim == 2 else Form.binary
         yield {**one.columns, **probability_columns(mean, form=form)}

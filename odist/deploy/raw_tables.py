@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from torch import nn
 
 from odist.data.store import read_record
-from odist.engine.evaluation import row_columns
-from odist.engine.prediction import predict_split
+from odist.engine.prediction import predict_in_turn
 from odist.engine.problem import build_task
+from odist.errors import Interrupted
 from odist.measure.churn import Form
 from odist.measure.prediction_files import probability_columns
 from odist.prepare.table.options import TableOptions
 from odist.prepare.table.prepare import prepare_table
+from odist.tasks.criteo import CriteoTask
 
 if TYPE_CHECKING:
     from odist.deploy.predict import Reading
@@ -28,7 +29,7 @@ def is_table(reading: Reading) -> bool:
 
 
 def predicted(reading: Reading, models: Sequence[nn.Module]) -> Iterator[dict[str, np.ndarray]]:
-    """A row for each row of the table, or for each of its labels, with the columns that name it."""
+    """A row for each row of the table, or for each of its labels, with the columns that name it; a batch at once."""
     folder = reading.work / "rows"
     options = TableOptions(bad_rows="refuse" if reading.refuse else "skip")
     report = prepare_table(
@@ -37,12 +38,16 @@ def predicted(reading: Reading, models: Sequence[nn.Module]) -> Iterator[dict[st
     reading.bad.counts.update(report.bad_rows)
     reading.bad.located.extend(report.bad_locations)
     config = replace(reading.config, data=replace(reading.config.data, path=str(folder)))
-    task = build_task(config)
-    prediction = predict_split(task, models, batch_size=config.train.evaluate_batch, device=config.launch.device)
-    assert prediction is not None  # this process is alone
-    labelled = bool((prediction.targets >= 0).all())
-    yield {
-        **row_columns(task, "validation"),
-        **({"label": prediction.targets.astype(np.int64)} if labelled else {}),
-        **probability_columns(prediction.probabilities, form=Form.binary),
-    }
+    task = cast(CriteoTask, build_task(config))
+    order = task.evaluation_order("validation", rows=None, batch_size=config.train.evaluate_batch)
+    for stream in range(len(order.streams)):
+        batches = predict_in_turn(task, models, order, stream, split="validation", device=config.launch.device)
+        for step, (mean, batch) in enumerate(batches):
+            labels = batch.targets.flatten().cpu().numpy().astype(np.int64)
+            yield {
+                **task.row_columns("validation", ids=order.part(stream, step)),
+                **({"label": labels} if report.label_rates is not None else {}),
+                **probability_columns(mean, form=Form.binary),
+            }
+            if reading.stop():
+                raise Interrupted("stopped; nothing was written.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import nn
 
-from odist.engine.prediction import predict_split
+from odist.engine.prediction import predict_in_turn
 from odist.engine.problem import build_task
-from odist.errors import UserError
+from odist.errors import Interrupted, UserError
 from odist.measure.prediction_files import OF_LABEL
 from odist.prepare.text.options import TextOptions
 from odist.prepare.text.prepare import prepare_text
@@ -20,6 +21,7 @@ from odist.tasks.lm import LMTask, PreparedSource
 if TYPE_CHECKING:
     from odist.deploy.predict import Reading
 
+WRITTEN = 1 << 16  # tokens at once
 # Nothing is left out: what to predict is the user's business.
 EVERYTHING = TextOptions(language="any", long_paragraph_words=0, boilerplate="off", duplicates="keep", processes=1)
 
@@ -45,17 +47,32 @@ def predicted(reading: Reading, models: Sequence[nn.Module]) -> Iterator[dict[st
     if not task.num_rows("validation"):
         raise UserError(f"the input has fewer than the {task.unroll + 1} tokens of one sequence (task.unroll).")
     size = config.train.evaluate_batch
-    prediction = predict_split(task, models, batch_size=size, device=config.launch.device)
-    assert prediction is not None  # this process is alone
     order = task.evaluation_order("validation", rows=None, batch_size=size)
-    probability, labels = order.by_lane(prediction.probabilities), order.by_lane(prediction.targets)
-    starts = np.asarray(task.source.store.document_starts("validation"))
-    for lane, start in enumerate(order.starts):
-        places = start + 1 + np.arange(order.lane_length)
+    # Predicted step by step over all lanes, written lane by lane: a file holds what the other lanes have found.
+    shape = (order.lanes, order.lane_length)
+    probability = np.memmap(reading.work / "probability", dtype=np.float64, mode="w+", shape=shape)
+    labels = np.memmap(reading.work / "labels", dtype=np.int64, mode="w+", shape=shape)
+    lane = 0
+    for stream in range(len(order.streams)):
+        position, lanes = 0, 0
+        batches = predict_in_turn(task, models, order, stream, split="validation", device=config.launch.device)
+        for mean, batch in batches:
+            lanes, tokens = batch.targets.shape
+            place = (slice(lane, lane + lanes), slice(position, position + tokens))
+            probability[place] = mean.reshape(lanes, tokens)
+            labels[place] = batch.targets.cpu().numpy()
+            position += tokens
+            if reading.stop():
+                raise Interrupted("stopped; nothing was written.")
+        lane += lanes
+    starts = task.source.store.document_starts("validation")
+    for lane, first in itertools.product(range(order.lanes), range(0, order.lane_length, WRITTEN)):
+        some = slice(first, min(first + WRITTEN, order.lane_length))
+        places = int(order.starts[lane]) + 1 + np.arange(some.start, some.stop)
         document = np.searchsorted(starts, places, side="right") - 1
         yield {
             "document": document,
             "position": places - starts[document],
-            "label": labels[lane].astype(np.int64),
-            OF_LABEL: probability[lane],
+            "label": np.asarray(labels[lane, some]),
+            OF_LABEL: np.asarray(probability[lane, some]),
         }

@@ -7,7 +7,8 @@ same bits for any number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ Summary = Callable[[Tensor, Batch], Arrays]  # logits and their batch -> what is
 @torch.no_grad()
 def predict_stream(
     task: Task, model: nn.Module, order: EvaluationOrder, stream: int, *, split: str, device: str
-) -> Iterator[tuple[Tensor, Batch]]:
+) -> Generator[tuple[Tensor, Batch]]:
     """Predict one stream of a split in eval mode, batch by batch: (logits, batch)."""
     model.eval()
     carry: Carry = None
@@ -45,6 +46,21 @@ def predict_stream(
             yield logits, batch
     finally:
         loader.close()
+
+
+def predict_in_turn(
+    task: Task, models: Sequence[nn.Module], order: EvaluationOrder, stream: int, *, split: str, device: str
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Predict one stream of a split by several models at once: (mean probabilities as in `SplitPrediction`, batch).
+
+    No more than a batch of each model is in memory.
+    """
+    passes = [predict_stream(task, model, order, stream, split=split, device=device) for model in models]
+    with contextlib.ExitStack() as stack:
+        for one in passes:
+            stack.callback(one.close)
+        for found in zip(*passes, strict=True):
+            yield mean_probabilities(task, [logits for logits, _ in found], found[0][1]), found[0][1]
 
 
 def predict_spread(
@@ -114,6 +130,13 @@ class SplitPrediction:
 def probabilities(task: Task, logits: Tensor, batch: Batch) -> np.ndarray:
     """What is stored of a prediction, float32."""
     return task.probabilities(logits.float(), batch).cpu().numpy().astype(np.float32)
+
+
+def mean_probabilities(task: Task, each: Sequence[Tensor], batch: Batch) -> np.ndarray:
+    """The mean of what several models predict for a batch, float64, as `predict_split` has it. each: logits of a model"""
+    # Rounded to float32 as in the prediction files, so that both ways of averaging agree.
+    total = np.sum([probabilities(task, logits, batch).astype(np.float64) for logits in each], axis=0)
+    return np.asarray(total / len(each))
 
 
 def predict_split(

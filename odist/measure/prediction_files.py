@@ -33,6 +33,7 @@ OF_LABEL = "probability_of_label"
 PROBABILITY_COLUMNS = ("prediction", "probability", "p", "score")  # also as prefixes of a column for every class
 TARGET_COLUMNS = ("target", "label")
 LARGEST_NUMBER_OF_NAMES = 8  # columns that a message shows
+ROWS_AT_ONCE = 1 << 16  # that are gathered before they are written
 SUM_TOLERANCE = 0.01  # of the probabilities of all classes: some are stored with two digits or in bfloat16
 
 
@@ -94,13 +95,18 @@ def write_predictions(
 
 
 class PredictionWriter:
-    """A .csv or .parquet file that is written piece by piece and appears whole, or not at all where its block fails."""
+    """A .csv or .parquet file that is written piece by piece and appears whole, or not at all where its block fails.
+
+    Small pieces are gathered, up to ROWS_AT_ONCE, so that a Parquet file has row groups of a useful size.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stack = contextlib.ExitStack()
         self._parquet: Any = None
         self._begun = False
+        self._held: list[pd.DataFrame] = []
+        self._num_held = 0
 
     def __enter__(self) -> PredictionWriter:
         try:
@@ -112,8 +118,14 @@ class PredictionWriter:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
-            if self._parquet is not None:
-                self._parquet.close()
+            try:
+                if error is None:
+                    self._flush()
+                if self._parquet is not None:
+                    self._parquet.close()
+            except BaseException as failed:
+                self._stack.__exit__(type(failed), failed, failed.__traceback__)
+                raise
             self._stack.__exit__(kind, error, trace)
         except OSError as failed:
             if failed is error:
@@ -123,10 +135,21 @@ class PredictionWriter:
     def write(self, columns: pd.DataFrame | Mapping[str, np.ndarray]) -> None:
         """Add rows. columns: the same at every call, each [n]"""
         import pandas as pd
+
+        self._held.append(pd.DataFrame(columns))
+        self._num_held += len(self._held[-1])
+        if self._num_held >= ROWS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pandas as pd
         import pyarrow
         import pyarrow.parquet
 
-        frame = pd.DataFrame(columns)
+        if not self._held:
+            return
+        frame = self._held[0] if len(self._held) == 1 else pd.concat(self._held, ignore_index=True)
+        self._held, self._num_held = [], 0
         try:
             if self.path.suffix == ".csv":
                 frame.to_csv(self._partial, index=False, mode="a", header=not self._begun)

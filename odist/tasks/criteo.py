@@ -63,8 +63,8 @@ class Source(RowSource, Protocol):
         """Weights [rows] of a split, None: all 1."""
         ...
 
-    def keys(self, split: str) -> dict[str, np.ndarray]:
-        """What names the rows of a split, [rows], by column; {} where nothing does."""
+    def keys(self, split: str, *, ids: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """What names the rows of a split, [rows], by column; {} where nothing does. ids: of the rows; None: all"""
         ...
 
 
@@ -134,12 +134,17 @@ class CriteoTask(RowTask):
         both = (values.reshape(-1, self.num_labels) for values in (probabilities, targets))
         return label_results(*both, names=self.source.label_names, weights=weights)
 
-    def row_columns(self, split: str) -> dict[str, np.ndarray]:
-        """Columns that name the entries of a split's predictions: a key of the table, and the label where there are several."""
-        keys = self.source.keys(split)
+    def row_columns(self, split: str, *, ids: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Columns that name the entries of a split's predictions: a key of the table, and the label where there are several.
+
+        ids: of the rows; None: all
+        """
+        keys = self.source.keys(split, ids=ids)
         if self.num_labels == 1:
             return keys
-        names = np.tile(np.array(self.source.label_names, dtype=object), self.num_rows(split))
+        names = np.tile(
+            np.array(self.source.label_names, dtype=object), self.num_rows(split) if ids is None else len(ids)
+        )
         return {name: np.repeat(values, self.num_labels) for name, values in keys.items()} | {"label_name": names}
 
     def prior(self) -> Tensor:
@@ -168,7 +173,7 @@ class SyntheticSource(SyntheticRows):
     def weights(self, split: str) -> None:
         return None
 
-    def keys(self, split: str) -> dict[str, np.ndarray]:
+    def keys(self, split: str, *, ids: np.ndarray | None = None) -> dict[str, np.ndarray]:
         return {}
 
 
@@ -212,11 +217,19 @@ class PreparedSource(PreparedRows):
             return None
         return self._of_split(split, lambda rows: viewed(rows, self.layout.weight_columns, "<f4")[:, 0])
 
-    def keys(self, split: str) -> dict[str, np.ndarray]:
+    def keys(self, split: str, *, ids: np.ndarray | None = None) -> dict[str, np.ndarray]:
         if self.layout.key is None:
             return {}
         texts = self.store.texts() if self.layout.key == "text" else None
-        keys = self._of_split(split, lambda rows: keys_of(rows, self.layout, texts))
+
+        def read(rows: np.ndarray) -> np.ndarray:
+            return keys_of(rows, self.layout, texts)
+
+        if ids is None:
+            keys = self._of_split(split, read)
+        else:
+            within, stored = self.stored(ids, split)
+            keys = read(self.store.gather(stored, within))
         return {str(self.store.meta["schema"]["key"]): keys}
 
     def _of_split(self, split: str, read: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
