@@ -18,10 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 
-from odist.claims.table import count, estimate
+from odist.claims.table import ABSENT, count, estimate
 from odist.measure.intervals import Estimate, holm, mean_interval
 from odist.run import provenance
 
@@ -87,16 +88,15 @@ def main() -> None:
     lines = given.output / "runs.jsonl"
     records = [Record(**json.loads(line)) for line in lines.read_text().splitlines()] if lines.exists() else []
     seeds = () if given.report_only else range(given.first_seed, given.first_seed + given.seeds)
-    for seed in seeds:
-        for name in given.examples:
-            for arm in (SINGLE, TWICE, PAIR):
-                if any((one.example, one.arm, one.seed) == (name, arm, seed) for one in records):
-                    continue
-                found = run(name, arm, seed=seed, steps=(given.steps or EXAMPLES[name].steps) * (1 + (arm == TWICE)))
-                records += found
-                with lines.open("a") as file:
-                    file.write("".join(json.dumps(asdict(one)) + "\n" for one in found))
-                print(name, arm, f"seed {seed}:", *(f"{one.lowest_validation_loss:.4f}" for one in found), flush=True)
+    primary_first = [*product(seeds, given.examples, (SINGLE, PAIR)), *product(seeds, given.examples, (TWICE,))]
+    for seed, name, arm in primary_first:
+        if any((one.example, one.arm, one.seed) == (name, arm, seed) for one in records):
+            continue
+        found = run(name, arm, seed=seed, steps=(given.steps or EXAMPLES[name].steps) * (1 + (arm == TWICE)))
+        records += found
+        with lines.open("a") as file:
+            file.write("".join(json.dumps(asdict(one)) + "\n" for one in found))
+        print(name, arm, f"seed {seed}:", *(f"{one.lowest_validation_loss:.4f}" for one in found), flush=True)
     if not records:
         parser.error(f"{lines} has no record. Leave --report-only out.")
     (given.output / "examples.md").write_text(page(records))
@@ -158,18 +158,20 @@ def by_seed(records: Sequence[Record], name: str, arm: str, value: Callable[[Rec
     return {seed: fmean(value(one) for one in own if one.seed == seed) for seed in sorted({one.seed for one in own})}
 
 
-def difference(records: Sequence[Record], name: str, statement: str) -> Estimate:
-    """A copy of the pair less its rival, paired by seed, in nats."""
+def difference(records: Sequence[Record], name: str, statement: str) -> Estimate | None:
+    """A copy of the pair less its rival, paired by seed, in nats; None without a seed of both."""
     metric, rival, _ = STATEMENTS[statement]
     ours, theirs = (by_seed(records, name, arm, lambda one: getattr(one, metric)) for arm in (PAIR, rival))
     each = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if not each:
+        return None
     error = stdev(each) / len(each) ** 0.5 if len(each) > 2 else None
     return Estimate(fmean(each), error, max(0, len(each) - 1))
 
 
-def verdict(found: Estimate, p_value: float | None) -> str:
+def verdict(found: Estimate | None, p_value: float | None) -> str:
     """What a difference and its p-value say of `below`."""
-    if p_value is None:
+    if found is None or p_value is None:
         return "too few seeds"
     if p_value > ALPHA:
         return "not decided"
@@ -197,20 +199,20 @@ def page(records: Sequence[Record]) -> str:
             cells = []
             for arm in (SINGLE, TWICE, PAIR):
                 values = list(by_seed(records, name, arm, lambda one, m=metric: getattr(one, m)).values())
-                cells.append(estimate(fmean(values), mean_interval(values)))
+                cells.append(estimate(fmean(values), mean_interval(values)) if values else ABSENT)
             text.append(f"| {name} | {' | '.join(cells)} |")
         text.append("")
     text += ["## Statements", ""]
     for statement, (_, _, words) in STATEMENTS.items():
         found = [difference(records, name, statement) for name in names]
-        given = [one.p_value(one.value) for one in found]
+        given = [None if one is None else one.p_value(one.value) for one in found]
         known = [p_value for p_value in given if p_value is not None]
         adjusted = holm(known) if len(known) == len(given) else given
         text += [f"**{statement.capitalize()}**: {words}.", ""]
         text += ["| example | copy less its rival | p, adjusted | verdict |", "| --- | --- | --- | --- |"]
         for name, one, p_value in zip(names, found, adjusted, strict=True):
-            shown = "–" if p_value is None else f"{p_value:.2g}"
-            value = estimate(one.value, one.interval(), sign=True)
+            shown = ABSENT if p_value is None else f"{p_value:.2g}"
+            value = ABSENT if one is None else estimate(one.value, one.interval(), sign=True)
             text.append(f"| {name} | {value} | {shown} | {verdict(one, p_value)} |")
         text.append("")
     text += [
