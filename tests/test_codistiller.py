@@ -172,7 +172,10 @@ def test_tokens_of_a_large_vocabulary_with_a_mask_and_a_forward_of_ones_own(join
     assert float(peer.loss(logits, IDS, MASK, weights=torch.zeros_like(MASK)).detach()) == 0
 
 
-def test_training_has_the_bits_of_the_trainer(train: Callable[..., Any], join: Join, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["auto", "bf16", "int8"])
+def test_training_has_the_bits_of_the_trainer(
+    train: Callable[..., Any], join: Join, tmp_path: Path, precision: str
+) -> None:
     """A plain loop in the place of group 0 of a run hears group 1 through the files that the run has left."""
     from conftest import make_config
     from test_parity import SMALL, assert_equal_bits, plain_group, trained
@@ -182,12 +185,14 @@ def test_training_has_the_bits_of_the_trainer(train: Callable[..., Any], join: J
     torch.set_num_threads(1)
     store, heard = tmp_path / "store", tmp_path / "heard"
     overrides = ("algorithm=codistill", "seed=5", "exchange=store", f"exchange.url={store}", *SMALL)
+    if precision != "auto":
+        overrides += (f"algorithm.teacher_precision={precision}", "model.hidden=[48,32]")
     run, config = train(*overrides), make_config(*overrides)
     task = CriteoTask(config)
     model, order, optimizers = plain_group(config, task, 0)
     (heard / "group-1").mkdir(parents=True)
     peer = join(
-        model, 0, predicts="binary", every=2, burn_in=4, url=str(heard), run=json.loads(next(store.glob("*/*.json")).read_text())["run"]
+        model, 0, predicts="binary", every=2, burn_in=4, teacher_precision=precision, url=str(heard), run=json.loads(next(store.glob("*/*.json")).read_text())["run"]
     )  # fmt: skip
     for step in range(12):
         batch = task.batch(order.ids(step), "train")
@@ -205,6 +210,44 @@ def test_training_has_the_bits_of_the_trainer(train: Callable[..., Any], join: J
         peer.step()
     assert peer.log()["teacher_swaps"] == 4  # after 4, 6, 8 and 10 steps
     assert_equal_bits(trained(run, config, 0), model.state_dict())
+
+
+@pytest.mark.parametrize(("precision", "apart"), [("bf16", 0.02), ("int8", 0.05)])
+def test_a_cheap_teacher_moves_the_student_alone_and_nearly_as_far(join: Join, precision: str, apart: float) -> None:
+    torch.manual_seed(0)
+    theirs = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 3))
+    other, ours = join(theirs, 1), copy.deepcopy(theirs)
+    other.step()
+    nn.init.normal_(ours[0].weight)
+    peer = join(ours, 0, teacher_precision=precision)
+    hear(peer)
+    cheap = odist.Distiller(theirs, teacher_precision=precision)
+
+    def found(teacher: odist.Codistiller | odist.Distiller) -> tuple[Tensor, Tensor]:
+        ours.zero_grad()
+        loss = teacher.loss(ours(X), X)
+        loss.backward()
+        return loss.detach(), torch.cat([parameter.grad.flatten() for parameter in ours.parameters()])
+
+    exact, exact_gradient = found(odist.Distiller(theirs, teacher_precision="fp32"))
+    for teacher in (peer, cheap):
+        loss, gradient = found(teacher)
+        assert 0 < abs(loss - exact) < apart * exact
+        assert 0 < (gradient - exact_gradient).norm() < apart * exact_gradient.norm()
+        for model in teacher.teacher.panel.models.values():
+            assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(found(peer)[1], found(cheap)[1])
+    assert all(parameter.grad is None for parameter in theirs.parameters())
+    assert theirs[2].weight.dtype == torch.float32
+
+
+def test_a_precision_in_which_nothing_teaches_is_refused(join: Join) -> None:
+    for make in (
+        lambda **options: join(network(), 0, **options),
+        lambda **options: odist.Distiller(network(), **options),
+    ):
+        with pytest.raises(UserError, match=r"teacher_precision='half': choose 'auto', 'fp32', 'bf16', 'int8'"):
+            make(teacher_precision="half")
 
 
 def test_labels_in_the_loss_have_the_bits_of_the_trainers_losses(join: Join) -> None:

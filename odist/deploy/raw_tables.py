@@ -38,14 +38,14 @@ def predicted(reading: Reading, models: Sequence[nn.Module]) -> Iterator[dict[st
     reading.bad.counts.update(report.bad_rows)
     reading.bad.located.extend(report.bad_locations)
     config = replace(reading.config, data=replace(reading.config.data, path=str(folder)))
-    task = cast(CriteoTask, build_task(config))
+    task = build_task(config)
     order = task.evaluation_order("validation", rows=None, batch_size=config.train.evaluate_batch)
     for stream in range(len(order.streams)):
         batches = predict_in_turn(task, models, order, stream, split="validation", device=config.launch.device)
         for step, (mean, batch) in enumerate(batches):
             labels = batch.targets.flatten().cpu().numpy().astype(np.int64)
             yield {
-                **task.row_columns("validation", ids=order.part(stream, step)),
+                **cast(CriteoTask, task).row_columns("validation", ids=order.part(stream, step)),
                 **({"label": labels} if report.label_rates is not None else {}),
                 **probability_columns(mean, form=Form.binary),
             }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from odist.errors import UserError
 from odist.mesh import Mesh
-from odist.own_loop.taught import OwnForward, Taught, calling, check_options
+from odist.own_loop.taught import OwnForward, Taught, calling, check_options, check_precision
 from odist.teachers import WEIGHTS, is_predictions
 from odist.teachers.fixed import Fixed
 from odist.teachers.recorded import Recorded
@@ -74,6 +74,8 @@ class Distiller(Taught):
         if files and predicts == "values":
             raise UserError("predicts='values' with a file of predictions: such a file holds probabilities.")
         models = [_model(one, build) for one in teachers if not any(one is file for file in files)]
+        for model in models:
+            check_precision(model, teacher_precision)
         self._keys: np.ndarray | None = None
         fixed = Fixed(
             calling(forward),
