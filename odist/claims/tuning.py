@@ -127,6 +127,8 @@ def settings(config: Mapping[str, Any], tuning: Tuning) -> dict[str, Any]:
     Left out are the tuned key, what tuning overrides, the seed, places, and what decides nothing.
     """
     left_out = {tuning.key, "seed", "data.path", "algorithm.teachers", "train.init_from"}
+    if config["algorithm"].get("strategy") == "allreduce":
+        left_out.add("algorithm.average_every")  # of the strategies that average weights
     left_out |= {line.split("=", 1)[0].lstrip("+") for line in tuning.overrides}
     kept = {}
     for key, value in flatten(config):
@@ -227,8 +229,8 @@ def tuning_notes(
 
 
 def _differing(own: Mapping[str, Any], entry: TunedSystem) -> list[str]:
-    """Keys with which the run differs from the trials. A key that the trials are too old to have does not count."""
-    return [key for key, value in entry.settings.items() if own.get(key) != value]
+    """Keys with which the run differs from the trials, among those that both have."""
+    return [key for key, value in entry.settings.items() if key in own and own[key] != value]
 
 
 def tuning_parts(recipe: Recipe, tuning: TuningFile | None, *, scale: str) -> list[str]:
