@@ -13,7 +13,7 @@ import pytest
 
 import odist
 from odist.errors import UserError
-from odist.measure import pairing
+from odist.measure import pairing, prediction_tables
 from odist.measure.gate import GateResult, Limit
 from odist.measure.release import compare_release
 
@@ -87,6 +87,10 @@ def test_pieces_of_any_size_and_partitions_give_the_numbers_of_the_whole(
     equal(whole, streamed)
     assert max(longest) <= 70
     equal(whole, compare_release(files / "old.csv", files / "new.parquet", batch_rows=999, **how))
+    monkeypatch.setattr(prediction_tables, "BATCH_ROWS", 250)
+    longest.clear()
+    equal(whole, compare_release(files / "old.csv", files / "new.csv", batch_rows=70, **how))
+    assert max(longest) <= 70
     # Unsorted: cut by a hash of the key into parts on the disk, which are joined one by one.
     how["slices"] = [name for name in SLICES if name != "position"]
     sorted_rows = compare_release(files / "old.parquet", files / "new.parquet", **how)
@@ -95,6 +99,27 @@ def test_pieces_of_any_size_and_partitions_give_the_numbers_of_the_whole(
     equal(sorted_rows, joined)
     assert max(longest) <= 70
     equal(sorted_rows, compare_release(files / "old-shuffled.parquet", files / "new-shuffled.parquet", **how))
+
+
+def test_a_column_of_a_csv_file_has_one_type_in_all_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction_tables, "BATCH_ROWS", 2)
+    columns = {
+        "p": [0, 1, 0, 1, 0.5, 0.25],
+        "word": [1, 2, 3, "four", 5, 6],
+        "gap": [1, 2, 3, 4, None, 6],
+        "huge": [*range(5), 2**64 - 1],
+        "flag": [True, False] * 3,
+    }
+    pd.DataFrame(columns).to_csv(tmp_path / "p.csv", index=False)
+    table = prediction_tables.open_table(tmp_path / "p.csv", name="p")
+    assert (table.columns, table.num_rows) == (list(columns), 6)
+    names = ["flag", "gap", "word", "p"]
+    found = pd.concat(table.pieces(names, rows=2), ignore_index=True)
+    pd.testing.assert_frame_equal(found, pd.read_csv(tmp_path / "p.csv")[names])
+    assert next(table.pieces(["huge"], rows=2))["huge"].tolist() == ["0", "1"]  # no float has all digits of a key
+    (tmp_path / "torn.csv").write_text('p,key\n0.5,1\n0.5,"2')
+    with pytest.raises(UserError, match=r"torn.csv: cannot be read as a table of predictions"):
+        prediction_tables.open_table(tmp_path / "torn.csv", name="p")
 
 
 def test_the_function_gives_the_same_numbers_for_files_tables_and_arrays(files: Path, frame: pd.DataFrame) -> None:

@@ -1,4 +1,4 @@
-"""Predictions as tables that are read in pieces: Parquet files and URLs row group by row group, all else from memory."""
+"""Predictions as tables that are read in pieces: CSV and Parquet files and URLs as they lie there, all else from memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from odist.measure.prediction_files import (
     is_url,
     opened,
     probability_columns,
-    read_frame,
 )
 from odist.run.folder import Run
 
@@ -98,8 +97,51 @@ class ParquetTable:
                 yield batch.to_pandas(split_blocks=True)
 
 
+class CsvTable:
+    """A CSV file or URL, read piece by piece: once for its length and the types of its columns, and again for its rows.
+
+    A column has one type in all pieces, so that a key which is a word in the last row is text in the first.
+    UserError if it cannot be read.
+    """
+
+    columns: list[str]
+    num_rows: int
+
+    def __init__(self, path: Path | str) -> None:
+        self.name = str(path)
+        self.notes: list[str] = []
+        self.path = path
+        self._types: dict[str, Any] = {}
+        self.num_rows = 0
+        for frame in self._read(BATCH_ROWS):
+            self.num_rows += len(frame)
+            for name, found in frame.dtypes.items():
+                self._types[str(name)] = _common_type(self._types.get(str(name), found), found)
+        self.columns = list(self._types)
+
+    def pieces(self, columns: Sequence[str], *, rows: int) -> Iterator[pd.DataFrame]:
+        for frame in self._read(rows, usecols=list(columns), dtype={name: self._types[name] for name in columns}):
+            yield frame[list(columns)]
+
+    def _read(self, rows: int, **options: Any) -> Iterator[pd.DataFrame]:
+        import pandas as pd
+
+        with _reading(self.path), opened(self.path) as file:
+            yield from pd.read_csv(file, chunksize=rows, **options)
+
+
+def _common_type(first: Any, second: Any) -> Any:
+    """The type that a column of pieces of these two types has as a whole: a number where all are numbers, else text."""
+    if first is str or first == second:
+        return first
+    kinds = {first.kind, second.kind}
+    if kinds <= {"i", "f"} or kinds <= {"u", "f"}:
+        return np.result_type(first, second)
+    return str
+
+
 class _reading:
-    """Turns what pyarrow raises for a file that is not sound into UserError."""
+    """Turns what pyarrow and pandas raise for a file that is not sound into UserError."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = path
@@ -110,7 +152,7 @@ class _reading:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         import pyarrow
 
-        if isinstance(error, pyarrow.ArrowException | OSError):
+        if isinstance(error, pyarrow.ArrowException | OSError | ValueError):
             raise UserError(
                 f"{self.path}: cannot be read as a table of predictions ({error}). Expected CSV with a header, or Parquet."
             ) from error
@@ -134,7 +176,7 @@ def open_table(
     if is_url(given) or Path(given).is_file():
         if lower.endswith(PARQUET_SUFFIXES):
             return ParquetTable(given)
-        return FrameTable(str(given), read_frame(given), [])
+        return CsvTable(given)
     if lower.endswith(SUFFIXES):
         raise UserError(f"{given}: no such file.")
     run = Run.open(given)
