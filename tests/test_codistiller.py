@@ -241,13 +241,15 @@ def test_a_cheap_teacher_moves_the_student_alone_and_nearly_as_far(join: Join, p
     assert theirs[2].weight.dtype == torch.float32
 
 
-def test_a_precision_in_which_nothing_teaches_is_refused(join: Join) -> None:
+def test_options_that_no_teacher_has_are_refused(join: Join) -> None:
     for make in (
         lambda **options: join(network(), 0, **options),
         lambda **options: odist.Distiller(network(), **options),
     ):
         with pytest.raises(UserError, match=r"teacher_precision='half': choose 'auto', 'fp32', 'bf16', 'int8'"):
             make(teacher_precision="half")
+        with pytest.raises(TypeError, match="unexpected keyword argument 'wieght': choose 'burn_in'"):
+            make(wieght=1)
 
 
 def test_labels_in_the_loss_have_the_bits_of_the_trainers_losses(join: Join) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from odist.exchange.base import Schedule, Weights, fingerprint
 from odist.exchange.store import HEADER_BYTES, StoreExchange
 from odist.exchange.topology import Topology
 from odist.mesh import Axis, Mesh
-from odist.own_loop.taught import OwnForward, Taught, calling, check_options, check_precision
+from odist.own_loop.taught import Taught, TeachingOptions, calling, check_counts, checked
 from odist.stores import check_url
 from odist.teachers import TOPOLOGIES
 from odist.teachers.peers import Peers
@@ -38,16 +38,12 @@ class Codistiller(Taught):
     peers: numbers of the groups that teach it; or num_groups, with topology and degree: all others, the next ones of a
         ring, or some drawn anew at every reload
     every: optimiser steps between two publications, and between two reloads of the teachers
-    burn_in: steps before they are heard; ramp: steps over which their weight then rises
-    weight: of their loss; loss, average, temperature: as the keys below `algorithm`, see `odist train --help`
-    predicts: "classes" (softmax over the last dimension, for tokens too), "binary" (a logit each: clicks, several labels)
-        or "values" (regression, by squared distance)
-    teacher_precision: of their products: "auto", as the model comes, "fp32", "bf16" or "int8"
-    forward: model, *inputs -> predictions; None calls the model with the inputs, or by name with one mapping
     build_peer: group -> a model like that group's, where it is another network or the model cannot be copied
     run: name that the groups share; snapshots under another name in the same place are not believed
     seed: of the draw of peers; poll: seconds between two looks into the store; keep: own snapshots kept there
     process_group: the processes that train this group's model; None: all that torch.distributed knows
+    teaching: burn_in, ramp, weight, predicts, loss, average, temperature, teacher_precision and forward, as
+        `odist.own_loop.taught.TeachingOptions` says
 
     A step waits for no store and no peer. A peer that is slow, dead, damaged, foreign or not finite costs a staler
     teacher or none, never an error; `log` says so. Of several processes all make it and call `step`, and swap teachers at
@@ -67,26 +63,20 @@ class Codistiller(Taught):
         topology: str = "all",
         degree: int = 1,
         every: int = 50,
-        burn_in: int = 0,
-        ramp: int = 0,
-        weight: float = 1.0,
-        predicts: str = "classes",
-        loss: str = "cross_entropy",
-        average: str = "probabilities",
-        temperature: float = 1.0,
-        teacher_precision: str = "auto",
-        forward: OwnForward | None = None,
         build_peer: Callable[[int], nn.Module] | None = None,
         run: str = "codistillation",
         seed: int = 0,
         poll: float = 1.0,
         keep: int = 3,
         process_group: dist.ProcessGroup | None = None,
+        **teaching: Unpack[TeachingOptions],
     ) -> None:
-        check_options(predicts=predicts, weight=weight, loss=loss, temperature=temperature, average=average)
+        options = checked(teaching, model)
         check_url(url, key="url")
-        check_precision(model, teacher_precision)
-        _check_numbers(group=group, every=every, burn_in=burn_in, ramp=ramp, poll=poll, keep=keep)
+        check_counts(0, group=group)
+        check_counts(1, every=every, keep=keep)
+        if poll <= 0:
+            raise UserError(f"poll={poll:g}: give seconds, more than 0.")
         ever, peers_at = _peers(group, peers, num_groups=num_groups, topology=topology, degree=degree, seed=seed)
         self.model = model
         mesh = _mesh(process_group)
@@ -104,7 +94,7 @@ class Codistiller(Taught):
             keep=keep,
         )
         teacher = Peers(
-            calling(forward),
+            calling(options["forward"]),
             student=model,
             build_peer=build,
             relative_cost=lambda peer: 1.0,
@@ -112,15 +102,15 @@ class Codistiller(Taught):
             group=group,
             peers=peers_at,
             schedule=Schedule(interval=every, lockstep=False),
-            burn_in=burn_in,
-            ramp=ramp,
+            burn_in=options["burn_in"],
+            ramp=options["ramp"],
             batches=lambda step: [],
             lookahead=1,
             num_steps=ANY_STEP,
             mesh=mesh,
-            precision=teacher_precision,
+            precision=options["teacher_precision"],
         )
-        super().__init__(teacher, predicts=predicts, weight=weight, loss=loss, temperature=temperature, average=average)
+        super().__init__(teacher, options)
 
     def step(self) -> None:
         """Count an optimiser step; publish the weights and take newer teachers where that is due.
@@ -153,15 +143,6 @@ class Codistiller(Taught):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _check_numbers(*, poll: float, group: int, **numbers: int) -> None:
-    for name, number in {"group": group, **numbers}.items():
-        least = 1 if name in ("every", "keep") else 0
-        if not isinstance(number, int) or isinstance(number, bool) or number < least:
-            raise UserError(f"{name}={number!r}: give a whole number, {least} or more.")
-    if poll <= 0:
-        raise UserError(f"poll={poll:g}: give seconds, more than 0.")
 
 
 def _peers(

@@ -10,14 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from torch import Tensor, nn
 
 from odist.errors import UserError
 from odist.mesh import Mesh
-from odist.own_loop.taught import OwnForward, Taught, calling, check_options, check_precision
+from odist.own_loop.taught import Taught, TeachingOptions, calling, checked
 from odist.teachers import WEIGHTS, is_predictions
 from odist.teachers.fixed import Fixed
 from odist.teachers.recorded import Recorded
@@ -44,8 +44,8 @@ class Distiller(Taught):
         predictions are averaged
     build: makes the model of a .safetensors file
     key, column: of files of predictions: what names the row, and the probabilities where that does not go without saying
-    burn_in: steps before they are heard; ramp: steps over which their weight then rises
-    others: see `Codistiller`
+    teaching: burn_in, ramp, weight, predicts, loss, average, temperature, teacher_precision and forward, as
+        `odist.own_loop.taught.TeachingOptions` says
 
     With a file of predictions `loss` wants `rows`, the key of each row of the batch; they are read into memory.
     Source: Anil et al. 2018, section 3.4.1 (two-phase distillation).
@@ -57,40 +57,30 @@ class Distiller(Taught):
         build: Callable[[], nn.Module] | None = None,
         key: str = "row",
         column: Sequence[str] = (),
-        burn_in: int = 0,
-        ramp: int = 0,
-        weight: float = 1.0,
-        predicts: str = "classes",
-        loss: str = "cross_entropy",
-        average: str = "probabilities",
-        temperature: float = 1.0,
-        teacher_precision: str = "auto",
-        forward: OwnForward | None = None,
+        **teaching: Unpack[TeachingOptions],
     ) -> None:
-        check_options(predicts=predicts, weight=weight, loss=loss, temperature=temperature, average=average)
         if not teachers:
             raise UserError("name at least one teacher: a model, a function or a file.")
         files = [one for one in teachers if isinstance(one, str | Path) and is_predictions(str(one))]
-        if files and predicts == "values":
+        if files and teaching.get("predicts") == "values":
             raise UserError("predicts='values' with a file of predictions: such a file holds probabilities.")
         models = [_model(one, build) for one in teachers if not any(one is file for file in files)]
-        for model in models:
-            check_precision(model, teacher_precision)
+        options = checked(teaching, *models)
         self._keys: np.ndarray | None = None
         fixed = Fixed(
-            calling(forward),
+            calling(options["forward"]),
             models=models,
             recorded=[Recorded.read(file, key=key, column=tuple(column)) for file in files],
             rows=self._rows,
-            burn_in=burn_in,
-            ramp=ramp,
+            burn_in=options["burn_in"],
+            ramp=options["ramp"],
             batches=lambda step: [],
             lookahead=1,
             num_steps=0,
             mesh=Mesh(),
-            precision=teacher_precision,
+            precision=options["teacher_precision"],
         )
-        super().__init__(fixed, predicts=predicts, weight=weight, loss=loss, temperature=temperature, average=average)
+        super().__init__(fixed, options)
 
     def loss(self, outputs: Tensor, *inputs: Any, rows: Any = None, **options: Any) -> Tensor:
         """The teachers' loss on a batch; see `Taught.loss`. rows: keys of the batch's rows, [batch], for files of predictions"""

@@ -6,7 +6,7 @@ The teachers are those of the trainer, and so are the losses: see odist.teachers
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +22,59 @@ from odist.wrapping import is_sharded, unwrapped
 OwnForward = Callable[..., Any]  # model, *inputs -> its predictions
 
 
+class TeachingOptions(TypedDict, total=False):
+    """How teachers are heard, by an `odist.Codistiller` and an `odist.Distiller` alike; each may be left out.
+
+    burn_in: steps before they are heard (0); ramp: steps over which their weight then rises (0)
+    weight: of their loss (1.0)
+    predicts: "classes" (softmax over the last dimension, for tokens too), "binary" (a logit each: clicks, several labels)
+        or "values" (regression, by squared distance)
+    loss, average, temperature: as the keys below `algorithm`, see `odist train --help` ("cross_entropy",
+        "probabilities", 1.0)
+    teacher_precision: of their products: "auto", as the model comes, "fp32", "bf16" or "int8"
+    forward: model, *inputs -> predictions; None calls the model with the inputs, or by name with one mapping
+    """
+
+    burn_in: int
+    ramp: int
+    weight: float
+    predicts: str
+    loss: str
+    average: str
+    temperature: float
+    teacher_precision: str
+    forward: OwnForward | None
+
+
+DEFAULTS: TeachingOptions = {
+    "burn_in": 0,
+    "ramp": 0,
+    "weight": 1.0,
+    "predicts": "classes",
+    "loss": "cross_entropy",
+    "average": "probabilities",
+    "temperature": 1.0,
+    "teacher_precision": "auto",
+    "forward": None,
+}
+
+
 class Taught:
     """A teacher in a training loop of one's own.
 
-    teacher: where soft targets come from; predicts, weight, loss, temperature, average: see `Codistiller`
+    teacher: where soft targets come from; options: how it is heard, as `checked` gives them
     steps: completed so far
     """
 
-    def __init__(
-        self, teacher: Teacher, *, predicts: str, weight: float, loss: str, temperature: float, average: str
-    ) -> None:
+    def __init__(self, teacher: Teacher, options: TeachingOptions) -> None:
         self.teacher = teacher
-        self.predicts = predicts
-        self.options = LossOptions(distill_weight=weight, distill_loss=loss, average=average, temperature=temperature)
+        self.predicts = options["predicts"]
+        self.options = LossOptions(
+            distill_weight=options["weight"],
+            distill_loss=options["loss"],
+            average=options["average"],
+            temperature=options["temperature"],
+        )
         self.steps = 0
 
     def loss(
@@ -93,25 +133,44 @@ class Taught:
         return self  # a copy of a model that holds it has the same teacher
 
 
-def check_options(*, predicts: str, weight: float, loss: str, temperature: float, average: str) -> None:
-    """Raise UserError for options that no teacher can have."""
-    for name, given, choices in (
-        ("predicts", predicts, PREDICTIONS),
-        ("loss", loss, LOSSES),
-        ("average", average, AVERAGES),
+def checked(given: TeachingOptions, *models: nn.Module) -> TeachingOptions:
+    """What was given, and the defaults of the rest.
+
+    models: that teach, or are like those that will
+    Raises UserError for options that no teacher can have, and TypeError for a name that is none.
+    """
+    unknown = next((name for name in given if name not in DEFAULTS), None)
+    if unknown is not None:
+        raise TypeError(f"unexpected keyword argument {unknown!r}: choose {', '.join(map(repr, DEFAULTS))}.")
+    options: TeachingOptions = {**DEFAULTS, **given}
+    for name, value, choices in (
+        ("predicts", options["predicts"], PREDICTIONS),
+        ("loss", options["loss"], LOSSES),
+        ("average", options["average"], AVERAGES),
+        ("teacher_precision", options["teacher_precision"], PRECISIONS),
     ):
-        if given not in choices:
-            raise UserError(f"{name}={given!r}: choose {', '.join(map(repr, choices))}.")
+        if value not in choices:
+            raise UserError(f"{name}={value!r}: choose {', '.join(map(repr, choices))}.")
+    weight, temperature = options["weight"], options["temperature"]
     if weight < 0 or temperature <= 0:
         raise UserError(f"weight={weight:g}, temperature={temperature:g}: give 0 or more, and more than 0.")
-    if temperature != 1 and (predicts == "values" or loss in LOGIT_LOSSES):
+    if temperature != 1 and (options["predicts"] == "values" or options["loss"] in LOGIT_LOSSES):
         raise UserError(f"temperature={temperature:g}: losses that compare outputs have none. Give temperature=1.")
+    check_counts(0, burn_in=options["burn_in"], ramp=options["ramp"])
+    for model in models:
+        _check_precision(model, options["teacher_precision"])
+    return options
 
 
-def check_precision(model: nn.Module, precision: str) -> None:
+def check_counts(least: int, **counts: int) -> None:
+    """Raise UserError for what is not a whole number, or below `least`."""
+    for name, number in counts.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < least:
+            raise UserError(f"{name}={number!r}: give a whole number, {least} or more.")
+
+
+def _check_precision(model: nn.Module, precision: str) -> None:
     """Raise UserError for a precision in which a model cannot teach."""
-    if precision not in PRECISIONS:
-        raise UserError(f"teacher_precision={precision!r}: choose {', '.join(map(repr, PRECISIONS))}.")
     if not is_sharded(model):
         precisions.check(unwrapped(model), precision)
 
