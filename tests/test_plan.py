@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_config, odist
 
+from odist.bench.rank import COUNTERS, sent
+from odist.config.options import options_of
+from odist.engine.problem import build_model, build_task, make_clock
 from odist.launch.plan import Network, make_plan, modelled_hours, slowest, step_seconds
+from odist.mesh import Axis, Mesh
+from odist.optim import Optimizer
+from odist.strategies.base import Losses, StrategySetup
+from odist.strategies.parameter_server import ParameterServer
+from odist.strategies.wire import SERVER, WORKER, Link
 
 DENSE = ("model.hidden=[64]", "model.embedding_dim=4", "optim.sparse=false", "train.max_examples=4000")
 
@@ -88,6 +99,60 @@ def test_workers_that_agree_rarely_send_and_wait_less() -> None:
     assert step_seconds(rare, network, workers=64) < step_seconds(sync, network, workers=64) - 0.1
     half = make_plan(make_config("algorithm=post_local", *words))
     assert half.agreements == pytest.approx(0.5 + 0.5 * rare.agreements, rel=0.05)
+
+
+@pytest.mark.parametrize("words", [("optim.sparse=false",), ("train.batch=75",)])
+def test_a_server_and_its_workers_send_what_was_planned(words: tuple[str, ...], tmp_path: Path) -> None:
+    """Through their real links, here within one process, whose counters the system keeps."""
+    if not COUNTERS.is_file():
+        pytest.skip("this system does not count what a process writes")
+    config = make_config("algorithm=async", "workers=3", "model.hidden=[64]", "model.embedding_dim=16", *words)
+    plan = make_plan(config)  # first, since it sets torch up
+    task = build_task(config)
+    clock, batches = make_clock(config, task), 12
+    order = task.evaluation_order("validation", rows=None, batch_size=config.train.batch)
+
+    def end(**options: object) -> tuple[Any, Any]:
+        model = build_model(config, task, group=0)
+        mesh = Mesh(Axis(0, 1), workers=3)
+        setup = StrategySetup(mesh, clock, batch=config.train.batch, **options)  # type: ignore[arg-type]
+        strategy = ParameterServer.of(options_of(config, "strategies"), setup)
+        strategy.prepare(model, Optimizer(model, config.optim, clock=clock))
+        return strategy, model
+
+    def work(worker: int) -> None:
+        link = Link(tmp_path / str(worker), rank=WORKER, seconds=60)
+        strategy, model = end(link=link)
+        for number in range(batches):
+            strategy.pull()
+            batch = task.batch(order.ids(number), "validation")  # twelve whole ones
+            with strategy.worker(worker):
+                logits, _ = task.forward(model, batch, None)
+                task.loss(logits, batch, None).total.backward()
+            strategy.push(Losses(torch.zeros(()), torch.zeros(())), carry=None)
+        strategy.pull()
+
+    def serve(worker: int) -> None:
+        link = Link(tmp_path / str(worker), rank=SERVER, seconds=60)
+        try:
+            server.serve(worker, link, incarnation=0, pid=0)
+        except RuntimeError:
+            pass  # who has done its batches leaves
+        except BaseException as error:
+            server.fail(error)
+
+    server, _ = end()
+    before = sent()
+    threads = [threading.Thread(target=target, args=(worker,)) for target in (work, serve) for worker in range(3)]
+    for thread in threads:
+        thread.start()
+    server.step(batches - 1)
+    for thread in threads:
+        thread.join()
+    assert plan.served == 3 * (plan.traffic.all_reduce + plan.traffic.tables)
+    assert (plan.row_bytes > 0) == ("optim.sparse=false" not in words)
+    planned = batches * plan.served + 3 * plan.snapshot_bytes  # each has pulled once more
+    assert sent() - before == pytest.approx(planned, rel=0.02)
 
 
 @pytest.mark.slow

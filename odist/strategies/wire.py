@@ -1,6 +1,6 @@
 """What a parameter server and one worker tell each other: tensors as bytes between the two ranks of a gloo group.
 
-Bits travel unchanged: sparse gradients as their rows, in the order in which backward gave them.
+Bits travel unchanged: sparse gradients as their rows, each once.
 """
 
 from __future__ import annotations
@@ -102,8 +102,9 @@ def send_gradients(link: Link, gradients: Sequence[Tensor | None]) -> None:
         if gradient is None:
             kinds.append(ABSENT)
         elif gradient.is_sparse:
-            kinds.append(gradient._nnz())
-            pieces += [gradient._indices(), gradient._values()]
+            rows = gradient.coalesce()  # as every sum and every update begins
+            kinds.append(rows._nnz())
+            pieces += [rows.indices(), rows.values()]
         else:
             kinds.append(DENSE)
             pieces.append(gradient)
@@ -129,7 +130,7 @@ def receive_gradients(link: Link, parameters: Sequence[Tensor]) -> list[Tensor |
         elif kind == DENSE:
             found.append(next(pieces))
         else:
-            found.append(torch.sparse_coo_tensor(next(pieces), next(pieces), parameter.shape))
+            found.append(torch.sparse_coo_tensor(next(pieces), next(pieces), parameter.shape, is_coalesced=True))
     return found
 
 
