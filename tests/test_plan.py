@@ -101,6 +101,17 @@ def test_workers_that_agree_rarely_send_and_wait_less() -> None:
     assert half.agreements == pytest.approx(0.5 + 0.5 * rare.agreements, rel=0.05)
 
 
+def test_asynchronous_workers_wait_for_nobody_until_the_server_sends_all_the_time() -> None:
+    sync, served = (make_plan(make_config(f"algorithm={name}", "workers=8", *DENSE)) for name in ("sync", "async"))
+    fast = Network(seconds=1.0, straggling=0.2, bandwidth=1e9, latency=0.001)
+    few, many = (step_seconds(served, fast, workers=workers) for workers in (2, 256))
+    assert few == many == pytest.approx(1 + 0.002, rel=1e-3)
+    assert step_seconds(sync, fast, workers=256) > 1.5 * many
+    slow = Network(seconds=1.0, straggling=0.2, bandwidth=served.pulled, latency=0.001)  # the weights once a second
+    assert step_seconds(served, slow, workers=256) == pytest.approx(256)
+    assert step_seconds(served, slow, workers=2) == pytest.approx(1 + 2, rel=0.01)  # weights and a gradient
+
+
 @pytest.mark.parametrize("words", [("optim.sparse=false",), ("train.batch=75",)])
 def test_a_server_and_its_workers_send_what_was_planned(words: tuple[str, ...], tmp_path: Path) -> None:
     """Through their real links, here within one process, whose counters the system keeps."""

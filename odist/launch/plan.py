@@ -1,7 +1,7 @@
 """What a configuration costs before a cluster is booked: bytes, operations and memory by arithmetic, hours by a model of a step.
 
 The bytes are those of odist's own sums and snapshots. The hours are modelled: a step lasts as long as its slowest worker, and
-then as long as the network needs, which nothing overlaps.
+then as long as the network needs, which nothing overlaps; asynchronous workers wait for nobody, unless the server's network is busy.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Plan:
         would send over each of its links; any longer one sends less between groups
     interval_like_predictions: interval at which they are as many bytes as the peers' predictions at every step
     live: whether predictions are exchanged instead of snapshots
-    served: bytes that a group's server sends and receives in a step, of all workers; 0 without one
+    pulled: bytes that a server sends to a worker in a step; served: what it sends to all workers and receives; 0 without one
     """
 
     parameters: int
@@ -83,6 +83,7 @@ class Plan:
     agreements: float
     agreement_bytes: float
     live: bool
+    pulled: float = 0.0
     served: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,6 +178,7 @@ def plan_of(config: Config, *, task: Task, clock: Clock, model: Any, processes: 
         agreements=synchronous + averages,
         agreement_bytes=synchronous * dense + averages * whole,
         live=live,
+        pulled=whole if served else 0.0,
         served=config.workers * (traffic.all_reduce + traffic.tables) if served else 0.0,
     )
 
@@ -252,9 +254,13 @@ def slowest(workers: int, *, straggling: float) -> float:
 def step_seconds(plan: Plan, network: Network, *, workers: int) -> float:
     """Modelled seconds of a step of one group of `workers`: its slowest worker, then a ring of what they add up.
 
-    Workers that agree only every few steps wait for the slowest of as many steps together, whose sum deviates less.
+    Workers that agree only every few steps wait for the slowest of as many steps together, whose sum deviates less. Those of a server
+    take as long as one on average, or as the server needs to send all of them its weights, which is more than they send.
     """
     teachers = 1 + plan.teacher_flops / plan.flops
+    if plan.served:
+        own = (plan.traffic.all_reduce + plan.traffic.tables) / network.bandwidth + 2 * network.latency
+        return max(network.seconds * teachers + own, workers * plan.pulled / network.bandwidth)
     straggling = network.straggling * math.sqrt(plan.agreements)
     compute = network.seconds * teachers * slowest(workers, straggling=straggling)
     rounds = 2 * (workers - 1)
