@@ -30,6 +30,7 @@ FILE = "tuning.json"
 FEWEST_SEEDS = 5  # below it the page says so
 FEWEST_SEEDS_WITH_ERROR = 3
 ONE_VARIANT = "all"  # the key of a recipe without variants
+AVERAGE_EVERY = "algorithm.average_every"  # of strategies that average weights; for all-reduce no setting
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def settings(config: Mapping[str, Any], tuning: Tuning) -> dict[str, Any]:
     """
     left_out = {tuning.key, "seed", "data.path", "algorithm.teachers", "train.init_from"}
     if config["algorithm"].get("strategy") == "allreduce":
-        left_out.add("algorithm.average_every")  # of the strategies that average weights
+        left_out.add(AVERAGE_EVERY)
     left_out |= {line.split("=", 1)[0].lstrip("+") for line in tuning.overrides}
     kept = {}
     for key, value in flatten(config):
@@ -229,8 +230,9 @@ def tuning_notes(
 
 
 def _differing(own: Mapping[str, Any], entry: TunedSystem) -> list[str]:
-    """Keys with which the run differs from the trials, among those that both have."""
-    return [key for key, value in entry.settings.items() if key in own and own[key] != value]
+    """Keys with which the run differs from the trials. A key that the trials are too old to have does not count."""
+    theirs = {key: value for key, value in entry.settings.items() if key != AVERAGE_EVERY or key in own}
+    return [key for key, value in theirs.items() if own.get(key) != value]
 
 
 def tuning_parts(recipe: Recipe, tuning: TuningFile | None, *, scale: str) -> list[str]:
