@@ -6,6 +6,7 @@ Real processes on gloo that find each other through a file, forked from a server
 from __future__ import annotations
 
 import multiprocessing
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -34,10 +35,10 @@ from odist.tasks.base import Batch
 WORKERS = 8
 
 
-def entry(function: Callable[[Mesh], Any], folder: Path, replica: int, processes: int) -> None:
+def entry(function: Callable[[Mesh], Any], folder: Path, rendezvous: str, replica: int, processes: int) -> None:
     torch.set_num_threads(1)
     torch.sparse.check_sparse_tensor_invariants.enable()
-    store = dist.FileStore(str(folder / f"rendezvous-{processes}"), processes)  # type: ignore[attr-defined]
+    store = dist.FileStore(rendezvous, processes)  # type: ignore[attr-defined]
     limit = timedelta(seconds=60)
     dist.init_process_group("gloo", store=store, rank=replica, world_size=processes, timeout=limit)
     result = function(Mesh(replica=Axis(replica, processes), workers=WORKERS))
@@ -49,7 +50,9 @@ def together(function: Callable[[Mesh], Any], folder: Path, *, processes: int) -
     """What `function` returns in each of some processes of one group."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "odist.strategies.allreduce", "pytest"])  # what takes long
-    started = [context.Process(target=entry, args=(function, folder, i, processes)) for i in range(processes)]
+    rendezvous = str(folder / f"rendezvous-{uuid.uuid4()}")  # its own: what an earlier group has left would be believed
+    arguments = [(function, folder, rendezvous, replica, processes) for replica in range(processes)]
+    started = [context.Process(target=entry, args=own) for own in arguments]
     for process in started:
         process.start()
     for process in started:

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -132,12 +133,10 @@ def test_tensorboard_shows_every_row_on_both_axes(place: str, follow: Callable[.
     assert begun.hparams["algorithm.name"].string_value == "codistill"
 
 
-def test_wandb_offline_records_every_row(follow: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+def wandb_records(file: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of an offline run, and its settings."""
     from wandb.proto import wandb_internal_pb2
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    run = follow("wandb")
-    [file] = (run.path / "wandb").glob("offline-run-*/*.wandb")
     rows: list[dict[str, Any]] = []
     settings: dict[str, Any] = {}
     for content in leveldb_records(file.read_bytes()):
@@ -146,6 +145,18 @@ def test_wandb_offline_records_every_row(follow: Callable[..., Run], monkeypatch
             rows.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item})
         if record.HasField("run"):
             settings |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+    return rows, settings
+
+
+def test_wandb_offline_records_every_row(follow: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = follow("wandb")
+    [file] = (run.path / "wandb").glob("offline-run-*/*.wandb")
+    until = time.monotonic() + 60
+    rows, settings = wandb_records(file)
+    while len(rows) < len(expected(run)["train/examples", 0]) and time.monotonic() < until:
+        time.sleep(0.5)  # its process may still be writing
+        rows, settings = wandb_records(file)
     seen: dict[tuple[str, int], dict[int, float]] = {}
     for row in rows:
         for name, value in row.items():
