@@ -16,7 +16,7 @@ from conftest import odist
 from PIL import Image
 
 from odist.deploy import raw_clicks, raw_text
-from odist.measure import prediction_files
+from odist.measure import prediction_writer
 from odist.prepare.criteo.options import CriteoOptions
 from odist.run.folder import FITTED, Run
 
@@ -43,7 +43,7 @@ def in_small_pieces(patch: pytest.MonkeyPatch, *arguments: str | Path, cwd: Path
     """What `odist predict ... --output` writes where it reads, keeps and writes a few rows at once."""
     patch.setattr(raw_clicks, "CriteoOptions", partial(CriteoOptions, block_bytes=4096))
     patch.setattr(raw_text, "WRITTEN", 7)
-    patch.setattr(prediction_files, "ROWS_AT_ONCE", 32)
+    patch.setattr(prediction_writer, "ROWS_AT_ONCE", 32)
     typed("predict", *arguments, "--output", "pieces.parquet", cwd=cwd)
     assert pyarrow.parquet.ParquetFile(cwd / "pieces.parquet").num_row_groups > 1
     return pd.read_parquet(cwd / "pieces.parquet")

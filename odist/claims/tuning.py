@@ -30,7 +30,7 @@ FILE = "tuning.json"
 FEWEST_SEEDS = 5  # below it the page says so
 FEWEST_SEEDS_WITH_ERROR = 3
 ONE_VARIANT = "all"  # the key of a recipe without variants
-AVERAGE_EVERY = "algorithm.average_every"  # of strategies that average weights; for all-reduce no setting
+AVERAGE_EVERY = "algorithm.average_every"  # of strategies that average weights: all-reduce does not read it
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,6 @@ def settings(config: Mapping[str, Any], tuning: Tuning) -> dict[str, Any]:
     Left out are the tuned key, what tuning overrides, the seed, places, and what decides nothing.
     """
     left_out = {tuning.key, "seed", "data.path", "algorithm.teachers", "train.init_from"}
-    if config["algorithm"].get("strategy") == "allreduce":
-        left_out.add(AVERAGE_EVERY)
     left_out |= {line.split("=", 1)[0].lstrip("+") for line in tuning.overrides}
     kept = {}
     for key, value in flatten(config):
@@ -231,8 +229,9 @@ def tuning_notes(
 
 def _differing(own: Mapping[str, Any], entry: TunedSystem) -> list[str]:
     """Keys with which the run differs from the trials. A key that the trials are too old to have does not count."""
-    theirs = {key: value for key, value in entry.settings.items() if key != AVERAGE_EVERY or key in own}
-    return [key for key, value in theirs.items() if own.get(key) != value]
+    differing = [key for key, value in entry.settings.items() if own.get(key) != value]
+    averages = own.get("algorithm.strategy") != "allreduce"
+    return [key for key in differing if averages or key != AVERAGE_EVERY]
 
 
 def tuning_parts(recipe: Recipe, tuning: TuningFile | None, *, scale: str) -> list[str]:

@@ -34,7 +34,7 @@ def evaluate(
         raise UserError(f"--data {data}: no such folder. `odist prepare` makes one.")
     files = output_files(runs, output)
     from odist.engine import evaluation
-    from odist.measure.prediction_files import make_writable
+    from odist.measure.prediction_writer import make_writable
 
     for file in files:
         if file is not None:

@@ -6,7 +6,8 @@ Every key that a user may set is a field here, one line each: default, meaning, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from odist.config.key import BELOW_ONE, MISSING, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, key
@@ -114,6 +115,10 @@ class DataConfig:
         None, "use only so many training rows, from data.first_row on; null: all", bounds=POSITIVE
     )
     holdout: str = key("validation", "what is evaluated", choices=HOLDOUTS)
+
+    def whole(self, path: Path | str) -> DataConfig:
+        """The same, but all rows of another prepared folder."""
+        return replace(self, name="prepared", path=str(path), first_row=0, max_rows=None)
 
 
 COMPILE = "compile the network with torch.compile; its first steps take a minute"

@@ -21,9 +21,10 @@ from odist.engine.devices import available, on_device, require
 from odist.engine.finished import fitted_fingerprint
 from odist.engine.prediction import mean_probabilities
 from odist.engine.problem import build_task, set_up_torch
-from odist.errors import UserError
+from odist.errors import Interrupted, UserError
 from odist.measure.churn import Form
-from odist.measure.prediction_files import ROW, PredictionWriter, make_writable, probability_columns
+from odist.measure.prediction_files import ROW
+from odist.measure.prediction_writer import PredictionWriter, make_writable, probability_columns
 from odist.prepare.job import ShowProgress, Stop
 from odist.run.folder import FITTED, Run
 from odist.tasks.base import Batch, Task
@@ -70,6 +71,11 @@ class Reading:
     progress: ShowProgress
     stop: Stop
 
+    def poll(self) -> None:
+        """Raise Interrupted if the prediction is to stop."""
+        if self.stop():
+            raise Interrupted("stopped; nothing was written.")
+
 
 Reader = Callable[[Reading], Iterator[Examples]]
 
@@ -99,9 +105,7 @@ def predict(
     config = on_device(config, device or (config.launch.device if available(config.launch.device) else "cpu"))
     set_up_torch(config)
     store = _store(run, config, like)
-    config = replace(
-        config, data=replace(config.data, path=str(store), holdout="validation", first_row=0, max_rows=None)
-    )
+    config = replace(config, data=replace(config.data.whole(store), holdout="validation"))
     task = build_task(config)
     if task.fitted_fingerprint != fitted_fingerprint(run, config):
         raise UserError(

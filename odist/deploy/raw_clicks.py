@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from odist.data.rows import RowStore
-from odist.errors import Interrupted, UserError
+from odist.errors import UserError
 from odist.prepare.criteo.fit import NUM_COLUMNS, load_rare
 from odist.prepare.criteo.input import find_row_layout, read_rows
 from odist.prepare.criteo.options import CriteoOptions
@@ -108,6 +108,5 @@ def _rows(reading: Reading) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
                 yield packed, number, above + lines
                 above += parsed.lines
                 reading.progress("read", before + block.done, total, {"rows": count})
-                if reading.stop():
-                    raise Interrupted("stopped; nothing was written.")
+                reading.poll()
         before += source.bytes

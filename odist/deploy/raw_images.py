@@ -12,7 +12,7 @@ import numpy as np
 
 from odist.data.augment import RESIZE
 from odist.data.jpeg import find_decoder
-from odist.errors import Interrupted, UserError
+from odist.errors import UserError
 from odist.prepare.images.convert import BadImage, convert
 from odist.prepare.images.files import WHOLE, ImageFile, find_image_sources, list_files
 from odist.prepare.images.layout import SUFFIXES
@@ -63,8 +63,7 @@ def _images(reading: Reading, task: ImageNetTask) -> Iterator[tuple[str, np.ndar
                 raise UserError(f"{reading.bad.located[0]}. Leave bad images out with --bad-rows skip.") from None
         done += file.size
         reading.progress("read", done, total, {"images": place + 1})
-        if reading.stop():
-            raise Interrupted("stopped; nothing was written.")
+        reading.poll()
 
 
 def _files(reading: Reading) -> Iterator[ImageFile]:

@@ -12,9 +12,8 @@ from torch import nn
 from odist.data.store import read_record
 from odist.engine.prediction import predict_in_turn
 from odist.engine.problem import build_task
-from odist.errors import Interrupted
 from odist.measure.churn import Form
-from odist.measure.prediction_files import probability_columns
+from odist.measure.prediction_writer import probability_columns
 from odist.prepare.table.options import TableOptions
 from odist.prepare.table.prepare import prepare_table
 from odist.tasks.criteo import CriteoTask
@@ -49,5 +48,4 @@ def predicted(reading: Reading, models: Sequence[nn.Module]) -> Iterator[dict[st
                 **({"label": labels} if report.label_rates is not None else {}),
                 **probability_columns(mean, form=Form.binary),
             }
-            if reading.stop():
-                raise Interrupted("stopped; nothing was written.")
+            reading.poll()

@@ -12,7 +12,7 @@ from torch import nn
 
 from odist.engine.prediction import predict_in_turn
 from odist.engine.problem import build_task
-from odist.errors import Interrupted, UserError
+from odist.errors import UserError
 from odist.measure.prediction_files import OF_LABEL
 from odist.prepare.text.options import TextOptions
 from odist.prepare.text.prepare import prepare_text
@@ -62,8 +62,7 @@ def predicted(reading: Reading, models: Sequence[nn.Module]) -> Iterator[dict[st
             probability[place] = mean.reshape(lanes, tokens)
             labels[place] = batch.targets.cpu().numpy()
             position += tokens
-            if reading.stop():
-                raise Interrupted("stopped; nothing was written.")
+            reading.poll()
         lane += lanes
     starts = task.source.store.document_starts("validation")
     for lane, first in itertools.product(range(order.lanes), range(0, order.lane_length, WRITTEN)):

@@ -18,7 +18,8 @@ from odist.engine.prediction import predict_split
 from odist.engine.problem import build_task, set_up_torch
 from odist.errors import UserError
 from odist.measure.churn import form_of
-from odist.measure.prediction_files import data_fingerprint, write_predictions
+from odist.measure.prediction_files import data_fingerprint
+from odist.measure.prediction_writer import write_predictions
 from odist.run.folder import Run
 from odist.run.log import MetricsLog, Silent
 from odist.run.predictions import LAST_WEIGHTS, LAST_WEIGHTS_FILE, Predictions
@@ -46,9 +47,7 @@ def evaluate(
     if data is None:
         task = build_task(config)
     else:
-        task = build_task(
-            replace(config, data=replace(config.data, name="prepared", path=str(data), first_row=0, max_rows=None))
-        )
+        task = build_task(replace(config, data=config.data.whole(data)))
         if task.fitted_fingerprint != fitted_fingerprint(run, config):
             raise UserError(
                 f"--data {data}: was prepared with different vocabularies, classes or normalisation than the run's data. "

@@ -29,9 +29,7 @@ def task_of(run: Run, config: Config) -> Task:
     kept = run.path / FITTED
     if not kept.is_dir():
         return build_task(config)
-    return build_task(
-        replace(config, data=replace(config.data, path=str(kept), holdout="validation", first_row=0, max_rows=None))
-    )
+    return build_task(replace(config, data=replace(config.data.whole(kept), holdout="validation")))
 
 
 def load_teachers(paths: Sequence[str], config: Config, task: Task) -> list[nn.Module]:

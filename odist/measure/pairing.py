@@ -16,15 +16,7 @@ import numpy as np
 from odist.errors import UserError
 from odist.measure.churn import Form
 from odist.measure.keyed_parts import PART_ROWS, PLACE, KeyedParts
-from odist.measure.prediction_files import (
-    FINGERPRINT,
-    ROW,
-    Retrain,
-    find_layout,
-    listed,
-    num_rows,
-    predictions_in,
-)
+from odist.measure.prediction_files import FINGERPRINT, ROW, Retrain, find_layout, listed, num_rows, predictions_in
 from odist.measure.prediction_tables import PredictionTable
 from odist.measure.row_matching import (
     NAMES_ROWS,

@@ -1,4 +1,4 @@
-"""Files of predictions, CSV or Parquet: written by `odist eval --output`, read by `odist churn`.
+"""Files of predictions, CSV or Parquet, as `odist churn` reads them; odist.measure.prediction_writer writes them.
 
 One row a prediction. odist writes `row` (its number in the evaluation), `data_fingerprint` (which rows these are),
 `label` where it is known, a key that the data have, and `prediction` (binary), `prediction_0` to `prediction_K-1` (K classes) or
@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from odist.errors import UserError
-from odist.files import check_writable, replacing
 from odist.measure.churn import Form
 from odist.stores import check_url, open_store
 
@@ -33,7 +31,6 @@ OF_LABEL = "probability_of_label"
 PROBABILITY_COLUMNS = ("prediction", "probability", "p", "score")  # also as prefixes of a column for every class
 TARGET_COLUMNS = ("target", "label")
 LARGEST_NUMBER_OF_NAMES = 8  # columns that a message shows
-ROWS_AT_ONCE = 1 << 16  # that are gathered before they are written
 SUM_TOLERANCE = 0.01  # of the probabilities of all classes: some are stored with two digits or in bfloat16
 
 
@@ -69,141 +66,6 @@ class Retrain:
 def data_fingerprint(split: str, fingerprint: str) -> str:
     """What the column `data_fingerprint` holds: which rows these are, short enough to stand in every row."""
     return f"{split}-{fingerprint[:12]}"
-
-
-def write_predictions(
-    path: Path,
-    probabilities: np.ndarray,
-    *,
-    targets: np.ndarray,
-    form: Form,
-    fingerprint: str,
-    names: Mapping[str, np.ndarray] = MappingProxyType({}),
-    first_row: int = 0,
-) -> None:
-    """Write predictions to a .csv or .parquet file.
-
-    probabilities: [rows] or [rows, classes]; targets: [rows], below 0 where there are none
-    fingerprint: as `data_fingerprint` has it; names: what else names the rows, each [rows], by column
-    first_row: number of the first of them
-    """
-    frame = frame_of(
-        probabilities, targets=targets, form=form, fingerprint=fingerprint, names=names, first_row=first_row
-    )
-    with PredictionWriter(path) as writer:
-        writer.write(frame)
-
-
-class PredictionWriter:
-    """A .csv or .parquet file that is written piece by piece and appears whole, or not at all where its block fails.
-
-    Small pieces are gathered, up to ROWS_AT_ONCE, so that a Parquet file has row groups of a useful size.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._stack = contextlib.ExitStack()
-        self._parquet: Any = None
-        self._begun = False
-        self._held: list[pd.DataFrame] = []
-        self._num_held = 0
-
-    def __enter__(self) -> PredictionWriter:
-        try:
-            self._partial = self._stack.enter_context(replacing(self.path))
-            self._partial.touch()
-        except OSError as error:
-            raise _not_written(self.path, error) from error
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
-            try:
-                if error is None:
-                    self._flush()
-                if self._parquet is not None:
-                    self._parquet.close()
-            except BaseException as failed:
-                self._stack.__exit__(type(failed), failed, failed.__traceback__)
-                raise
-            self._stack.__exit__(kind, error, trace)
-        except OSError as failed:
-            if failed is error:
-                raise
-            raise _not_written(self.path, failed) from failed
-
-    def write(self, columns: pd.DataFrame | Mapping[str, np.ndarray]) -> None:
-        """Add rows. columns: the same at every call, each [n]"""
-        import pandas as pd
-
-        self._held.append(pd.DataFrame(columns))
-        self._num_held += len(self._held[-1])
-        if self._num_held >= ROWS_AT_ONCE:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pandas as pd
-        import pyarrow
-        import pyarrow.parquet
-
-        if not self._held:
-            return
-        frame = self._held[0] if len(self._held) == 1 else pd.concat(self._held, ignore_index=True)
-        self._held, self._num_held = [], 0
-        try:
-            if self.path.suffix == ".csv":
-                frame.to_csv(self._partial, index=False, mode="a", header=not self._begun)
-                self._begun = True
-                return
-            table = pyarrow.Table.from_pandas(frame, preserve_index=False)
-            if self._parquet is None:
-                self._parquet = pyarrow.parquet.ParquetWriter(self._partial, table.schema)
-            self._parquet.write_table(table)
-        except OSError as error:
-            raise _not_written(self.path, error) from error
-
-
-def frame_of(
-    probabilities: np.ndarray,
-    *,
-    targets: np.ndarray,
-    form: Form,
-    fingerprint: str,
-    names: Mapping[str, np.ndarray] = MappingProxyType({}),
-    first_row: int = 0,
-) -> pd.DataFrame:
-    """Predictions as a table with the columns of a file; arguments as of `write_predictions`."""
-    import pandas as pd
-
-    columns: dict[str, Any] = {ROW: first_row + np.arange(len(targets))}
-    columns[FINGERPRINT] = pd.Categorical([fingerprint] * len(targets))
-    columns |= {name: values for name, values in names.items() if name not in columns}
-    if (targets >= 0).all():
-        columns["label"] = targets
-    return pd.DataFrame({**columns, **probability_columns(probabilities, form=form)})
-
-
-def probability_columns(probabilities: np.ndarray, *, form: Form) -> dict[str, np.ndarray]:
-    """Probabilities as the columns of a file, by name."""
-    if form is Form.classes:
-        return {f"prediction_{c}": probabilities[:, c] for c in range(probabilities.shape[1])}
-    return {"prediction" if form is Form.binary else OF_LABEL: probabilities}
-
-
-def make_writable(path: Path) -> None:
-    """Make the folder of `path` and see that a file can be written there, before anything is worked out for it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(path)
-    except OSError as error:
-        raise _not_written(path, error) from error
-    if path.is_dir():
-        raise UserError(f"--output {path}: this is a folder. Name a file in it.")
-
-
-def _not_written(path: Path, error: OSError) -> UserError:
-    reason = f"{path.parent} is not a folder" if isinstance(error, FileExistsError) else error.strerror or error
-    return UserError(f"--output {path}: cannot be written: {reason}.")
 
 
 def read_predictions(path: Path | str, *, column: Sequence[str] = (), target: str | None = None) -> Retrain:
@@ -286,12 +148,18 @@ def read_frame(path: Path | str) -> pd.DataFrame:
     """Read a CSV or Parquet file, or a URL of one. UserError for what is neither."""
     import pandas as pd
 
+    with reading(path), opened(path) as file:
+        return pd.read_parquet(file) if str(path).lower().endswith(PARQUET_SUFFIXES) else pd.read_csv(file)
+
+
+@contextlib.contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Turn what pyarrow and pandas raise for a file that is not sound into UserError."""
+    import pyarrow
+
     try:
-        with opened(path) as file:
-            if str(path).lower().endswith(PARQUET_SUFFIXES):
-                return pd.read_parquet(file)
-            return pd.read_csv(file)
-    except (ValueError, OSError) as error:  # parser errors and pyarrow's are ValueErrors
+        yield
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read as a table of predictions ({error}). Expected CSV with a header, or Parquet."
         ) from error

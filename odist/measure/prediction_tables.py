@@ -11,14 +11,8 @@ import numpy as np
 
 from odist.errors import UserError
 from odist.measure.churn import form_of
-from odist.measure.prediction_files import (
-    PARQUET_SUFFIXES,
-    SUFFIXES,
-    frame_of,
-    is_url,
-    opened,
-    probability_columns,
-)
+from odist.measure.prediction_files import PARQUET_SUFFIXES, SUFFIXES, is_url, opened, reading
+from odist.measure.prediction_writer import frame_of, probability_columns
 from odist.run.folder import Run
 
 if TYPE_CHECKING:
@@ -81,7 +75,7 @@ class ParquetTable:
         self.name = str(path)
         self.notes: list[str] = []
         self.path = path
-        with _reading(path), opened(path) as file:
+        with reading(path), opened(path) as file:
             import pyarrow.parquet
 
             metadata = pyarrow.parquet.ParquetFile(file)
@@ -91,7 +85,7 @@ class ParquetTable:
     def pieces(self, columns: Sequence[str], *, rows: int) -> Iterator[pd.DataFrame]:
         import pyarrow.parquet
 
-        with _reading(self.path), opened(self.path) as file:
+        with reading(self.path), opened(self.path) as file:
             table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)  # which would keep the whole file in memory
             for batch in table.iter_batches(batch_size=rows, columns=list(columns), use_threads=False):
                 yield batch.to_pandas(split_blocks=True)
@@ -126,7 +120,7 @@ class CsvTable:
     def _read(self, rows: int, **options: Any) -> Iterator[pd.DataFrame]:
         import pandas as pd
 
-        with _reading(self.path), opened(self.path) as file:
+        with reading(self.path), opened(self.path) as file:
             yield from pd.read_csv(file, chunksize=rows, **options)
 
 
@@ -138,24 +132,6 @@ def _common_type(first: Any, second: Any) -> Any:
     if kinds <= {"i", "f"} or kinds <= {"u", "f"}:
         return np.result_type(first, second)
     return str
-
-
-class _reading:
-    """Turns what pyarrow and pandas raise for a file that is not sound into UserError."""
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        import pyarrow
-
-        if isinstance(error, pyarrow.ArrowException | OSError | ValueError):
-            raise UserError(
-                f"{self.path}: cannot be read as a table of predictions ({error}). Expected CSV with a header, or Parquet."
-            ) from error
 
 
 def open_table(
