@@ -255,6 +255,11 @@ def test_a_choice_moves_towards_the_baselines_as_far_as_one_standard_error_allow
         ("[0.5, 1.0, 2.0]", "[0.5, 1.0]", "three or more numbers, each twice"),
         ("[0.5, 1.0, 2.0]", "[0.5, 1.0, 1.9]", "three or more numbers, each twice"),
         ("seeds: [101]", "seeds: [1, 101]", "seed 1 is also reported"),
+        (
+            "algorithm=sync, train.batch=100]",
+            "algorithm=distill], teachers: dnn",
+            "wide begins with finished runs of dnn",
+        ),
         ("key: optim.lr", "keys: optim.lr", "tuning: unknown key 'keys'. Did you mean key"),
     ],
 )

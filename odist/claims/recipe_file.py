@@ -66,7 +66,7 @@ def parse_recipe(text: str, *, name: str) -> Recipe:
     _one_of(recipe.scale, recipe.scales, f"{where}, scale")
     _check_requirements(claims, where)
     _check_decision(recipe, f"{where}, decision")
-    _check_tuning_seeds(recipe)
+    _check_tuning(recipe, f"{where}, tuning")
     if recipe.seeds_until is not None:
         _one_of(recipe.seeds_until.claim, [claim.id for claim in claims], f"{where}, seeds_until, claim")
         if recipe.churn_against or any(system.built_on for system in recipe.systems.values()):
@@ -193,13 +193,20 @@ def _check_requirements(claims: Sequence[Claim], where: str) -> None:
                 break  # a circle further on, named at one of its own claims
 
 
-def _check_tuning_seeds(recipe: Recipe) -> None:
+def _check_tuning(recipe: Recipe, where: str) -> None:
+    """Raise UserError for a seed that is reported and tuned with, and for a trial that would need another's finished run."""
     if recipe.tuning is None:
         return
     reported = {seed for scale in recipe.scales for name in recipe.variants for seed in recipe.seeds_at(scale, name)}
     own = {seed for layer in recipe.variants.values() for seed in layer.tuning_seeds or ()}
     if both := sorted(reported & ({*recipe.tuning.seeds} | own)):
-        raise UserError(f"recipe {recipe.name}, tuning: seed {both[0]} is also reported. Choose seeds that are not.")
+        raise UserError(f"{where}: seed {both[0]} is also reported. Choose seeds that are not.")
+    for name, system in recipe.systems.items():
+        if system.built_on and system.tuned_with is None:
+            raise UserError(
+                f"{where}: {name} begins with finished runs of {system.built_on[0]}, which trials have not. Name the system "
+                "whose setting it uses: `tuned_with`."
+            )
 
 
 def _one_of(value: Any, choices: Any, where: str) -> None:
