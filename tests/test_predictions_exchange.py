@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import CONF, make_config, odist, weight_hashes
 
+from odist.claims.planned import planned_runs
 from odist.claims.recipe_file import load_recipe
 from odist.errors import Interrupted
 from odist.exchange.base import Shown
@@ -178,9 +179,9 @@ def test_what_cannot_work_is_said(tmp_path: Path, words: tuple[str, ...], said: 
 def test_the_recipes_can_be_run(name: str) -> None:
     recipe = load_recipe(CONF.parent / "recipes" / f"{name}.yaml")
     assert sum(claim.primary for claim in recipe.claims) in (1, 2)
-    at_small, _ = recipe.plan("small", variables={"data_path": "data"})
+    at_small, _ = planned_runs(recipe, "small", variables={"data_path": "data"})
     assert {run.seed for run in at_small} == {1, 2, 3, 4, 5}
-    at_smoke, _ = recipe.plan("smoke", variables={})
+    at_smoke, _ = planned_runs(recipe, "smoke", variables={})
     for run in at_smoke:
         if run.seed == 1:
             validate(make_config(*run.overrides))
@@ -190,7 +191,7 @@ def test_the_recipes_can_be_run(name: str) -> None:
 @pytest.mark.parametrize("name", ["predictions_exchange", "teacher_precision", "teacher_precision_lm"])
 def test_every_system_of_the_recipes_trains(train: Callable[..., Run], name: str) -> None:
     recipe = load_recipe(CONF.parent / "recipes" / f"{name}.yaml")
-    runs, _ = recipe.plan("smoke", variables={})
+    runs, _ = planned_runs(recipe, "smoke", variables={})
     first = [run for run in runs if run.seed == 1]
     hashes = {run.system: tuple(weight_hashes(train(*run.overrides, name=run.system))) for run in first}
     assert len(set(hashes.values())) == len(recipe.systems)

@@ -19,7 +19,7 @@ import odist
 from odist.claims.claim import Claim
 from odist.claims.collect import records_of
 from odist.claims.page import build_report
-from odist.claims.recipe import PlannedRun
+from odist.claims.planned import PlannedRun, planned_runs
 from odist.claims.recipe_file import load_recipe, parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
 from odist.claims.references import Against, Difference, FittedReference, read_reference
@@ -326,20 +326,20 @@ def test_a_single_run_has_a_mean_but_no_interval_or_churn() -> None:
 
 def test_the_plan_lets_the_later_override_win_and_knows_scales_and_variants() -> None:
     recipe = parse_recipe(RECIPE, name="two")
-    small, _ = recipe.plan("small", variables={})
+    small, _ = planned_runs(recipe, "small", variables={})
     assert len(small) == 8
     assert set(small[0].overrides) == {"scale=small", "task=criteo", "train.batch=8", "algorithm=sync"}
     assert set(small[-1].overrides) == {"scale=small", "task=criteo", "train.batch=16", "algorithm=codistill"}
-    smoke, _ = recipe.plan("smoke", variables={})
+    smoke, _ = planned_runs(recipe, "smoke", variables={})
     assert [run.name for run in smoke] == ["plain-s1", "plain-s2", "steady-s1", "steady-s2"]
     assert "train.batch=2" in smoke[0].overrides
     with pytest.raises(UserError, match=r"no scale 'paper'. Choose among: small, smoke"):
-        recipe.plan("paper", variables={})
+        planned_runs(recipe, "paper", variables={})
     text = RECIPE + "variants: {made: {}, real: {needs: data_path, overrides: ['data.path=${data_path}']}}\n"
-    runs, left_out = parse_recipe(text, name="two").plan("smoke", variables={})
+    runs, left_out = planned_runs(parse_recipe(text, name="two"), "smoke", variables={})
     assert left_out == {"real": "data_path"}
     assert {run.variant for run in runs} == {"made"}
-    runs, left_out = parse_recipe(text, name="two").plan("smoke", variables={"data_path": "store"})
+    runs, left_out = planned_runs(parse_recipe(text, name="two"), "smoke", variables={"data_path": "store"})
     assert left_out == {}
     assert "data.path=store" in runs[-1].overrides
     assert runs[-1].name == "real-steady-s2"
@@ -349,7 +349,7 @@ def test_the_plan_lets_the_later_override_win_and_knows_scales_and_variants() ->
 def test_every_recipe_of_the_project_is_sound_and_plans_every_scale(name: str) -> None:
     recipe = load_recipe(name)
     for scale in recipe.scales:
-        runs, left_out = recipe.plan(scale, variables={"data_path": "store"})
+        runs, left_out = planned_runs(recipe, scale, variables={"data_path": "store"})
         assert runs
         assert not left_out
         assert len({run.name for run in runs}) == len(runs)

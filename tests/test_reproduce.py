@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import odist
+from odist.claims.planned import planned_runs
 from odist.claims.recipe_file import load_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines
 from odist.claims.reproduce import ReproduceResult, reproduce
@@ -218,7 +219,7 @@ def test_make_demo_writes_where_git_ignores_it() -> None:
 
 def test_the_demo_compares_at_equal_rows_and_one_rate() -> None:
     recipe = load_recipe("demo")
-    plan, _ = recipe.plan("small", variables={})
+    plan, _ = planned_runs(recipe, "small", variables={})
     equal = {run.system: run.overrides for run in plan if "data.partition=disjoint" not in run.overrides}
     assert list(equal) == ["dnn", "ensemble", "codistill"]
     assert (

@@ -15,6 +15,7 @@ from odist.claims.claim import Claim
 from odist.claims.collect import records_of
 from odist.claims.figure import paper_points
 from odist.claims.page import build_report
+from odist.claims.planned import planned_runs
 from odist.claims.recipe import Recipe
 from odist.claims.recipe_file import load_recipe, paper_file, parse_recipe
 from odist.claims.record import RUNS_FILE, Record, read_lines, update_lines
@@ -381,7 +382,7 @@ def test_a_system_tuned_with_another_has_no_trials_and_uses_its_value(tmp_path: 
 def test_a_variant_is_run_at_its_scales_only() -> None:
     text = RECIPE.replace("scales: {smoke: {}}", "scales: {smoke: {}, small: {}}")
     text += 'variants: {"": {}, quick: {scales: [smoke], overrides: [data=synthetic]}}\n'
-    plans = {scale: parse_recipe(text, name="t").plan(scale, variables={})[0] for scale in ("smoke", "small")}
+    plans = {scale: planned_runs(parse_recipe(text, name="t"), scale, variables={})[0] for scale in ("smoke", "small")}
     assert {run.variant for run in plans["smoke"]} == {"", "quick"}
     assert {run.variant for run in plans["small"]} == {""}
 
@@ -424,7 +425,7 @@ def test_a_recipe_of_images_reports_accuracies_churn_and_the_papers_points(
     train: Callable[..., Run], tmp_path: Path
 ) -> None:
     recipe = parse_recipe(IMAGES, name="images")
-    plan, _ = recipe.plan("smoke", variables={})
+    plan, _ = planned_runs(recipe, "smoke", variables={})
     runs = [train(*run.overrides, f"seed={run.seed}", name=run.name) for run in plan]
     folder = tmp_path / "images"
     update_lines(folder / RUNS_FILE, Record, write=records_of("images", plan, runs=runs))

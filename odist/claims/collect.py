@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from odist.claims.churn_of_models import Predicting, churn_against, churn_of_models
-from odist.claims.recipe import PlannedRun, System, next_seed
+from odist.claims.planned import PlannedRun, next_seed
+from odist.claims.recipe import System
 from odist.claims.record import Record, Trial
 from odist.config.identity import flatten
 from odist.errors import UserError

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from odist.claims.recipe import PlannedRun
+from odist.claims.planned import PlannedRun
 from odist.errors import Diverged, Interrupted, OdistError
 from odist.run.folder import Run
 from odist.run.progress import Bars, duration

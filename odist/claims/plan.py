@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from odist.claims.jobs import Echo
-from odist.claims.recipe import PlannedRun, Recipe
+from odist.claims.planned import PlannedRun, planned_runs
+from odist.claims.recipe import Recipe
 from odist.claims.recipe_file import load_recipe
 from odist.errors import UserError
 
@@ -51,5 +52,5 @@ def plan_runs(
     if data_path is not None and not data_path.is_dir():
         raise UserError(f"{data_path}: no such folder of prepared data. `odist prepare` makes one.")
     variables = {} if data_path is None else {"data_path": str(data_path.resolve())}
-    runs, left_out = recipe.plan(scale, variables=variables, only=variants)
+    runs, left_out = planned_runs(recipe, scale, variables=variables, only=variants)
     return Plan(recipe, scale, runs, left_out)

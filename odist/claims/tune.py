@@ -17,7 +17,8 @@ from pathlib import Path
 from odist.claims.collect import trial_of
 from odist.claims.jobs import Echo, train_all, train_command
 from odist.claims.plan import plan_runs
-from odist.claims.recipe import PlannedRun, Recipe, Tuning
+from odist.claims.planned import PlannedRun
+from odist.claims.recipe import Recipe, Tuning
 from odist.claims.record import TRIALS_FILE, Trial, read_lines, update_lines
 from odist.claims.tuning import (
     FILE,

@@ -122,6 +122,15 @@ def chosen_values(recipe: Recipe, tuning: TuningFile | None, *, scale: str) -> d
     return chosen
 
 
+def find_tuning(recipe: Recipe, *, output: Path) -> Path | None:
+    """The file of what was tuned: in `output`, else in ./reports, else beside the package; None if nowhere."""
+    if recipe.tuning is None:
+        return None
+    folders = (output, Path("reports"), Path(__file__).resolve().parent.parent.parent / "reports")
+    files = [folder / recipe.home / FILE for folder in folders]
+    return next((file for file in files if file.is_file()), None)
+
+
 def settings(config: Mapping[str, Any], tuning: Tuning) -> dict[str, Any]:
     """What a trial and a reported run of one system have to share, by dotted key.
 
