@@ -8,17 +8,13 @@ paper's reality: whatever is newest is taken, and a slow or dead peer costs noth
 
 from __future__ import annotations
 
-import concurrent.futures
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from odist.errors import Interrupted, LostWorkers
-from odist.exchange.background import Background
 from odist.exchange.base import Exchange, Schedule, Snapshot
 from odist.exchange.predictions import PredictionExchange
 from odist.exchange.topology import Topology
@@ -30,6 +26,7 @@ from odist.teachers.base import Batches, Panel, TeacherSetup, rising
 from odist.teachers.kept import Kept
 from odist.teachers.live import LivePeers
 from odist.teachers.precision import check
+from odist.teachers.taking import Taking, as_dict
 from odist.wrapping import full_state, load_full_state
 
 # Freshest: reloads without anything new from a peer, and seconds, after which the log names it.
@@ -115,14 +112,12 @@ class Peers:
             precision=precision,
             kept=kept,
         )
-        self.mesh = mesh
-        self.lockstep, self.timeout = schedule.lockstep, schedule.timeout
-        self.stop = stop
+        self.taking = Taking(exchange, group=group, schedule=schedule, mesh=mesh, stop=stop)
+        self.lockstep = schedule.lockstep
         self.swaps: list[tuple[int, int, int, int, str]] = []  # since the last row of the log
         self.num_swaps = 0  # in the whole run
         self.heard = False  # whether a teacher was ever listened to
         self.ignored = 0  # predictions of a peer that were no finite numbers, or of another shape
-        self.waited = 0.0  # seconds, for snapshots and for readers, since the last row of the log
         self.lookahead = lookahead
         self.student = student
         self.build_peer, self.relative_cost = build_peer, relative_cost
@@ -163,7 +158,7 @@ class Peers:
         """
         self._now = step
         if self.lockstep and step >= self.num_steps:
-            self._same_everywhere(self._wait_for_readers)
+            self.taking.wait_for_readers()
         if step % self.interval or step + self.interval <= self.burn_in or step >= self.num_steps:
             return
         wanted = step - self.lag * self.interval
@@ -172,13 +167,8 @@ class Peers:
         for peer in self.snapshots:
             self._unchanged[peer] = self._unchanged.get(peer, 0) + 1
         peers = self.peers(step)
-        taken = self._same_everywhere(
-            lambda: self._agreed(wanted, peers=peers) if self.lockstep else self._freshest(peers)
-        )
-        for snapshot in taken:
-            self._use(snapshot, step=step)
-            self.num_swaps += 1
-            self.swaps.append((step, snapshot.group, snapshot.incarnation, snapshot.step, snapshot.sha256))
+        taken = self.taking.take(wanted, peers=peers, held=self.snapshots)
+        self._use_all(taken, step=step)
         if any(peer in self.snapshots for peer in peers):  # else old teachers are better than none
             for peer in [peer for peer in self.snapshots if peer not in peers]:
                 self._drop(peer, step=step)
@@ -188,92 +178,11 @@ class Peers:
         """Let the exchange look for those that are due at the reload after `step`."""
         self.exchange.follow(self.peers((step // self.interval + 1) * self.interval))
 
-    def _same_everywhere(self, look: Callable[[], list[Snapshot]]) -> list[Snapshot]:
-        """The snapshots to take; one process of the group looks and waits, and hands them to the others.
-
-        So all processes leave the wait alike and use the same weights, whatever the store shows to each.
-        """
-        found: list[Snapshot] = []
-        outcome, text = 0, ""
-        if self.mesh.is_writer:
-            try:
-                found = look()
-            except (Interrupted, LostWorkers) as error:
-                outcome, text = error.exit_code, str(error)
-        outcome, text, taken = self.mesh.state_from_writer((outcome, text, [as_dict(snapshot) for snapshot in found]))
-        if outcome:
-            raise (Interrupted if outcome == Interrupted.exit_code else LostWorkers)(text)
-        return [Snapshot(**one) for one in taken]
-
-    def _agreed(self, step: int, *, peers: Sequence[int]) -> list[Snapshot]:
-        """Each of these peers' snapshot of `step`, waited for.
-
-        It is taken as it was agreed, even with numbers that are not finite: that peer has diverged, and so has this run.
-        """
-        found: dict[int, Snapshot] = {}
-
-        def look() -> bool:
-            self.exchange.flush()  # a peer that cannot read this group's weights does not come to `step`
-            for peer in peers:
-                snapshot = None if peer in found else self.exchange.fetch(peer, step=step)
-                if snapshot is not None:
-                    found[peer] = snapshot
-            return len(found) == len(peers)
-
-        def missing() -> str:
-            return f"group {next(peer for peer in peers if peer not in found)}"
-
-        self._wait(look, lambda: f"{missing()} has not published its weights of step {step}")
-        return [found[peer] for peer in peers]
-
-    def _wait_for_readers(self) -> list[Snapshot]:
-        self._wait(self.exchange.flush, lambda: f"the weights of group {self.group} cannot be written for its peers")
-        return []
-
-    def _wait(self, look: Callable[[], bool], problem: Callable[[], str]) -> None:
-        """Return when `look` says yes, asked again and again in a thread of its own, which a store may hold for ever.
-
-        Interrupted as soon as `stop` says so, LostWorkers after `timeout` seconds; `problem` says what was waited for.
-        """
-        over = threading.Event()
-
-        def ask() -> None:
-            pause = 0.001
-            while not over.is_set() and not look():
-                over.wait(pause)
-                pause = min(2 * pause, 0.05)
-
-        if not self.exchange.durable:
-            if not look():
-                raise LostWorkers(f"{problem()}.")
-            return
-        asking, began = Background("exchange"), time.monotonic()
-        deadline = began + self.timeout
-        answer = asking.submit(ask)
-        try:
-            while not concurrent.futures.wait([answer], timeout=0.02).done:
-                if self.stop():
-                    raise Interrupted(f"stopped while it waited: {problem()}.")
-                if time.monotonic() > deadline:
-                    raise LostWorkers(
-                        f"{problem()} within {self.timeout:g} s (exchange.timeout). {self._reason()}"
-                        "The state is saved; the same command continues."
-                    )
-            answer.result()
-        finally:
-            self.waited += time.monotonic() - began
-            over.set()
-            asking.close()
-
-    def _reason(self) -> str:
-        reason = self.exchange.log().get("exchange_reason")
-        return f"The exchange says: {reason}. " if reason else ""
-
-    def _freshest(self, peers: Sequence[int]) -> list[Snapshot]:
-        """Whatever of these peers is newer than what is in use."""
-        held = {peer: self.snapshots[peer].age if peer in self.snapshots else None for peer in peers}
-        found = [self.exchange.fetch(peer, newer_than=held[peer]) for peer in peers]
-        return [snapshot for snapshot in found if snapshot is not None]
+    def _use_all(self, taken: Sequence[Snapshot], *, step: int) -> None:
+        for snapshot in taken:
+            self._use(snapshot, step=step)
+            self.num_swaps += 1
+            self.swaps.append((step, snapshot.group, snapshot.incarnation, snapshot.step, snapshot.sha256))
 
     def _use(self, snapshot: Snapshot, *, step: int) -> None:
         teacher = self.panel.reusable(snapshot.group)
@@ -321,7 +230,7 @@ class Peers:
     def log(self) -> dict[str, Any]:
         """What a row of metrics.jsonl says of the teachers; see odist.run.log."""
         swaps, self.swaps = self.swaps, []
-        waited, self.waited = self.waited, 0.0
+        waited = self.taking.take_seconds()
         stale = [] if self.lockstep else sorted(filter(self._is_stale, self._unchanged))
         found = {
             **({"swaps": swaps} if swaps else {}),
@@ -376,8 +285,3 @@ class Peers:
         self.heard = state.get("heard", bool(self.snapshots))
         self._now = state.get("now", 0)  # nor this
         self._look_ahead(self._now)
-
-
-def as_dict(snapshot: Snapshot) -> dict[str, Any]:
-    """A snapshot's fields, for a checkpoint."""
-    return dict(vars(snapshot))

@@ -19,7 +19,8 @@ from odist.losses import Soft
 from odist.tasks.base import Batch
 from odist.teachers import PopulationOptions
 from odist.teachers.base import TeacherSetup
-from odist.teachers.peers import Peers, as_dict
+from odist.teachers.peers import Peers
+from odist.teachers.taking import as_dict
 from odist.wrapping import full_state
 
 
@@ -58,16 +59,10 @@ class Population(Peers):
         self._now = step
         if not self.due(step):
             return
-        peers = self.peers(step)
-        taken = self._same_everywhere(
-            lambda: self._agreed(step, peers=peers) if self.lockstep else self._freshest(peers)
-        )
+        taken = self.taking.take(step, peers=self.peers(step), held=self.snapshots)
         if self.lockstep and step >= self.num_steps:
-            self._same_everywhere(self._wait_for_readers)
-        for snapshot in taken:
-            self._use(snapshot, step=step)
-            self.num_swaps += 1
-            self.swaps.append((step, snapshot.group, snapshot.incarnation, snapshot.step, snapshot.sha256))
+            self.taking.wait_for_readers()
+        self._use_all(taken, step=step)
         if self.snapshots and step >= self.burn_in:
             self._meet(step)
         if self.lockstep:
