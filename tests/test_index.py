@@ -57,6 +57,8 @@ def test_every_row_of_the_papers_checklist_is_there_once(index: Index, page: str
         "G3",
         "G4",
         "G5",
+        "G6",
+        "G7",
     ]
     assert [row.row.id for row in index.rows] == expected
     assert re.findall(r'<th scope="row"[^>]*>([A-Z]\d+)</th>', page) == expected
