@@ -12,7 +12,10 @@ from odist.claims.recipe import Recipe
 
 @dataclass(frozen=True)
 class FinalPlan:
-    """The runs of the tables and of the frontier beside them, at their settings, each with its folder."""
+    """The runs of the tables and of the frontier beside them, at their settings, each with its folder.
+
+    paths, paths_beside: the folders of `runs` and of `beside`, in their order
+    """
 
     runs: list[PlannedRun]
     paths: list[Path]
@@ -40,7 +43,7 @@ def final_plan(
 
     chosen: (variant, system) -> the tuned key and its value; place: folder of the runs
     """
-    plan = [use_tuned(run, chosen.get((run.variant, run.system))) for run in runs]
+    plan = [_use_tuned(run, chosen.get((run.variant, run.system))) for run in runs]
     paths = [place / _folder_name(run, chosen.get((run.variant, run.system))) for run in plan]
     plan = _built_on(recipe, plan, paths=paths)
     beside = frontier_runs(recipe, plan, scale=scale)
@@ -75,7 +78,7 @@ def _path_beside(run: PlannedRun, plan: Sequence[PlannedRun], paths: Sequence[Pa
     return folder / run.name
 
 
-def use_tuned(run: PlannedRun, chosen: tuple[str, float] | None) -> PlannedRun:
+def _use_tuned(run: PlannedRun, chosen: tuple[str, float] | None) -> PlannedRun:
     """The run with its system's tuned key and value as its last override; unchanged if nothing was tuned."""
     return run if chosen is None else replace(run, overrides=run.override([f"{chosen[0]}={chosen[1]:g}"]))
 

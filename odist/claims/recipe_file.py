@@ -204,8 +204,8 @@ def _check_tuning(recipe: Recipe, where: str) -> None:
     for name, system in recipe.systems.items():
         if system.built_on and system.tuned_with is None:
             raise UserError(
-                f"{where}: {name} begins with finished runs of {system.built_on[0]}, which trials have not. Name the system "
-                "whose setting it uses: `tuned_with`."
+                f"{where}: {name} begins with finished runs of {system.built_on[0]}, which trials do not have. Name the "
+                "system whose setting it uses: `tuned_with`."
             )
 
 

@@ -230,7 +230,7 @@ class Peers:
     def log(self) -> dict[str, Any]:
         """What a row of metrics.jsonl says of the teachers; see odist.run.log."""
         swaps, self.swaps = self.swaps, []
-        waited = self.taking.take_seconds()
+        waited = self.taking.take_seconds_waited()
         stale = [] if self.lockstep else sorted(filter(self._is_stale, self._unchanged))
         found = {
             **({"swaps": swaps} if swaps else {}),

@@ -43,7 +43,7 @@ class Taking:
         """Return when the peers can read all that this group has published. Raises as `take`."""
         self._same_everywhere(self._flushed)
 
-    def take_seconds(self) -> float:
+    def take_seconds_waited(self) -> float:
         """Seconds waited since the last call."""
         waited, self._waited = self._waited, 0.0
         return waited
