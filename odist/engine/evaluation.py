@@ -19,7 +19,7 @@ from odist.engine.problem import build_task, set_up_torch
 from odist.errors import UserError
 from odist.measure.churn import form_of
 from odist.measure.prediction_files import data_fingerprint
-from odist.measure.prediction_writer import write_predictions
+from odist.measure.prediction_writer import PredictionWriter, frame_of
 from odist.run.folder import Run
 from odist.run.log import MetricsLog, Silent
 from odist.run.predictions import LAST_WEIGHTS, LAST_WEIGHTS_FILE, Predictions
@@ -70,8 +70,7 @@ def evaluate(
     if labelled:
         results = task.results(prediction.probabilities, prediction.targets, bayes=prediction.bayes, split=split)
     if output is not None:
-        write_predictions(
-            output,
+        frame = frame_of(
             prediction.probabilities,
             targets=prediction.targets,
             form=form_of(prediction.probabilities, prediction.targets),
@@ -79,6 +78,8 @@ def evaluate(
             names=row_columns(task, split),
             first_row=config.data.first_row if split == "train" and data is None else 0,
         )
+        with PredictionWriter(output) as writer:
+            writer.write(frame)
     missing = run.missing_groups
     known = {"run": str(run.path), "split": split, "step": step, "predictor": predictor(config, missing=missing)}
     lost = {"missing_groups": missing} if missing else {}

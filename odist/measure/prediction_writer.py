@@ -21,29 +21,6 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1 << 16  # that are gathered before they are written
 
 
-def write_predictions(
-    path: Path,
-    probabilities: np.ndarray,
-    *,
-    targets: np.ndarray,
-    form: Form,
-    fingerprint: str,
-    names: Mapping[str, np.ndarray] = MappingProxyType({}),
-    first_row: int = 0,
-) -> None:
-    """Write predictions to a .csv or .parquet file.
-
-    probabilities: [rows] or [rows, classes]; targets: [rows], below 0 where there are none
-    fingerprint: as `data_fingerprint` has it; names: what else names the rows, each [rows], by column
-    first_row: number of the first of them
-    """
-    frame = frame_of(
-        probabilities, targets=targets, form=form, fingerprint=fingerprint, names=names, first_row=first_row
-    )
-    with PredictionWriter(path) as writer:
-        writer.write(frame)
-
-
 class PredictionWriter:
     """A .csv or .parquet file that is written piece by piece and appears whole, or not at all where its block fails.
 
@@ -122,7 +99,12 @@ def frame_of(
     names: Mapping[str, np.ndarray] = MappingProxyType({}),
     first_row: int = 0,
 ) -> pd.DataFrame:
-    """Predictions as a table with the columns of a file; arguments as of `write_predictions`."""
+    """Predictions as a table with the columns of a file.
+
+    probabilities: [rows] or [rows, classes]; targets: [rows], below 0 where there are none
+    fingerprint: as `data_fingerprint` has it; names: what else names the rows, each [rows], by column
+    first_row: number of the first of them
+    """
     import pandas as pd
 
     columns: dict[str, Any] = {ROW: first_row + np.arange(len(targets))}
