@@ -183,9 +183,10 @@ def test_what_was_seen_half_copied_is_read_once_it_is_whole(
 def test_a_manifest_that_claims_to_be_newer_teaches_until_the_next_one(
     make: Callable[..., StoreExchange], tmp_path: Path
 ) -> None:
-    sender, receiver = make(0), make(1, poll=0.01)
+    sender = make(0)
     publish(sender, 4)
     say(incarnation=7)(tmp_path / "exchange" / "group-0")
+    receiver = make(1, poll=0.01)  # not before: a manifest that it has read it does not read again
     assert eventually(lambda: receiver.fetch(0, newer_than=(0, 4))).age == (7, 4)
     publish(sender, 8, 12)
     assert eventually(lambda: (found := receiver.fetch(0)) and found.step == 12 and found).incarnation == 8

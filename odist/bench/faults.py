@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -185,6 +186,18 @@ def _row(times: Times, name: str, text: str) -> Row:
     return Row(f"peer_{name}", f"{text} / beside a sound peer", [a / b for a, b in pairs], GOAL)
 
 
+def _in_place(path: Path, put: Callable[[], object]) -> None:
+    """Call `put`, which makes `path`, again while a folder that a publishing process has made anew is in its way."""
+    while True:
+        try:
+            put()
+            return
+        except OSError:
+            if not path.is_dir():
+                raise
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _beside_faults(folder: Path, store: Path, size: Size, *, rounds: int) -> list[Row]:
     with _pair(folder, "folder", str(store), size, environment={}) as pair:
 
@@ -208,13 +221,13 @@ def _beside_faults(folder: Path, store: Path, size: Size, *, rounds: int) -> lis
             pair.restore()
             aside = store.with_name("aside")
             store.rename(aside)
-            store.write_text("not a folder")
+            _in_place(store, lambda: store.write_text("not a folder"))
             try:
                 time.sleep(SECONDS_TO_SETTLE)
                 return pair.step(size.steps, with_peer=True)
             finally:
                 store.unlink()
-                aside.rename(store)
+                _in_place(store, lambda: aside.rename(store))
 
         times = _turns({"sound": sound, "dead": dead, "hung": hung, "gone": gone}, rounds=rounds)
     return [

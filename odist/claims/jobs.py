@@ -1,17 +1,21 @@
-"""Planned runs of a recipe, each trained by an `odist train` process of its own, some at a time.
+"""Planned runs of a recipe, each trained by `odist train` in a process of its own, some at a time.
 
-A crash costs one run, a finished run is reused and an interrupted one continued.
+A crash costs one run, a finished run is reused and an interrupted one continued. The processes are forked from one that has
+loaded torch and odist, which takes seconds, as long as many a small run.
 """
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
+import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,13 +27,15 @@ from odist.run.progress import Bars, duration
 
 Echo = Callable[[str], None]
 SECONDS_TO_SAVE = 120.0  # how long an interrupted run may take to save before it is killed
+COMMAND_LINE = "odist.cli.main"
+PRELOADED = [COMMAND_LINE, "odist.cli.train", "odist.launch.in_place", "hydra", "torch._dynamo"]  # what takes long
 
 
 def train_command(run: PlannedRun, path: Path) -> list[str]:
     """The `odist train` command line of a planned run in folder `path`; one thread unless its overrides say more."""
     threads = [] if any(line.startswith("launch.threads=") for line in run.overrides) else ["launch.threads=1"]
     last = [f"seed={run.seed}", *threads, "run.progress=false", f"run.dir={path}"]
-    return [sys.executable, "-m", "odist.cli.main", "train", *run.overrides, *last]
+    return ["odist", "train", *run.overrides, *last]
 
 
 @dataclass
@@ -38,7 +44,7 @@ class _Job:
 
     run: PlannedRun
     path: Path
-    process: subprocess.Popen[bytes]
+    process: ForkServerProcess
     started: float
 
 
@@ -61,18 +67,20 @@ def train_all(
     queue.sort(key=lambda item: not _known_finished(item[1]))  # stable: reused ones first, the rest in the plan's order
     running: list[_Job] = []
     failed: list[str] = []
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     # `odist train` checks that a finished run has these settings, and returns at once
     num_reused = sum(_known_finished(path) for _, path, _ in queue)
     with _stopping(running), _progress(len(queue), echo, num_reused=num_reused) as report:
         while queue or running:
             while queue and len(running) < jobs:
                 run, path, command = queue.pop(0)
-                running.append(_start(run, path, command))
+                running.append(_start(context, run, path, command))
             time.sleep(0.1)
             report.steps(running)
-            for job in [job for job in running if job.process.poll() is not None]:
+            for job in [job for job in running if job.process.exitcode is not None]:
                 running.remove(job)
-                if job.process.returncode not in ((0, Diverged.exit_code) if may_diverge else (0,)):
+                if job.process.exitcode not in ((0, Diverged.exit_code) if may_diverge else (0,)):
                     failed.append(_failure(job))
                 elif ended is not None:
                     ended(job.path)
@@ -91,20 +99,28 @@ def _log_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.log")
 
 
-def _start(run: PlannedRun, path: Path, command: list[str]) -> _Job:
+def _start(context: ForkServerContext, run: PlannedRun, path: Path, command: list[str]) -> _Job:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(_log_path(path), "wb") as log:
-        # a session of its own: Ctrl-C reaches this process alone, which then stops each run once
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    _log_path(path).write_bytes(b"")
+    process = context.Process(target=_train, args=(command, str(_log_path(path))), name=run.name)
+    process.start()
     return _Job(run, path, process, time.monotonic())
+
+
+def _train(command: list[str], log: str) -> None:
+    """Be this command, in a process that has just been forked; its output goes to the file `log`."""
+    os.setsid()  # a session of its own: Ctrl-C reaches the process that plans, which then stops each run once
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = command
+    importlib.import_module(COMMAND_LINE).main()
 
 
 def _failure(job: _Job) -> str:
     lines = _log_path(job.path).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
     last = "".join(f"\n    {line}" for line in lines)
-    return f"  {job.run.name}: exit code {job.process.returncode}, {_log_path(job.path)} ends with{last}"
+    return f"  {job.run.name}: exit code {job.process.exitcode}, {_log_path(job.path)} ends with{last}"
 
 
 @contextmanager
@@ -122,9 +138,8 @@ def _stopping(running: list[_Job]) -> Iterator[None]:
             job.process.terminate()
         deadline = time.monotonic() + SECONDS_TO_SAVE
         for job in running:
-            try:
-                job.process.wait(timeout=max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            job.process.join(max(0.0, deadline - time.monotonic()))
+            if job.process.exitcode is None:
                 job.process.kill()
         raise Interrupted("interrupted; the runs are saved and the same command continues them.") from None
     finally:
@@ -185,8 +200,9 @@ class _Display:
 
     def ended(self, job: _Job, running: Sequence[_Job]) -> None:
         self.done += 1
-        code = job.process.returncode
-        how = {0: "finished", Diverged.exit_code: "diverged"}.get(code, f"failed with exit code {code}")
+        code = job.process.exitcode
+        endings: dict[int | None, str] = {0: "finished", Diverged.exit_code: "diverged"}
+        how = endings.get(code, f"failed with exit code {code}")
         if self.bars is not None:
             self.bars.remove(job.run.name)
             self.steps(())

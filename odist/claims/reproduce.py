@@ -91,7 +91,7 @@ def reproduce(
             echo(f"untuned: {which} at scale {scale} uses the preset's {recipe.tuning.key} for every system; {tune_it}")
     if dry_run:
         for command in commands:
-            echo("odist " + " ".join(command[3:]))
+            echo(" ".join(command))
         return ReproduceResult(folder, commands=commands, left_out=planned.left_out)
     if only_report:
         reword(recipe, folder, scale=scale, echo=echo)

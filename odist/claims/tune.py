@@ -90,7 +90,7 @@ def tune(
     if dry_run:
         for trial in _trials(systems, rules, rules.grid):
             result.commands.append(train_command(trial, place / trial.name))
-            echo("odist " + " ".join(result.commands[-1][3:]))
+            echo(" ".join(result.commands[-1]))
         return result
     read_tuning(folder / FILE)  # a file that cannot be added to is refused before hours of trials, not after
     read_lines(folder / TRIALS_FILE, Trial)
