@@ -96,7 +96,7 @@ class Optimizer:
         self.config = config
         self.clock = clock
         self.last_lr = config.lr
-        self._clipped_norm: Tensor | None = None
+        self._last_norm: Tensor | None = None
         sparse = set_sparse_gradients(model, config)
         dense = [
             parameter for parameter in model.parameters() if id(parameter) not in sparse and parameter.requires_grad
@@ -115,17 +115,20 @@ class Optimizer:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def update(self, step: int, *, fraction: float = 0.0) -> None:
-        """Clip, set the learning rate of `step` + `fraction` (0-based) and make one update."""
+    def update(self, step: int, *, fraction: float = 0.0, norm: float | None = None) -> None:
+        """Clip, set the learning rate of `step` + `fraction` (0-based) and make one update.
+
+        norm: of the gradient over all parameters, where other processes have some of it
+        """
         examples = (step + fraction) * self.clock.examples_per_step
         self.last_lr = learning_rate(self.config, examples, horizon=self.clock.horizon)
-        self._clipped_norm = None
+        self._last_norm = None if norm is None else torch.tensor(norm, dtype=torch.float64)
         if self.config.clip_norm is not None:
-            self._clipped_norm = norm = self._norm()
-            if norm.device.type != "cpu":  # clipped where it is: to ask for the norm would be to wait for it
-                _scale_gradients(self.parameters, (self.config.clip_norm / norm).clamp(max=1))
-            elif norm > self.config.clip_norm:
-                _scale_gradients(self.parameters, self.config.clip_norm / float(norm))
+            self._last_norm = found = self._norm() if self._last_norm is None else self._last_norm
+            if found.device.type != "cpu":  # clipped where it is: to ask for the norm would be to wait for it
+                _scale_gradients(self.parameters, (self.config.clip_norm / found).clamp(max=1))
+            elif found > self.config.clip_norm:
+                _scale_gradients(self.parameters, self.config.clip_norm / float(found))
         _match_layouts(self.parameters)
         for part in self._parts:
             for group in part.param_groups:
@@ -136,24 +139,49 @@ class Optimizer:
 
     def grad_norm(self) -> float:
         """Norm of the gradient over all parameters: the last update's, before clipping."""
-        return float(self._norm() if self._clipped_norm is None else self._clipped_norm)
+        return float(self._norm() if self._last_norm is None else self._last_norm)
+
+    def hear_norm(self, norm: float) -> None:
+        """Take this for the last update's `grad_norm`, where other processes have some of the gradient."""
+        self._last_norm = torch.tensor(norm, dtype=torch.float64)
 
     def _norm(self) -> Tensor:
         """As `grad_norm`, float64 [] where the gradients are."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        if not gradients:
-            return torch.zeros((), dtype=torch.float64)
-        norms = [_norm(each.coalesce().values() if each.is_sparse else each) for each in gradients]
-        if norms[0].device.type == "cpu":  # added one by one, in their order
-            return torch.tensor(math.sqrt(sum(float(norm) ** 2 for norm in norms)), dtype=torch.float64)
-        return torch.linalg.vector_norm(torch.stack(norms).double())
+        if gradients and gradients[0].device.type != "cpu":
+            return torch.linalg.vector_norm(torch.stack([_gradient_norm(each) for each in gradients]).double())
+        return torch.tensor(total_norm(self.norms()), dtype=torch.float64)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self._parts]}
+    def norms(self) -> Tensor:
+        """Norm of each parameter's gradient, 0 where there is none: float64 [parameters], in the host's memory."""
+        gradients = [parameter.grad for parameter in self.parameters]
+        norms = [0.0 if each is None else float(_gradient_norm(each)) for each in gradients]
+        return torch.tensor(norms, dtype=torch.float64)
+
+    def state_dict(self, *, only: Sequence[nn.Parameter] | None = None) -> dict[str, Any]:
+        """only: parameters whose state is wanted; None: all"""
+        parts = [part.state_dict() for part in self._parts]
+        if only is not None:
+            wanted = {id(parameter) for parameter in only}
+            for part, saved in zip(self._parts, parts, strict=True):
+                order = [id(parameter) for group in part.param_groups for parameter in group["params"]]
+                saved["state"] = {at: state for at, state in saved["state"].items() if order[at] in wanted}
+        return {"parts": parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for part, saved in zip(self._parts, state["parts"], strict=True):
             part.load_state_dict(saved)
+
+    def forget(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Drop the state of parameters that another process updates."""
+        for parameter in parameters:
+            for part in self._parts:
+                part.state.pop(parameter, None)
+
+
+def total_norm(norms: Tensor) -> float:
+    """Norm of a gradient of those of its parameters, float64 [parameters]; added one by one, in their order."""
+    return math.sqrt(sum(norm**2 for norm in norms.tolist()))
 
 
 def set_sparse_gradients(model: nn.Module, config: OptimConfig) -> set[int]:
@@ -261,6 +289,10 @@ def _scale_gradients(parameters: Sequence[Tensor], factor: float | Tensor) -> No
             parameter.grad._values().mul_(factor)
         elif parameter.grad is not None:
             parameter.grad.mul_(factor)
+
+
+def _gradient_norm(gradient: Tensor) -> Tensor:
+    return _norm(gradient.coalesce().values() if gradient.is_sparse else gradient)
 
 
 def _norm(tensor: Tensor) -> Tensor:

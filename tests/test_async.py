@@ -90,16 +90,19 @@ def kill_a_worker(run: Path, *, once: Callable[[], bool], alone: int = 0) -> Non
     signal_all(processes.values(), signal.SIGCONT)
 
 
-def test_a_real_run_is_followed_to_the_bit_and_a_killed_worker_hurts_nobody(train, tmp_path):
-    """Four processes, one of them killed on the way and started again; stopped and continued besides."""
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_real_run_is_followed_to_the_bit_and_a_killed_worker_hurts_nobody(train, tmp_path, shards):
+    """Four processes and those of shards, one worker killed on the way and started again; stopped and continued besides."""
     overrides = (*REAL, "workers=3", "train.batch=25", "train.checkpoint_every=300", *CLIPPED)
+    sharded = () if shards == 1 else (f"algorithm.shards={shards}",)
     kill = partial(kill_a_worker, tmp_path / "real", once=lambda: text_of(tmp_path / "real").count('"update"') >= 12)
     with Meanwhile(target=kill), pytest.raises(Interrupted):
-        train(*overrides, name="real", stop=lambda: '"incarnation": 1' in text_of(tmp_path / "real"))
-    real = train(*overrides, name="real")
+        train(*overrides, *sharded, name="real", stop=lambda: '"incarnation": 1' in text_of(tmp_path / "real"))
+    real = train(*overrides, *sharded, name="real")
     joins = [(event["worker"], event["incarnation"]) for event in events(real, "join")]
     assert {(0, 0), (1, 0), (1, 1), (2, 0)} <= set(joins)
     assert [event["version"] for event in events(real, "update")] == list(range(1, 160))
+    assert {event["shard"] for event in events(real, "shard")} == set(range(1, shards))
     sync = train("algorithm=sync", *REAL[1:4], "train.batch=75", *CLIPPED, name="sync")
     assert real.results["metrics"]["log_loss"] == pytest.approx(sync.results["metrics"]["log_loss"], abs=0.02)
     followed = train("algorithm=delayed", f"algorithm.events={real.path}", *overrides[1:], name="followed")
@@ -167,6 +170,32 @@ def text_of(run: Path) -> str:
     return log.read_text() if log.is_file() else ""
 
 
+def test_a_lost_shard_costs_the_steps_since_the_last_checkpoint(train, tmp_path):
+    """Its group crashes, goes on from there with new shards, and its log tells the turns that made the weights."""
+    overrides = (*REAL, "workers=2", "train.batch=25", "train.checkpoint_every=300", "optim=adagrad")
+
+    def kill() -> None:
+        wait_until(lambda: text_of(tmp_path / "real").count('"update"') >= 40)
+        [shard] = [row["pid"] for row in rows_so_far(event_file(tmp_path / "real", 0)) if row["event"] == "shard"]
+        os.kill(shard, signal.SIGKILL)
+
+    with Meanwhile(target=kill):
+        real = train(*overrides, "algorithm.shards=2", name="real")
+    log = (real.path / "logs" / "group-0-process-0.log").read_text()
+    assert "shard 1 of group 0's server was lost" in log
+    assert len({event["pid"] for event in events(real, "shard")}) == 2
+    assert [event["version"] for event in events(real, "update")] == list(range(1, 161))
+    followed = train("algorithm=delayed", f"algorithm.events={real.path}", *overrides[1:], name="followed")
+    assert weight_hashes(followed) == weight_hashes(real)
+
+
+def test_a_shard_keeps_whole_tensors(train):
+    with pytest.raises(
+        UserError, match=r"algorithm.shards=99: the model has \d+ tensors.*Type algorithm.shards=\d+ or less"
+    ):
+        train(*REAL, "workers=2", "algorithm.shards=99", name="many")
+
+
 def test_an_lstm_carries_on_across_servers_and_followers(train):
     overrides = (
         "task=lm",
@@ -176,7 +205,7 @@ def test_an_lstm_carries_on_across_servers_and_followers(train):
         "workers=2",
         "train.batch=4",
     )
-    real = train(*overrides, "algorithm=async", "algorithm.max_staleness=1", name="real")
+    real = train(*overrides, "algorithm=async", "algorithm.shards=2", "algorithm.max_staleness=1", name="real")
     followed = train(*overrides, "algorithm=delayed", f"algorithm.events={real.path}", name="followed")
     assert weight_hashes(followed) == weight_hashes(real)
     assert same_curve(followed, real)
@@ -193,9 +222,12 @@ def test_one_worker_and_a_server_without_spares_are_sync_to_the_bit(train):
     )
     sync = train(*small, "algorithm=sync", "workers=2", "train.batch=8", name="sync")
     served = train(*small, "algorithm=async", "workers=2", "train.batch=8", "algorithm.backup_workers=0", name="served")
+    sharded = train(*small, "algorithm=async", "workers=2", "train.batch=8", "algorithm.backup_workers=0",
+                    "algorithm.shards=3", name="sharded")  # fmt: skip
     simulated_sync = train(*small, "algorithm=delayed", "algorithm.speeds=heavy_tailed", "algorithm.backup_workers=0",
                            "workers=2", "train.batch=8", name="simulated")  # fmt: skip
     assert weight_hashes(served) == weight_hashes(sync)
+    assert weight_hashes(sharded) == weight_hashes(sync)
     assert weight_hashes(simulated_sync) == weight_hashes(sync)
 
 

@@ -133,7 +133,7 @@ def test_a_server_and_its_workers_send_what_was_planned(words: tuple[str, ...], 
 
     def work(worker: int) -> None:
         link = Link(tmp_path / str(worker), rank=WORKER, seconds=60)
-        strategy, model = end(link=link)
+        strategy, model = end(links=[link])
         for number in range(batches):
             strategy.pull()
             batch = task.batch(order.ids(number), "validation")  # twelve whole ones

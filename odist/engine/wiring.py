@@ -48,7 +48,7 @@ class Parts:
     """What the groups of one process share.
 
     stop: asked by whoever waits; published, shown: in memory, for groups that take turns; exchanges, savers: opened so far
-    link: in the process of a worker, its connection to its group's server
+    links: in the process of a worker, its connections to its group's server and the server's shards
     """
 
     config: Config
@@ -61,7 +61,7 @@ class Parts:
     shown: Shown = field(default_factory=dict)
     exchanges: list[Exchange] = field(default_factory=list)
     savers: list[Saver] = field(default_factory=list)
-    link: object | None = None
+    links: Sequence[object] = ()
 
     def saver(self, group: int) -> Saver:
         """What writes a group's checkpoints; it is closed with these parts."""
@@ -90,7 +90,7 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
         load_first_weights(config.train.init_from, config, model, group=group)
     optimizer = Optimizer(model, of_group(config, group).optim, clock=clock)
     setup = StrategySetup(
-        mesh, clock, seed=config.seed, batch=config.train.batch, folder=parts.run.path, link=parts.link
+        mesh, clock, seed=config.seed, batch=config.train.batch, folder=parts.run.path, links=parts.links
     )
     strategy = build_strategy(config, setup)
     strategy.prepare(model, optimizer)
@@ -128,7 +128,7 @@ def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], star
     builders = 2 if isinstance(task_config, ImageNetConfig) and (task_config.threads or 1) > 1 else 1
     average = build_average(config, model, clock=clock, forward=task.forward, batch_at=first_batch)
     teacher = build_teacher(parts, mesh, model=model, batches=lambda step: loader[step], rows=rows, average=average)
-    beyond = parts.link is not None  # a fast worker makes more steps than the others
+    beyond = bool(parts.links)  # a fast worker makes more steps than the others
     loader = Loader(
         batches,
         num_steps=sys.maxsize if beyond else clock.num_steps,

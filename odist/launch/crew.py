@@ -1,45 +1,42 @@
-"""The processes of a parameter server's workers: started, served by a thread each, started again when they are lost.
+"""The processes of a parameter server: its workers', started, served by a thread each and started again when lost, and its shards'.
 
-A worker keeps nothing that is missed: what it had under way is computed again by the next process in its place.
+A worker keeps nothing that is missed: what it had under way is computed again by the next process in its place. A shard that is
+lost takes its share of the weights with it: the group's process crashes, and another continues from the last checkpoint.
 """
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import os
-import signal
-import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
-from odist.config.options import options_of
-from odist.config.read import load
 from odist.config.schema import Config
-from odist.engine.devices import placed
-from odist.engine.problem import build_task, make_clock, set_up_torch
 from odist.engine.trainer import Trainer
 from odist.errors import GAVE_UP, OdistError, UserError
-from odist.launch.session import Session
-from odist.mesh import Axis, Mesh
-from odist.run.damage import naming
+from odist.launch.crew_processes import (
+    be_shard,
+    be_worker,
+    link_options,
+    log_path,
+    mark,
+    shard_log_path,
+    shard_path,
+    worker_path,
+)
 from odist.run.folder import Run
-from odist.run.log import Silent, note
+from odist.run.log import note
 from odist.strategies.parameter_server import ParameterServer
-from odist.strategies.pulling import Pulling, ServerGone
-from odist.strategies.wire import SERVER, WORKER, Link
+from odist.strategies.wire import SERVER, Link
 
 SECONDS_TO_LEAVE = 5.0
 
 
 class Crew:
-    """The workers of one group's server.
+    """The workers of one group's server, and its shards.
 
     trainer: of the group; its strategy serves them. Each may be lost `launch.restarts` times and is then given up
     beat: called a few times a second while the server waits
@@ -54,6 +51,7 @@ class Crew:
         self._over = threading.Event()
         self._lock = threading.Lock()  # processes are started one after the other
         self._processes: dict[int, ForkServerProcess] = {}
+        self._shards: list[ForkServerProcess] = []
         self._folder = tempfile.TemporaryDirectory(prefix="odist-")  # where processes find each other
         self._threads = [
             threading.Thread(target=self._keep, args=(worker,), name=f"worker-{worker}", daemon=True)
@@ -61,18 +59,45 @@ class Crew:
         ]
 
     def __enter__(self) -> Crew:
+        try:
+            self._start_shards()
+        except BaseException:
+            self.__exit__()
+            raise
         for thread in self._threads:
             thread.start()
         return self
+
+    def _start_shards(self) -> None:
+        """Raises OdistError if a process ends before it begins; its log says why."""
+        shards = range(1, self.strategy.num_shards)
+        paths = [shard_path(Path(self._folder.name) / "server", shard) for shard in shards]
+        for shard, path in zip(shards, paths, strict=True):
+            arguments = (str(self.run.path), self.mesh.group.index, shard, str(path))
+            process = self._context.Process(target=be_shard, args=arguments, name=f"odist-shard-{shard}")
+            process.start()
+            self._shards.append(process)
+        ends = []
+        for shard, path in zip(shards, paths, strict=True):
+            try:
+                process = self._shards[shard - 1]
+                ends.append((self._connect(process, path), process.pid or 0))
+            except RuntimeError:
+                log = shard_log_path(self.run, self.mesh.group.index, shard)
+                raise OdistError(
+                    f"shard {shard} of group {self.mesh.group.index}'s server did not start: see {log}."
+                ) from None
+        self.strategy.begin(ends)
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self.strategy.close()
         with self._lock:
-            for process in self._processes.values():
+            for process in [*self._processes.values(), *self._shards]:
                 process.kill()
         for thread in self._threads:
-            thread.join(SECONDS_TO_LEAVE)
+            if thread.ident is not None:
+                thread.join(SECONDS_TO_LEAVE)
         self._folder.cleanup()
 
     def _keep(self, worker: int) -> None:
@@ -93,9 +118,9 @@ class Crew:
         with self._lock:
             if self._over.is_set():
                 return True
-            path = Path(self._folder.name) / f"{worker}-{incarnation}"
+            path = worker_path(Path(self._folder.name), worker, incarnation)
             arguments = (str(self.run.path), self.mesh.group.index, worker, str(path))
-            process = self._context.Process(target=work, args=arguments, name=f"odist-worker-{worker}")
+            process = self._context.Process(target=be_worker, args=arguments, name=f"odist-worker-{worker}")
             process.start()
             self._processes[worker] = process
         try:
@@ -114,11 +139,11 @@ class Crew:
 
     def _connect(self, process: ForkServerProcess, path: Path) -> Link:
         """The link to a process that has just started. Raises RuntimeError if it ends before."""
-        while not _mark(path).exists():
+        while not mark(path).exists():
             if self._over.is_set() or not process.is_alive():
                 raise RuntimeError("it ended before it began")
             time.sleep(0.02)
-        return Link(path, rank=SERVER, **_link_options(self.config))
+        return Link(path, rank=SERVER, **link_options(self.config))
 
     def _raise_if_it_gave_up(self, worker: int, process: ForkServerProcess) -> None:
         if process.exitcode in (UserError.exit_code, GAVE_UP):
@@ -132,70 +157,3 @@ def _reason(process: ForkServerProcess, error: RuntimeError) -> str:
     if code < 0:
         return f"signal {-code}"
     return f"exit code {code}" if code else str(error).splitlines()[0]
-
-
-def log_path(run: Run, group: int, worker: int) -> Path:
-    """Where a worker's process writes what it has to say."""
-    return run.path / "logs" / f"group-{group}-worker-{worker}.log"
-
-
-def _link_options(config: Config) -> dict[str, Any]:
-    return {"seconds": config.launch.patience, "connections": options_of(config, "strategies").connections}
-
-
-def _mark(rendezvous: Path) -> Path:
-    """What a worker's process leaves when it is about to connect."""
-    return rendezvous.with_name(f"{rendezvous.name}.ready")
-
-
-def work(path: str, group: int, worker: int, rendezvous: str) -> None:
-    """Be a worker's process: pull, compute, push, until the server has gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    run = Run(Path(path))
-    log = os.open(log_path(run, group, worker), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    code = 0
-    try:
-        with naming(run.path):
-            _compute(run, group, worker, Path(rendezvous))
-    except OdistError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        code = GAVE_UP if error.exit_code == 1 else error.exit_code
-    except Exception:
-        traceback.print_exc()
-        code = 1
-    sys.stderr.flush()
-    os._exit(code)  # threads of loaders and of gloo may still wait for what will not come
-
-
-def _compute(run: Run, group: int, worker: int, rendezvous: Path) -> None:
-    config = placed(load(run.path / "config.yaml"), worker)
-    set_up_torch(config)
-    task = build_task(config)
-    mesh = Mesh(
-        Axis(group, config.num_groups), workers=config.workers, carried=range(worker, worker + 1), publishes=False
-    )
-    _mark(rendezvous).touch()
-    link = Link(rendezvous, rank=WORKER, **_link_options(config))
-    clock = make_clock(config, task)
-    with Session(
-        run, config, task, clock=clock, meshes=[mesh], progress=Silent(), stop=lambda: False, link=link
-    ) as session:
-        [trainer] = session.trainers
-        strategy = trainer.strategy
-        assert isinstance(strategy, Pulling)
-        trainer.model.train()
-        seen = 0  # steps of the group up to which the teacher was asked to refresh
-        with contextlib.suppress(ServerGone):
-            while True:
-                pulled = strategy.pull()
-                for step in range(seen, pulled.step):
-                    trainer.teacher.refresh(step + 1)
-                seen = max(seen, pulled.step)
-                if pulled.carry is not None:
-                    trainer.carry[worker] = pulled.carry
-                for _ in trainer.train_step(pulled.batch, of_group=pulled.step):
-                    pass  # groups in processes of their own wait for nobody's turn
-                strategy.push(trainer.take_window(), carry=trainer.carry[worker])

@@ -22,7 +22,7 @@ class Session:
     meshes: one for each group that trains here
     stop: becomes true when the groups should save and end
     start: completed steps of the checkpoints that are loaded; 0 for none
-    link: of a worker's process, see odist.engine.wiring.Parts
+    links: of a worker's process, see odist.engine.wiring.Parts
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Session:
         progress: Progress,
         stop: Callable[[], bool],
         start: int = 0,
-        link: object | None = None,
+        links: Sequence[object] = (),
     ) -> None:
         self.log = MetricsLog(run, progress=progress)
-        self.parts = Parts(config, run, task, clock=clock, log=self.log, stop=stop, link=link)
+        self.parts = Parts(config, run, task, clock=clock, log=self.log, stop=stop, links=links)
         self.trainers: list[Trainer] = []
         agreed = AgreedStop(stop, meshes[0])
         try:

@@ -139,6 +139,13 @@ class ParameterServerOptions(TurnsOptions):
         younger=True,
         only_with="algorithm=async",
     )
+    shards: int = key(
+        1,
+        "async: server processes of a group, each with a share of the weights",
+        bounds=POSITIVE,
+        younger=True,
+        only_with="algorithm=async",
+    )
 
     def check(self, config: Config) -> None:
         super().check(config)

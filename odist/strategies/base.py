@@ -26,7 +26,7 @@ class StrategySetup:
     """What a strategy may use: the workers of its group, and the clock by which examples become steps.
 
     seed: of the run; batch: examples of a worker's batch; folder: of the run, None where nothing is written
-    link: in a process of a worker, its connection to the server (odist.strategies.wire)
+    links: in a process of a worker, its connections to the server and its shards (odist.strategies.wire)
     """
 
     mesh: Mesh
@@ -34,7 +34,7 @@ class StrategySetup:
     seed: int = 0
     batch: int = 0
     folder: Path | None = None
-    link: object | None = None
+    links: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)

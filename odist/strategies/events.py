@@ -2,7 +2,8 @@
 
 One file a group, RUN/events/group-0.jsonl. Its first row has the run's `workers`, `batch` and `used` (gradients of an update;
 null: asynchronous). Rows in the order of what they tell: `pull` (worker, batch, version, incarnation of the process), `update`
-(worker, batch, pulled, version that it makes), `drop` (a gradient that came too late), `join` and `lost` (worker, incarnation; pid: its process).
+(worker, batch, pulled, version that it makes), `drop` (a gradient that came too late), `join` and `lost` (worker, incarnation; pid: its process),
+`shard` (a process that keeps a share of the weights, when the server begins).
 """
 
 from __future__ import annotations

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from odist.mesh import Mesh
 from odist.optim import Optimizer
 from odist.strategies.base import Losses, copy_into, label_weights
+from odist.strategies.share import divided
 from odist.strategies.wire import Link, from_bytes, packed, packed_size, send_gradients, to_bytes, unpacked
 from odist.tasks.base import Batch
 
@@ -37,19 +39,21 @@ class Pulled:
 class Pulling:
     """The strategy of a process that computes the gradients of one worker.
 
-    used: gradients that make an update; each is divided by their number
+    links: to the server and to each of its shards; used: gradients that make an update; each is divided by their number
     """
 
     spreads_workers = False
 
-    def __init__(self, mesh: Mesh, link: Link, *, used: int) -> None:
+    def __init__(self, mesh: Mesh, links: Sequence[Link], *, used: int) -> None:
         self.mesh = mesh
-        self.link = link
+        self.link, *self.shards = links
         self.used = used
+        self._threads = ThreadPoolExecutor(max(1, len(self.shards)), "shard")
+        self._batch = 0
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self.parameters = list(model.parameters())
+        self.share, *self.shares = divided(list(model.parameters()), 1 + len(self.shards))
         self.buffers = list(model.buffers())
 
     def count(self, batches: Sequence[Batch]) -> Sequence[float]:
@@ -61,11 +65,15 @@ class Pulling:
             return self._pull()
 
     def _pull(self) -> Pulled:
-        batch, version, step, size = self.link.receive_numbers(4)
-        tensors = [*self.parameters, *self.buffers]
-        weights = self.link.receive_bytes(packed_size(tensors))
-        copy_into([tensor.detach() for tensor in tensors], unpacked(weights, tensors))
-        return Pulled(batch, version, step, from_bytes(self.link.receive_bytes(size)))
+        self._batch, version, step, size = self.link.receive_numbers(4)
+        coming = [
+            self._threads.submit(_receive, link, share) for link, share in zip(self.shards, self.shares, strict=True)
+        ]
+        _receive(self.link, [*self.share, *self.buffers])
+        carry = from_bytes(self.link.receive_bytes(size))
+        for each in coming:
+            each.result()
+        return Pulled(self._batch, version, step, carry)
 
     @contextmanager
     def worker(self, worker: int) -> Iterator[None]:
@@ -85,17 +93,36 @@ class Pulling:
 
     def _push(self, losses: Losses, *, carry: Any) -> None:
         content = to_bytes(carry)
+        going = [
+            self._threads.submit(self._push_share, link, share)
+            for link, share in zip(self.shards, self.shares, strict=True)
+        ]
         self.link.send(losses.numbers())
         self.link.send_numbers(len(content))
-        send_gradients(self.link, [parameter.grad for parameter in self.parameters])
+        send_gradients(self.link, [parameter.grad for parameter in self.share])
         self.link.send(packed(self.buffers))
         self.link.send(content)
+        for each in going:
+            each.result()
+        if going:
+            self.link.send_numbers(self._batch)
+
+    def _push_share(self, link: Link, share: Sequence[nn.Parameter]) -> None:
+        """Returns when the shard has it."""
+        link.send_numbers(self._batch)
+        send_gradients(link, [parameter.grad for parameter in share])
+        link.receive_numbers(1)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+def _receive(link: Link, tensors: Sequence[Tensor]) -> None:
+    weights = link.receive_bytes(packed_size(tensors))
+    copy_into([tensor.detach() for tensor in tensors], unpacked(weights, tensors))
 
 
 @contextmanager
