@@ -174,6 +174,13 @@ def test_failed_runs_are_named_with_their_last_words(tmp_path: Path) -> None:
     assert not (tmp_path / "reports").exists()
 
 
+def test_a_folder_where_a_log_belongs_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "runs" / "demo" / "smoke" / "dnn-s1.log"
+    log.mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{log}: a folder, a file belongs there. Remove it"):
+        reproduce("demo", scale="smoke", output=tmp_path / "out", runs_dir=tmp_path / "runs", jobs=1)
+
+
 def test_an_interruption_saves_the_runs_and_leaves_no_process(tmp_path: Path) -> None:
     long = RECIPE.replace("train.max_examples=200", "train.passes=100000").replace("seeds: [1, 2, 3]", "seeds: [1]")
     (tmp_path / "long.yaml").write_text(long)

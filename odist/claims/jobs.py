@@ -22,6 +22,7 @@ from typing import Any
 
 from odist.claims.planned import PlannedRun
 from odist.errors import Diverged, Interrupted, OdistError
+from odist.run.damage import naming, writing
 from odist.run.folder import Run
 from odist.run.progress import Bars, duration
 
@@ -100,8 +101,9 @@ def _log_path(path: Path) -> Path:
 
 
 def _start(context: ForkServerContext, run: PlannedRun, path: Path, command: list[str]) -> _Job:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _log_path(path).write_bytes(b"")
+    with naming(path.parent), writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _log_path(path).write_bytes(b"")
     process = context.Process(target=_train, args=(command, str(_log_path(path))), name=run.name)
     process.start()
     return _Job(run, path, process, time.monotonic())
