@@ -130,7 +130,7 @@ def conduct(run: Path) -> None:
 
 
 def test_asynchronous_groups_teach_each_other_and_a_killed_worker_hurts_neither(train, tmp_path):
-    """Two servers with two workers each; the worker that takes a killed one's place has a teacher, too."""
+    """Two servers in two processes each, with two workers; the worker that takes a killed one's place has a teacher, too."""
     common = (
         "algorithm=codistill",
         "num_groups=2",
@@ -144,7 +144,12 @@ def test_asynchronous_groups_teach_each_other_and_a_killed_worker_hurts_neither(
     )
     with Meanwhile(target=conduct, args=(tmp_path / "real",)):
         real = train(
-            *common, "algorithm.strategy=parameter_server", "launch=local", "exchange.timing=freshest", name="real"
+            *common,
+            "algorithm.strategy=parameter_server",
+            "algorithm.shards=2",
+            "launch=local",
+            "exchange.timing=freshest",
+            name="real",
         )
     assert {(1, 0), (1, 1)} <= {(event["worker"], event["incarnation"]) for event in events(real, "join")}
     assert [event["incarnation"] for event in events(real, "join", group=1)] == [0, 0]
