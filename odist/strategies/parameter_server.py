@@ -102,7 +102,10 @@ class ParameterServer:
         self.share = Share(model, optimizer, shard=0, num_shards=self.num_shards)
 
     def begin(self, shards: Sequence[tuple[Link, int]] = ()) -> None:
-        """Begin the log, and hand the shards their shares as they are now. shards: link to each process and its number"""
+        """Begin the log, and hand the shards their shares as they are now.
+
+        shards: of each, the link to its process and the number that the system gives that
+        """
         if self.events.size == 0:
             self.events.write("start", workers=self.mesh.workers, batch=self.batch, used=self.turns.used)
         shares = divided(self.parameters, self.num_shards)[1:]
