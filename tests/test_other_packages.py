@@ -165,7 +165,7 @@ def test_options_of_its_parts_are_there_only_where_the_part_is_chosen(full: Path
 
 def test_its_parts_are_completed_and_its_options_tell_systems_apart(bare: Path) -> None:
     code = "from odist.cli.completion import candidates\nfrom odist.config.folder import config_folders\n"
-    code += "for word in ('algorithm.sh', 'algorithm=g', 'exchange=r'):\n"
+    code += "for word in ('algorithm.share', 'algorithm=g', 'exchange=r'):\n"
     code += "    print(candidates(word, folders=config_folders()))\n"
     code += "from odist.config.systems import system_differences\n"
     code += "parts = [{'strategy': 'gossip', 'share': share} for share in (0.1, 0.2)] + [{'strategy': 'gossip'}]\n"
