@@ -38,11 +38,12 @@ def log_path(run: Run, group: int, worker: int) -> Path:
 
 
 def link_options(config: Config) -> dict[str, Any]:
+    """How the two ends of a link are made, which must agree on the number of connections."""
     return {"seconds": config.launch.patience, "connections": options_of(config, "strategies").connections}
 
 
 def mark(rendezvous: Path) -> Path:
-    """What a worker's process leaves when it is about to connect."""
+    """What a process leaves when it is about to connect there."""
     return rendezvous.with_name(f"{rendezvous.name}.ready")
 
 
@@ -99,13 +100,12 @@ def _keep_share(run: Run, group: int, shard: int, rendezvous: Path) -> None:
     task = build_task(config)
     model = build_model(config, task, group=group)
     optimizer = Optimizer(model, of_group(config, group).optim, clock=make_clock(config, task))
-    options = options_of(config, "strategies")
-    share = Share(model, optimizer, shard=shard, num_shards=options.shards)
+    share = Share(model, optimizer, shard=shard, num_shards=options_of(config, "strategies").shards)
     folder = rendezvous.parent
 
     def link_to(path: Path, rank: int) -> Link:
         # the server knows who is lost, so a shard waits however long it takes
-        return Link(path, rank=rank, seconds=SECONDS_WITHOUT_LIMIT, connections=options.connections)
+        return Link(path, rank=rank, **link_options(config) | {"seconds": SECONDS_WITHOUT_LIMIT})
 
     mark(rendezvous).touch()
     server = link_to(rendezvous, WORKER)

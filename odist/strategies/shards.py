@@ -59,17 +59,16 @@ class ShardEnd:
             self.link.send(content)
 
     def join(self, worker: int, incarnation: int) -> None:
-        with self._telling(Word.JOIN, worker, incarnation):
-            pass
+        """Tell it of a worker's new process, which it connects to."""
+        self._tell(Word.JOIN, worker, incarnation)
 
     def give(self, worker: int) -> None:
-        with self._telling(Word.GIVE, worker):
-            pass
+        """Have it send a worker the weights as they are now."""
+        self._tell(Word.GIVE, worker)
 
     def use(self, batches: Sequence[tuple[int, int]]) -> None:
-        """batches: (worker, number of its batch), in the order of their sum"""
-        with self._telling(Word.USE, *(number for pair in batches for number in pair)):
-            pass
+        """Say whose gradients the next update is of. batches: (worker, number of its batch), in the order of their sum"""
+        self._tell(Word.USE, *(number for pair in batches for number in pair))
 
     def update(self, step: int, *, fraction: float, norm: float | None) -> None:
         """As `Optimizer.update`."""
@@ -77,8 +76,8 @@ class ShardEnd:
             self.link.send(torch.tensor([fraction, math.nan if norm is None else norm], dtype=torch.float64))
 
     def forget(self, worker: int, batch: int) -> None:
-        with self._telling(Word.FORGET, worker, batch):
-            pass
+        """Say that the gradient of a batch came too late."""
+        self._tell(Word.FORGET, worker, batch)
 
     def norms(self, count: int) -> Tensor:
         """Norms of the gradients of all `count` parameters, 0 for those of other shares: float64 [count]."""
@@ -92,10 +91,15 @@ class ShardEnd:
         copy_into([parameter.detach() for parameter in self.parameters], unpacked(weights, self.parameters))
 
     def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state of its parameters."""
         with self._telling(Word.STATE):
             [size] = self.link.receive_numbers(1)
             state: dict[str, Any] = from_bytes(self.link.receive_bytes(size))
         return state
+
+    def _tell(self, word: Word, *numbers: int) -> None:
+        with self._telling(word, *numbers):
+            pass
 
     @contextmanager
     def _telling(self, word: Word, *numbers: int) -> Iterator[None]:
