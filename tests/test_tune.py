@@ -136,6 +136,57 @@ def test_only_the_named_variants_are_tuned_and_the_others_keep_what_was_found(
         tune(tmp_path / "tiny.yaml", variants=["mad"], **where)
 
 
+def test_recorded_trials_are_taken_where_settings_are_the_same(
+    tuned: tuple[Path, TuneResult, list[str]], tmp_path: Path
+) -> None:
+    _, result, _ = tuned
+    shutil.copytree(result.path.parent, tmp_path / "reports" / "tiny")
+    before = read_lines(tmp_path / "reports" / "tiny" / TRIALS_FILE, Trial).lines
+    grid = tuning_of(result).scales["smoke"]["made"].grid
+    more = RECIPE.replace("seeds: [101]", "seeds: [101, 102]").replace("[0.5, 1.0, 2.0]", str(grid))
+    more = more.replace("extensions: 1", "extensions: 0")
+
+    def tune_again(recipe: str, *, folder: str, again: bool = False) -> tuple[TuneResult, list[str], set[str]]:
+        """The result, the lines printed and the names of the runs that were trained."""
+        (tmp_path / "tiny.yaml").write_text(recipe)
+        lines: list[str] = []
+        done = tune(
+            tmp_path / "tiny.yaml",
+            output=tmp_path / "reports",
+            runs_dir=tmp_path / folder,
+            jobs=3,
+            again=again,
+            echo=lines.append,
+        )
+        return done, lines, {run.name for run in Run.find(tmp_path / folder / "tiny" / "smoke" / "tuning")}
+
+    done, lines, trained = tune_again(more, folder="more")
+    assert len(done.commands) == 4 * len(grid)
+    assert len(trained) == 2 * len(grid)
+    assert all(name.endswith("-s102") for name in trained)
+    assert f"{2 * len(grid)} of {4 * len(grid)} trials are in tuning.jsonl already; --again trains them again" in lines
+    after = read_lines(tmp_path / "reports" / "tiny" / TRIALS_FILE, Trial).lines
+    assert [trial for trial in after if trial.seed == 101] == before
+    made = tuning_of(done).scales["smoke"]["made"]
+    assert made.seeds == [101, 102]
+    for system, entry in made.systems.items():
+        for tried in entry.values:
+            own = {str(trial.seed): trial for trial in after if (trial.system, trial.value) == (system, tried.value)}
+            metrics = {seed: (trial.metrics or {}).get("log_loss") for seed, trial in own.items()}
+            assert tried.by_seed == metrics
+            assert set(metrics) == {"101", "102"}
+
+    # one system with another batch: its trials are trained, those of the other are taken
+    other, _, trained = tune_again(more.replace("train.batch=100", "train.batch=40"), folder="other")
+    assert len(trained) == 2 * len(grid)
+    assert all("-wide-" in name for name in trained)
+    assert tuning_of(other).scales["smoke"]["made"].systems["wide"].batch == 40
+
+    _, lines, trained = tune_again(more.replace("seeds: [101, 102]", "seeds: [101]"), folder="again", again=True)
+    assert len(trained) == 2 * len(grid)
+    assert not any("already" in line for line in lines)
+
+
 def test_reproduce_says_loudly_that_nothing_was_tuned(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     lines: list[str] = []

@@ -2,7 +2,8 @@
 
 The rules are the same for all systems: a grid by factors of two, as many trials for each, the best value inside
 the grid. Where the best value of some system lies at an edge, that edge is extended for every system of the
-variant, a limited number of times. Every trial is an `odist train` process (odist.claims.jobs); what was found is
+variant, a limited number of times. Every trial is an `odist train` process (odist.claims.jobs), but for those that
+tuning.jsonl has at the same settings: more seeds, or a wider grid, cost their own trials only. What was found is
 written for odist.claims.reproduce, which uses it, and for the report, which shows it.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,6 +33,10 @@ from odist.claims.tuning import (
     settings,
     towards_baseline,
 )
+from odist.config.composed import composed
+from odist.config.identity import config_hash
+from odist.config.read import load
+from odist.data.store import read_record
 from odist.errors import UserError
 from odist.files import alone
 from odist.run.folder import Run
@@ -61,6 +66,7 @@ def tune(
     jobs: int | None = None,
     data_path: Path | None = None,
     variants: Sequence[str] = (),
+    again: bool = False,
     dry_run: bool = False,
     echo: Echo = print,
 ) -> TuneResult:
@@ -69,6 +75,8 @@ def tune(
     Arguments as of `odist.claims.reproduce.reproduce`. One small record of every trial goes to
     `output`/NAME/tuning.jsonl; a trial's folder below `runs_dir`/NAME/SCALE/tuning/ keeps its numbers, not its
     weights. Variants and scales that are not tuned this time keep what was found before.
+
+    again: train also the trials that tuning.jsonl has at the same settings and on the same data
     Raises UserError for a recipe without the section or the variant, OdistError naming the trials that failed,
     Interrupted.
     """
@@ -93,14 +101,16 @@ def tune(
             echo(" ".join(result.commands[-1]))
         return result
     read_tuning(folder / FILE)  # a file that cannot be added to is refused before hours of trials, not after
-    read_lines(folder / TRIALS_FILE, Trial)
+    recorded = {trial.name: trial for trial in read_lines(folder / TRIALS_FILE, Trial).lines if not again}
     for variant in dict.fromkeys(run.variant for run in systems):
         own = [run for run in systems if run.variant == variant]
         of_variant = replace(rules, seeds=recipe.variants[variant].tuning_seeds or rules.seeds)
-        found, trials = _tune_variant(own, of_variant, place=place, jobs=jobs or os.cpu_count() or 1, echo=echo)
-        found = _towards(found, baseline=recipe.reference)
-        _write(recipe, found, trials, scale=scale, variant=variant, folder=folder, place=place)
-        result.commands.extend([train_command(trial, place / trial.name) for trial in trials])
+        trials = _Trials(
+            recipe, scale=scale, place=place, jobs=jobs or os.cpu_count() or 1, recorded=recorded, echo=echo
+        )
+        found = _towards(_tune_variant(own, of_variant, trials=trials, echo=echo), baseline=recipe.reference)
+        _write(recipe, found, list(trials.ended.values()), scale=scale, variant=variant, folder=folder)
+        result.commands.extend(trials.commands)
         for system, entry in found.systems.items():
             result.chosen[variant, system] = entry.chosen
             if entry.at_edge:
@@ -131,31 +141,68 @@ def _trials(systems: Sequence[PlannedRun], rules: Tuning, grid: Sequence[float])
     return trials
 
 
-def _tune_variant(
-    systems: Sequence[PlannedRun], rules: Tuning, *, place: Path, jobs: int, echo: Echo
-) -> tuple[TunedVariant, list[PlannedRun]]:
-    """Train the grid of one variant, extended where needed; what was found, and all trials."""
+class _Trials:
+    """The trials of a variant: taken from the records of an earlier tuning, or trained.
+
+    ended: name of the planned run -> its trial; commands: of all of them
+    """
+
+    def __init__(
+        self, recipe: Recipe, *, scale: str, place: Path, jobs: int, recorded: Mapping[str, Trial], echo: Echo
+    ) -> None:
+        self.recipe, self.scale, self.place, self.jobs = recipe, scale, place, jobs
+        self.recorded, self.echo = recorded, echo
+        self.ended: dict[str, Trial] = {}
+        self.commands: list[list[str]] = []
+
+    def end(self, plan: Sequence[PlannedRun], *, key: str) -> None:
+        """See that these have ended. key: the setting that is tuned"""
+        plan = [trial for trial in plan if trial.name not in self.ended]
+        taken = {trial.name: record for trial in plan if (record := self._record_of(trial)) is not None}
+        if taken:
+            self.echo(f"{len(taken)} of {len(plan)} trials are in {TRIALS_FILE} already; --again trains them again")
+        rest = [trial for trial in plan if trial.name not in taken]
+        paths = [self.place / trial.name for trial in rest]
+        train_all(rest, paths=paths, jobs=self.jobs, echo=self.echo, may_diverge=True, ended=_drop_weights)
+        trained = {
+            trial.name: trial_of(self.recipe.name, trial, run=Run.open(path), key=key)
+            for trial, path in zip(rest, paths, strict=True)
+        }
+        self.ended |= taken | trained
+        self.commands += [train_command(trial, self.place / trial.name) for trial in plan]
+
+    def _record_of(self, trial: PlannedRun) -> Trial | None:
+        """What an earlier tuning recorded of this trial, None if its settings or data were others."""
+        record = self.recorded.get(f"{self.scale}-{trial.name}")
+        content = None if record is None else composed(train_command(trial, self.place / trial.name)[2:])
+        if record is None or content is None:
+            return None
+        config = load(content)
+        store = None if config.data.path is None else read_record(Path(config.data.path))
+        data = {} if store is None else {"data.path": store.get("fingerprint")}
+        return record if record.env.get("config_hash") == config_hash(config, content=data) else None
+
+
+def _tune_variant(systems: Sequence[PlannedRun], rules: Tuning, *, trials: _Trials, echo: Echo) -> TunedVariant:
+    """Try the grid of one variant, extended where needed; what was found."""
     grid = list(rules.grid)
     added = {"low": 0, "high": 0}
-    done: set[str] = set()
     while True:
-        trials = _trials(systems, rules, grid)
-        new_trials = [trial for trial in trials if trial.name not in done]
-        paths = [place / trial.name for trial in new_trials]
-        train_all(new_trials, paths=paths, jobs=jobs, echo=echo, may_diverge=True, ended=_drop_weights)
-        done |= {trial.name for trial in new_trials}
-        entries = {run.system: _entry(run.system, trials, rules, grid=grid, place=place) for run in systems}
+        plan = _trials(systems, rules, grid)
+        trials.end(plan, key=rules.key)
+        entries = {}
+        for run in systems:
+            own = [trials.ended[trial.name] for trial in plan if trial.system == run.system]
+            entries[run.system] = _entry(own, rules, grid=grid)
         edges = {entry.at_edge for entry in entries.values()} - {None}
         new = [edge for edge in ("low", "high") if edge in edges and added[edge] < rules.extensions]
         if not new:
-            break
+            return TunedVariant(rules.key, rules.metric, [*rules.seeds], [*rules.overrides], grid, entries)
         for edge in new:
             added[edge] += 1
             grid = [grid[0] / 2, *grid] if edge == "low" else [*grid, grid[-1] * 2]
         values = ", ".join(f"{value:g}" for value in grid)
         echo(f"best value at the {' and '.join(new)} edge for some system: grid extended to {values} for all")
-    found = TunedVariant(rules.key, rules.metric, [*rules.seeds], [*rules.overrides], grid, entries)
-    return found, trials
 
 
 def _towards(found: TunedVariant, *, baseline: str) -> TunedVariant:
@@ -171,32 +218,28 @@ def _towards(found: TunedVariant, *, baseline: str) -> TunedVariant:
     return replace(found, systems=systems, baseline=baseline)
 
 
-def _entry(
-    system: str, trials: Sequence[PlannedRun], rules: Tuning, *, grid: Sequence[float], place: Path
-) -> TunedSystem:
+def _entry(trials: Sequence[Trial], rules: Tuning, *, grid: Sequence[float]) -> TunedSystem:
     """What the trials of one system say."""
-    own = [trial for trial in trials if trial.system == system]
-    short, values, means = rules.key.rsplit(".", 1)[-1], [], {}
+    values, means = [], {}
     for value in grid:
-        trials_of_value = [trial for trial in own if trial.setting == f"{short}{value:g}"]
-        by_seed = {str(trial.seed): _metric(Run.open(place / trial.name), rules.metric) for trial in trials_of_value}
+        by_seed = {
+            str(trial.seed): _metric(trial, rules.metric) for trial in trials if f"{trial.value:g}" == f"{value:g}"
+        }
         known = [loss for loss in by_seed.values() if loss is not None]
         means[value] = sum(known) / len(known) if len(known) == len(by_seed) else None
         values.append(Tried(value, means[value], by_seed))
     chosen, edge = choose(means, metric=rules.metric)
-    config = Run.open(place / own[0].name).config
-    batch = config["train"]["batch"] * config["workers"]
-    return TunedSystem(chosen, edge, batch, values, settings(config, rules))
+    config = trials[0].config
+    return TunedSystem(chosen, edge, config["train.batch"] * config["workers"], values, settings(config, rules))
 
 
-def _metric(run: Run, metric: str) -> float | None:
+def _metric(trial: Trial, metric: str) -> float | None:
     """The metric of a finished trial; None for one that diverged."""
-    if not run.finished:
+    if trial.metrics is None:
         return None
-    metrics = run.results["metrics"]
-    if metrics.get(metric) is None:
-        raise UserError(f"{run.path}: no metric {metric!r} to tune by. It has: {', '.join(sorted(metrics))}.")
-    return float(metrics[metric])
+    if trial.metrics.get(metric) is None:
+        raise UserError(f"{trial.name}: no metric {metric!r} to tune by. It has: {', '.join(sorted(trial.metrics))}.")
+    return float(trial.metrics[metric])
 
 
 def _drop_weights(path: Path) -> None:
@@ -208,21 +251,13 @@ def _drop_weights(path: Path) -> None:
 
 
 def _write(
-    recipe: Recipe,
-    found: TunedVariant,
-    trials: Sequence[PlannedRun],
-    *,
-    scale: str,
-    variant: str,
-    folder: Path,
-    place: Path,
+    recipe: Recipe, found: TunedVariant, trials: Sequence[Trial], *, scale: str, variant: str, folder: Path
 ) -> None:
     """Replace the records of this scale and variant, and its part of tuning.json."""
-    records = [trial_of(recipe.name, trial, run=Run.open(place / trial.name), key=found.key) for trial in trials]
     update_lines(
         folder / TRIALS_FILE,
         Trial,
-        write=records,
+        write=trials,
         remove=lambda trial: (trial.scale, trial.variant) == (scale, variant),
     )
     with alone(folder):  # two processes may tune two variants

@@ -77,6 +77,9 @@ def tune(
     jobs: JobsOption = None,
     data_path: DataPathOption = None,
     variant: VariantOption = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Train also the trials that tuning.jsonl has at the same settings.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first commands and do nothing.")] = False,
     output: ReportsOption = Path("reports"),
     runs_dir: RunsDirOption = Path("runs"),
@@ -92,6 +95,7 @@ def tune(
         jobs=jobs or num_cores(),
         data_path=data_path,
         variants=variant or (),
+        again=again,
         dry_run=dry_run,
     )
     if not dry_run:
