@@ -14,7 +14,7 @@ from odist.claims.reproduce import reproduce
 from odist.claims.tune import TuneResult, tune
 from odist.claims.tuning import FILE, Tried, TuningFile, choose, read_tuning, towards_baseline
 from odist.config.identity import flatten
-from odist.errors import UserError
+from odist.errors import OdistError, UserError
 from odist.run.folder import Run
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -160,11 +160,16 @@ def test_recorded_trials_are_taken_where_settings_are_the_same(
         )
         return done, lines, {run.name for run in Run.find(tmp_path / folder / "tiny" / "smoke" / "tuning")}
 
+    # a trial that fails costs no other: those that ended are recorded
+    with pytest.raises(OdistError, match="runs failed"):
+        tune_again(more.replace("train.batch=100", "train.batch=0"), folder="failing")
+    ended = read_lines(tmp_path / "reports" / "tiny" / TRIALS_FILE, Trial).lines
+    assert [(trial.system, trial.value) for trial in ended if trial.seed == 102] == [("dnn", value) for value in grid]
+
     done, lines, trained = tune_again(more, folder="more")
     assert len(done.commands) == 4 * len(grid)
-    assert len(trained) == 2 * len(grid)
-    assert all(name.endswith("-s102") for name in trained)
-    assert f"{2 * len(grid)} of {4 * len(grid)} trials are in tuning.jsonl already; --again trains them again" in lines
+    assert trained == {f"made-wide-lr{value:g}-s102" for value in grid}
+    assert f"{3 * len(grid)} of {4 * len(grid)} trials are in tuning.jsonl already; --again trains them again" in lines
     after = read_lines(tmp_path / "reports" / "tiny" / TRIALS_FILE, Trial).lines
     assert [trial for trial in after if trial.seed == 101] == before
     made = tuning_of(done).scales["smoke"]["made"]

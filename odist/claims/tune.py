@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -101,12 +101,12 @@ def tune(
             echo(" ".join(result.commands[-1]))
         return result
     read_tuning(folder / FILE)  # a file that cannot be added to is refused before hours of trials, not after
-    recorded = {trial.name: trial for trial in read_lines(folder / TRIALS_FILE, Trial).lines if not again}
+    read_lines(folder / TRIALS_FILE, Trial)
     for variant in dict.fromkeys(run.variant for run in systems):
         own = [run for run in systems if run.variant == variant]
         of_variant = replace(rules, seeds=recipe.variants[variant].tuning_seeds or rules.seeds)
         trials = _Trials(
-            recipe, scale=scale, place=place, jobs=jobs or os.cpu_count() or 1, recorded=recorded, echo=echo
+            recipe, scale=scale, folder=folder, place=place, jobs=jobs or os.cpu_count() or 1, again=again, echo=echo
         )
         found = _towards(_tune_variant(own, of_variant, trials=trials, echo=echo), baseline=recipe.reference)
         _write(recipe, found, list(trials.ended.values()), scale=scale, variant=variant, folder=folder)
@@ -142,34 +142,38 @@ def _trials(systems: Sequence[PlannedRun], rules: Tuning, grid: Sequence[float])
 
 
 class _Trials:
-    """The trials of a variant: taken from the records of an earlier tuning, or trained.
+    """The trials of a variant: taken from the records of an earlier tuning, or trained and recorded as they end.
 
     ended: name of the planned run -> its trial; commands: of all of them
     """
 
     def __init__(
-        self, recipe: Recipe, *, scale: str, place: Path, jobs: int, recorded: Mapping[str, Trial], echo: Echo
+        self, recipe: Recipe, *, scale: str, folder: Path, place: Path, jobs: int, again: bool, echo: Echo
     ) -> None:
-        self.recipe, self.scale, self.place, self.jobs = recipe, scale, place, jobs
-        self.recorded, self.echo = recorded, echo
+        """folder: of the report; place: of the run folders; again: train those that are recorded, too"""
+        self.recipe, self.scale, self.place, self.jobs, self.echo = recipe, scale, place, jobs, echo
+        self.file = folder / TRIALS_FILE
+        self.recorded = {} if again else {trial.name: trial for trial in read_lines(self.file, Trial).lines}
         self.ended: dict[str, Trial] = {}
         self.commands: list[list[str]] = []
 
     def end(self, plan: Sequence[PlannedRun], *, key: str) -> None:
         """See that these have ended. key: the setting that is tuned"""
-        plan = [trial for trial in plan if trial.name not in self.ended]
-        taken = {trial.name: record for trial in plan if (record := self._record_of(trial)) is not None}
+        new = {self.place / trial.name: trial for trial in plan if trial.name not in self.ended}
+        self.commands += [train_command(trial, path) for path, trial in new.items()]
+        taken = {path: record for path, trial in new.items() if (record := self._record_of(trial)) is not None}
         if taken:
-            self.echo(f"{len(taken)} of {len(plan)} trials are in {TRIALS_FILE} already; --again trains them again")
-        rest = [trial for trial in plan if trial.name not in taken]
-        paths = [self.place / trial.name for trial in rest]
-        train_all(rest, paths=paths, jobs=self.jobs, echo=self.echo, may_diverge=True, ended=_drop_weights)
-        trained = {
-            trial.name: trial_of(self.recipe.name, trial, run=Run.open(path), key=key)
-            for trial, path in zip(rest, paths, strict=True)
-        }
-        self.ended |= taken | trained
-        self.commands += [train_command(trial, self.place / trial.name) for trial in plan]
+            self.echo(f"{len(taken)} of {len(new)} trials are in {TRIALS_FILE} already; --again trains them again")
+        self.ended |= {new[path].name: record for path, record in taken.items()}
+        rest = {path: trial for path, trial in new.items() if path not in taken}
+
+        def ended(path: Path) -> None:
+            _drop_weights(path)
+            trial = trial_of(self.recipe.name, rest[path], run=Run.open(path), key=key)
+            self.ended[rest[path].name] = trial
+            update_lines(self.file, Trial, write=[trial])
+
+        train_all(list(rest.values()), paths=list(rest), jobs=self.jobs, echo=self.echo, may_diverge=True, ended=ended)
 
     def _record_of(self, trial: PlannedRun) -> Trial | None:
         """What an earlier tuning recorded of this trial, None if its settings or data were others."""
