@@ -223,7 +223,9 @@ def test_orphans_save_and_leave(create: Callable[..., Run], tmp_path: Path) -> N
     eventually(lambda: workers_of(run) == [])
 
 
-def test_a_group_that_crashes_again_and_again_ends_the_run(create: Callable[..., Run]) -> None:
+def test_a_group_that_crashes_again_and_again_ends_the_run(
+    create: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
     run = create(*LOCKSTEP, "launch=local", "launch.restarts=1", "train.passes=1000")
     killed: list[int] = []
 
@@ -241,6 +243,9 @@ def test_a_group_that_crashes_again_and_again_ends_the_run(create: Callable[...,
     assert caught.value.exit_code == 4
     assert caught.value.lost_groups == ()  # under lock-step no other group has come to its end
     assert workers_of(run) == []
+    [again] = [line for line in capsys.readouterr().err.splitlines() if "is started again" in line]
+    assert "group 1 was killed by signal 9 (SIGKILL, as when memory runs out) after step" in again
+    assert "launch.restarts=1" in again
 
 
 def test_what_a_killed_process_left_is_repaired(create: Callable[..., Run]) -> None:

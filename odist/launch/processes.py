@@ -76,7 +76,7 @@ def train(run: Run, config: Config, *, stop: Callable[[], bool]) -> None:
                 _end(groups)
                 raise Interrupted("saved; the same command continues it.")
             for unit in units:
-                _attend(run, config, unit)
+                _attend(run, config, unit, watch=watch)
             for group in groups:
                 _feel(run, config, group, watch=watch)
     except KeyboardInterrupt:
@@ -141,7 +141,7 @@ def _log(run: Run, group: int, replica: int) -> Path:
     return run.path / "logs" / f"group-{group}-process-{replica}.log"
 
 
-def _attend(run: Run, config: Config, unit: Sequence[Group]) -> None:
+def _attend(run: Run, config: Config, unit: Sequence[Group], *, watch: Watch) -> None:
     """React to processes that have ended, of a group or of groups that start and end together."""
     if all(group.over for group in unit):
         return
@@ -157,6 +157,11 @@ def _attend(run: Run, config: Config, unit: Sequence[Group]) -> None:
     if len(unit) > 1 and isinstance(error, LostWorkers) and None in endings.values():
         error = None  # a group that does not hear one that crashed
     if error is None and group.attempt <= config.launch.restarts:
+        replica, code = _first_bad(codes[group.index])
+        watch.say(
+            f"group {group.index} {' '.join(_how(code))} after step {watch.steps[group.index]} and is started again from its last "
+            f"checkpoint, as often as launch.restarts={config.launch.restarts}. {_log(run, group.index, replica)} says more."
+        )
         for each in unit:
             each.over = False
             _start(run, config, each)
@@ -223,25 +228,31 @@ def _ending(run: Run, group: Group, *, before: Sequence[int | None]) -> OdistErr
 
 
 def _crash(run: Run, config: Config, group: Group, *, before: Sequence[int | None]) -> OdistError:
-    replica = next(number for number, code in enumerate(before) if code not in (None, 0, Interrupted.exit_code))
-    code = before[replica] or 1
+    replica, code = _first_bad(before)
     shown = [f"    {line}" for line in _last_words(run, group.index, replica)[-5:]]
     times = "once" if group.attempt == 1 else f"{group.attempt} times"
     restarts = f"(launch.restarts={group.attempt - 1})"
-    ended = f"crashed {times} {restarts}, the last time with exit code {code}."
-    if code < 0:
-        ended = f"was killed {times} {restarts}, the last time by {_signal_name(-code)}."
+    what, how = _how(code)
     kind = LostWorkers if goes_on_alone(config) or code < 0 else OdistError
     return kind(
-        f"group {group.index} {ended} The same command continues it. {_log(run, group.index, replica)} "
+        f"group {group.index} {what} {times} {restarts}, the last time {how}. The same command continues it. {_log(run, group.index, replica)} "
         + "\n".join(["ends with:", *shown] if shown else ["is empty."])
     )
 
 
-def _signal_name(number: int) -> str:
-    names = {known.value: known.name for known in signal.Signals}
-    hint = ", as when memory runs out" if number == signal.SIGKILL else ""
-    return f"signal {number} ({names.get(number, 'unknown')}{hint})"
+def _first_bad(codes: Sequence[int | None]) -> tuple[int, int]:
+    """The first of a group's processes that neither runs, ended well nor was told to end, and its exit code."""
+    replica = next(number for number, code in enumerate(codes) if code not in (None, 0, Interrupted.exit_code))
+    return replica, codes[replica] or 1
+
+
+def _how(code: int) -> tuple[str, str]:
+    """What became of a process with a bad exit code, and how; below 0 it is that of a signal."""
+    if code >= 0:
+        return "crashed", f"with exit code {code}"
+    hint = ", as when memory runs out" if -code == signal.SIGKILL else ""
+    name = next((known.name for known in signal.Signals if known.value == -code), "unknown")
+    return "was killed", f"by signal {-code} ({name}{hint})"
 
 
 def _last_words(run: Run, group: int, replica: int) -> list[str]:
