@@ -551,10 +551,10 @@ def test_the_page_says_how_settings_were_tuned_or_that_they_were_not(wide: Path)
     build_report(wide, name="two")
     page = (wide / "two.md").read_text()
     assert page.count("**Untuned: every system used the preset's `optim.lr`.**") == 2
-    settings = {"scale": "small", "algorithm.name": "sync"}
+    settings = {"scale": "small", "algorithm.name": "sync", "data.first_row": 0}  # younger than the records
     values = [{"value": v, "mean": m, "by_seed": {"11": m}} for v, m in ((0.1, 0.5), (0.2, 0.4), (0.4, None))]
     entry = {"chosen": 0.2, "at_edge": None, "batch": 8, "values": values, "settings": settings}
-    odd = {**entry, "chosen": 0.1, "at_edge": "low", "settings": {**settings, "train.batch": 9}}
+    odd = {**entry, "chosen": 0.1, "at_edge": "low", "settings": {**settings, "train.batch": 9, "algorithm.ramp": 5}}
     found = {"key": "optim.lr", "metric": "log_loss", "seeds": [11], "overrides": ["data.holdout=tuning"]}
     found |= {"grid": [0.1, 0.2, 0.4], "systems": {"plain": entry, "steady": odd}}
     tuning = {"format": "odist-tuning-1", "recipe": "two", "scales": {"small": {"real": found}}}
@@ -568,7 +568,7 @@ def test_the_page_says_how_settings_were_tuned_or_that_they_were_not(wide: Path)
     assert "| Plain | 8 | 0.50000 | **0.40000** | diverged |" in page
     assert "| Steady | 8 | **0.50000** | 0.40000 | diverged |" in page
     assert "Steady ran with `optim.lr` 0.2, tuning chose 0.1." in real
-    assert "Steady was tuned with other settings than it ran with: train.batch." in real
+    assert "Steady was tuned with other settings than it ran with: algorithm.ramp, train.batch." in real
     assert "the `optim.lr` of Steady lies at the low edge" in real
     assert "Plain ran with" not in real
 

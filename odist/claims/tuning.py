@@ -19,7 +19,8 @@ from odist.claims.quantities import better, higher_is_better, name_of
 from odist.claims.recipe import Recipe, Tuning
 from odist.claims.record import Record
 from odist.claims.table import estimate, markdown_table
-from odist.config.identity import FREE_KEYS, flatten
+from odist.config.identity import FREE_KEYS, flatten, younger_keys
+from odist.config.schema import Config
 from odist.config.typed import Reader
 from odist.errors import UserError
 from odist.files import write_atomically
@@ -237,8 +238,11 @@ def tuning_notes(
 
 
 def _differing(own: Mapping[str, Any], entry: TunedSystem) -> list[str]:
-    """Keys with which the run differs from the trials. A key that the trials are too old to have does not count."""
-    differing = [key for key, value in entry.settings.items() if own.get(key) != value]
+    """Keys with which the run differs from the trials. One that the trials are too old to have does not count, one that the
+    run is too old to have counts at its default.
+    """
+    defaults = younger_keys(Config())
+    differing = [key for key, value in entry.settings.items() if own.get(key, defaults.get(key)) != value]
     averages = own.get("algorithm.strategy") != "allreduce"
     return [key for key in differing if averages or key != AVERAGE_EVERY]
 
