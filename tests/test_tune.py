@@ -169,7 +169,9 @@ def test_recorded_trials_are_taken_where_settings_are_the_same(
     done, lines, trained = tune_again(more, folder="more")
     assert len(done.commands) == 4 * len(grid)
     assert trained == {f"made-wide-lr{value:g}-s102" for value in grid}
-    assert f"{3 * len(grid)} of {4 * len(grid)} trials are in tuning.jsonl already; --again trains them again" in lines
+    assert (
+        f"{3 * len(grid)} of {4 * len(grid)} trials are in tuning.jsonl already; --again takes none from there" in lines
+    )
     after = read_lines(tmp_path / "reports" / "tiny" / TRIALS_FILE, Trial).lines
     assert [trial for trial in after if trial.seed == 101] == before
     made = tuning_of(done).scales["smoke"]["made"]

@@ -76,7 +76,7 @@ def tune(
     `output`/NAME/tuning.jsonl; a trial's folder below `runs_dir`/NAME/SCALE/tuning/ keeps its numbers, not its
     weights. Variants and scales that are not tuned this time keep what was found before.
 
-    again: train also the trials that tuning.jsonl has at the same settings and on the same data
+    again: take no trial from tuning.jsonl; finished run folders are used even so
     Raises UserError for a recipe without the section or the variant, OdistError naming the trials that failed,
     Interrupted.
     """
@@ -96,7 +96,7 @@ def tune(
     folder, place = output / recipe.name, runs_dir / recipe.name / scale / "tuning"
     result = TuneResult(folder / FILE, left_out=planned.left_out)
     if dry_run:
-        for trial in _trials(systems, rules, rules.grid):
+        for trial in _planned(systems, rules, rules.grid):
             result.commands.append(train_command(trial, place / trial.name))
             echo(" ".join(result.commands[-1]))
         return result
@@ -128,7 +128,7 @@ def _tell(echo: Echo, rules: Tuning, *, variant: str, system: str, entry: TunedS
     echo(f"{name}: {rules.key}={entry.chosen:g}{where}")
 
 
-def _trials(systems: Sequence[PlannedRun], rules: Tuning, grid: Sequence[float]) -> list[PlannedRun]:
+def _planned(systems: Sequence[PlannedRun], rules: Tuning, grid: Sequence[float]) -> list[PlannedRun]:
     """Every system with every value and every seed."""
     short = rules.key.rsplit(".", 1)[-1]
     trials = []
@@ -150,7 +150,7 @@ class _Trials:
     def __init__(
         self, recipe: Recipe, *, scale: str, folder: Path, place: Path, jobs: int, again: bool, echo: Echo
     ) -> None:
-        """folder: of the report; place: of the run folders; again: train those that are recorded, too"""
+        """folder: of the report; place: of the run folders; again: take none that is recorded"""
         self.recipe, self.scale, self.place, self.jobs, self.echo = recipe, scale, place, jobs, echo
         self.file = folder / TRIALS_FILE
         self.recorded = {} if again else {trial.name: trial for trial in read_lines(self.file, Trial).lines}
@@ -163,7 +163,7 @@ class _Trials:
         self.commands += [train_command(trial, path) for path, trial in new.items()]
         taken = {path: record for path, trial in new.items() if (record := self._record_of(trial)) is not None}
         if taken:
-            self.echo(f"{len(taken)} of {len(new)} trials are in {TRIALS_FILE} already; --again trains them again")
+            self.echo(f"{len(taken)} of {len(new)} trials are in {TRIALS_FILE} already; --again takes none from there")
         self.ended |= {new[path].name: record for path, record in taken.items()}
         rest = {path: trial for path, trial in new.items() if path not in taken}
 
@@ -192,7 +192,7 @@ def _tune_variant(systems: Sequence[PlannedRun], rules: Tuning, *, trials: _Tria
     grid = list(rules.grid)
     added = {"low": 0, "high": 0}
     while True:
-        plan = _trials(systems, rules, grid)
+        plan = _planned(systems, rules, grid)
         trials.end(plan, key=rules.key)
         entries = {}
         for run in systems:

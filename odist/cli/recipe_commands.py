@@ -78,7 +78,7 @@ def tune(
     data_path: DataPathOption = None,
     variant: VariantOption = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Train also the trials that tuning.jsonl has at the same settings.")
+        bool, typer.Option("--again", help="Take no trial from tuning.jsonl, where they lie recorded.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the first commands and do nothing.")] = False,
     output: ReportsOption = Path("reports"),

@@ -160,7 +160,7 @@ def _attend(run: Run, config: Config, unit: Sequence[Group], *, watch: Watch) ->
         replica, code = _first_bad(codes[group.index])
         watch.say(
             f"group {group.index} {' '.join(_how(code))} after step {watch.steps[group.index]} and is started again from its last "
-            f"checkpoint, as often as launch.restarts={config.launch.restarts}. {_log(run, group.index, replica)} says more."
+            f"checkpoint, {group.attempt} of launch.restarts={config.launch.restarts} times. {_log(run, group.index, replica)} says more."
         )
         for each in unit:
             each.over = False
