@@ -12,12 +12,14 @@ TINY_IMAGENET ?= ../shared/data/tiny-imagenet/tiny-imagenet-50.tar.gz
 LM_RECIPES := lm_regimes lm_few_tokens lm_fig1_scaling lm_fig2a_codistillation lm_fig2b_partition lm_fig4_staleness lm_two_phase lm_averages
 CLICK_COSTS := ablations rivals_equal_budget teacher_precision churn_anchor async_baseline_criteo
 LM_COSTS := rivals_equal_budget_lm predictions_exchange teacher_precision_lm async_baseline async_codistill
-IMAGE_COSTS := async_baseline_images
-IMAGE_RECIPES := imagenet_fig3 imagenet_few_images imagenet_equal_budget teacher_overfit
+IMAGE_COSTS := imagenet_equal_budget teacher_overfit async_baseline_images
+IMAGE_RECIPES := imagenet_fig3 imagenet_few_images
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+IMAGES := $(READY) data/cifar10_24/store.json data/tiny_imagenet_24/store.json
+WITH_IMAGES = $$([ -f data/cifar10_24/store.json ] && [ -f data/tiny_imagenet_24/store.json ] && echo --data-path data)
 
 .PHONY: demo test test-all test-lowest test-cluster gpu-check fuzz check docs format reproduce index reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet reproduce-costs \
 	golden compare dist check-tag try-wheel clean
@@ -79,7 +81,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-## Every page at SCALE and the page of all of them; runs that are finished are used again, so the same command goes on
+## The pages of the paper's tables and figures at SCALE, some four hours on two cores at small, and the page of all; runs that are
+## finished are used again, so the same command goes on
 reproduce: $(READY)
 	$(BIN)/odist reproduce demo --jobs $(JOBS)
 	@$(MAKE) --no-print-directory reproduce-criteo reproduce-lm reproduce-imagenet index
@@ -114,18 +117,19 @@ tune-lm: $(READY) data/lm/store.json
 	$(BIN)/odist tune lm --scale $(SCALE) --jobs $(JOBS) $$([ -f data/lm/store.json ] && echo --data-path data/lm)
 
 ## What each choice costs and brings: ablations, rivals at an equal budget, predictions in place of weights, cheap teachers, a released
-## model as an anchor, asynchronous SGD. Some four hours on two cores at SCALE=small, so not part of `make reproduce`
-reproduce-costs: $(READY) data/criteo/store.json data/lm/store.json data/cifar10_24/store.json
+## model as an anchor, asynchronous SGD, the equal budget of Sodhani et al., which checkpoint teaches. Some three hours on two cores at
+## SCALE=small, so not part of `make reproduce`
+reproduce-costs: $(IMAGES) data/criteo/store.json data/lm/store.json
 	@for recipe in $(CLICK_COSTS); do $(BIN)/odist reproduce $$recipe --scale $(SCALE) --jobs $(JOBS) \
 		$$([ -f data/criteo/store.json ] && echo --data-path data/criteo) || exit $$?; done
 	@for recipe in $(LM_COSTS); do $(BIN)/odist reproduce $$recipe --scale $(SCALE) --jobs $(JOBS) \
 		$$([ -f data/lm/store.json ] && echo --data-path data/lm) || exit $$?; done
-	@for recipe in $(IMAGE_COSTS); do $(BIN)/odist reproduce $$recipe --scale $(SCALE) --jobs $(JOBS) \
-		$$([ -f data/cifar10_24/store.json ] && echo --data-path data) || exit $$?; done
+	@for recipe in $(IMAGE_COSTS); do $(BIN)/odist reproduce $$recipe --scale $(SCALE) --jobs $(JOBS) $(WITH_IMAGES) || exit $$?; done
+	@$(MAKE) --no-print-directory index
 
-## Figure 3, the equal budget of Sodhani et al. and which checkpoint teaches: images from CIFAR and TINY_IMAGENET (any tars or
-## folders that prepare imagenet reads). Medium and paper scale read data/tiny_imagenet and
-## data/imagenet (recipes/imagenet_fig3.md), teacher_overfit at paper scale data/cifar100
+## Figure 3, and where images are few: images from CIFAR, for the equal budget from TINY_IMAGENET, any tars or folders that prepare
+## imagenet reads. Medium and paper scale read data/tiny_imagenet and data/imagenet (recipes/imagenet_fig3.md), teacher_overfit at
+## paper scale data/cifar100
 data/cifar10_24/store.json: $(READY)
 	@if [ -e "$(CIFAR)" ]; then $(BIN)/odist prepare imagenet --input "$(CIFAR)" --decode 24 --output data/cifar10_24; \
 	else echo "no images at CIFAR=$(CIFAR): only SCALE=smoke runs, on synthetic images"; fi
@@ -134,14 +138,11 @@ data/tiny_imagenet_24/store.json: $(READY)
 	@if [ -e "$(TINY_IMAGENET)" ]; then $(BIN)/odist prepare imagenet --input "$(TINY_IMAGENET)" --decode 24 --output data/tiny_imagenet_24; \
 	else echo "no images at TINY_IMAGENET=$(TINY_IMAGENET): only SCALE=smoke runs, on synthetic images"; fi
 
-IMAGES := $(READY) data/cifar10_24/store.json data/tiny_imagenet_24/store.json
-WITH_IMAGES = $$([ -f data/cifar10_24/store.json ] && [ -f data/tiny_imagenet_24/store.json ] && echo --data-path data)
-
 reproduce-imagenet: $(IMAGES)
 	@for recipe in $(IMAGE_RECIPES); do $(BIN)/odist reproduce $$recipe --scale $(SCALE) --jobs $(JOBS) $(WITH_IMAGES) || exit $$?; done
 
 tune-imagenet: $(IMAGES)
-	@for recipe in $(IMAGE_RECIPES); do $(BIN)/odist tune $$recipe --scale $(SCALE) --jobs $(JOBS) $(WITH_IMAGES) || exit $$?; done
+	@for recipe in $(IMAGE_RECIPES) $(IMAGE_COSTS); do $(BIN)/odist tune $$recipe --scale $(SCALE) --jobs $(JOBS) $(WITH_IMAGES) || exit $$?; done
 
 ## Rewrite the golden loss traces after a change that was meant
 golden: $(READY)
