@@ -138,8 +138,9 @@ data/tiny_imagenet_24/store.json: $(READY)
 	@if [ -e "$(TINY_IMAGENET)" ]; then $(BIN)/odist prepare imagenet --input "$(TINY_IMAGENET)" --decode 24 --output data/tiny_imagenet_24; \
 	else echo "no images at TINY_IMAGENET=$(TINY_IMAGENET): only SCALE=smoke runs, on synthetic images"; fi
 
-reproduce-imagenet: $(IMAGES)
-	@for recipe in $(IMAGE_RECIPES); do $(BIN)/odist reproduce $$recipe --scale $(SCALE) --jobs $(JOBS) $(WITH_IMAGES) || exit $$?; done
+reproduce-imagenet: $(READY) data/cifar10_24/store.json
+	@for recipe in $(IMAGE_RECIPES); do $(BIN)/odist reproduce $$recipe --scale $(SCALE) --jobs $(JOBS) \
+		$$([ -f data/cifar10_24/store.json ] && echo --data-path data) || exit $$?; done
 
 tune-imagenet: $(IMAGES)
 	@for recipe in $(IMAGE_RECIPES) $(IMAGE_COSTS); do $(BIN)/odist tune $$recipe --scale $(SCALE) --jobs $(JOBS) $(WITH_IMAGES) || exit $$?; done
