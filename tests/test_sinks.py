@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,14 +88,20 @@ def expected(run: Run) -> dict[tuple[str, int], dict[int, float]]:
 
 
 def leveldb_records(content: bytes) -> Iterator[bytes]:
-    """Records of a log file of LevelDB, in which W&B keeps offline runs (after a header of 7 bytes)."""
+    """Records of a log file of LevelDB, in which W&B keeps offline runs (after a header of 7 bytes).
+
+    Ends before the first part that is not whole or whose checksum is wrong: its process may still be writing.
+    """
     place, record = 7, b""
     while place + 7 <= len(content):
         if 32768 - place % 32768 < 7:
             place += 32768 - place % 32768
             continue
-        length, kind = struct.unpack("<HB", content[place + 4 : place + 7])
-        record += content[place + 7 : place + 7 + length]
+        checksum, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        part = content[place + 7 : place + 7 + length]
+        if kind not in (1, 2, 3, 4) or len(part) < length or zlib.crc32(bytes([kind]) + part) != checksum:
+            return
+        record += part
         place += 7 + length
         if kind in (1, 4):  # whole, or last part
             yield record
