@@ -312,7 +312,7 @@ def test_a_store_that_hangs_holds_up_neither_a_step_nor_the_end(
 
 
 def test_the_message_of_a_wait_says_what_was_rejected(teacher: Callable[..., Peers], tmp_path: Path) -> None:
-    waiting = teacher(f"exchange.url={tmp_path / 'exchange'}", "exchange.timeout=0.3")
+    waiting = teacher(f"exchange.url={tmp_path / 'exchange'}", "exchange.timeout=2")
     peer = StoreExchange(1, peers=[0], url=str(tmp_path / "exchange"), run="this-run", history=100)
     peer.publish(4, {"w": torch.zeros(3)})
     peer.close()
@@ -320,7 +320,7 @@ def test_the_message_of_a_wait_says_what_was_rejected(teacher: Callable[..., Pee
         waiting.refresh(4)
     row = waiting.log()
     assert row["exchange_rejections"] == {"other_model": 1}
-    assert 0.3 <= row["waited_seconds"] < 5
+    assert 2 <= row["waited_seconds"] < 10
     assert waiting.log()["waited_seconds"] == 0
 
 
@@ -350,7 +350,7 @@ def test_a_store_that_takes_nothing_ends_lock_step_with_the_state_saved(
 ) -> None:
     """Exit code 4, which starts no group again in vain; the checkpoint holds what peers cannot read yet."""
     url = tmp_path / "exchange"
-    full = teacher(f"exchange.url={url}", "exchange.timeout=0.3", "exchange.lag=1")
+    full = teacher(f"exchange.url={url}", "exchange.timeout=2", "exchange.lag=1")
     os.rename(url, tmp_path / "away")
     url.write_text("not a folder any more")
     full.publish(4, lambda: full.student)
