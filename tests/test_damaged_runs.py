@@ -5,10 +5,12 @@ Every case damages a copy of one run that was killed near its end, or of one tha
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -375,11 +377,15 @@ def test_a_status_with_an_impossible_process_holds_nobody_up(killed: Path, pid: 
     assert run.finished
 
 
-def test_a_file_where_a_folder_belongs_is_named(killed: Path) -> None:
+def test_a_file_where_a_folder_belongs_is_named_and_leaves_none_open(killed: Path) -> None:
     for name in ("logs", "checkpoints"):
         shutil.rmtree(killed / name)
         (killed / name).write_text("here was a folder")
-        refused(again(killed), str(killed / name))
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", ResourceWarning)
+            refused(again(killed), str(killed / name))
+            gc.collect()
+        assert not [one for one in warned if str(killed) in str(one.message)]
         (killed / name).unlink()
     assert again(killed).returncode == 0
 

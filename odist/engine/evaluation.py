@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -100,25 +101,27 @@ def log_mean_evaluations(run: Run, config: Config) -> None:
     kept = set.intersection(*({path.name for path in root.glob("*.npy")} for root in roots))
     names = sorted(name for name in kept if not name.endswith(LAST_WEIGHTS_FILE))
     if names:
-        task, whole, log = build_task(config), run.predictions("validation"), MetricsLog(run, progress=Silent())
+        task, whole = build_task(config), run.predictions("validation")
         rows = run.metrics(kind="evaluate")
-        for name in names:
-            step = int(Path(name).stem.removeprefix("step-"))
-            own = rows[rows["step"] == step]
-            numbers = _mean_results(task, [root / name for root in roots], whole)
-            last = [root / f"{Path(name).stem}{LAST_WEIGHTS_FILE}" for root in roots]
-            if averaged:
-                numbers |= {f"{LAST_WEIGHTS}{key}": value for key, value in _mean_results(task, last, whole).items()}
-            log.write(
-                "evaluate",
-                group=-1,
-                step=step,
-                examples=int(own["examples"].iloc[0]),
-                seconds=float(own["seconds"].max()),
-                split="validation",
-                **numbers,
-            )
-        log.close()
+        with contextlib.closing(MetricsLog(run, progress=Silent())) as log:
+            for name in names:
+                step = int(Path(name).stem.removeprefix("step-"))
+                own = rows[rows["step"] == step]
+                numbers = _mean_results(task, [root / name for root in roots], whole)
+                last = [root / f"{Path(name).stem}{LAST_WEIGHTS_FILE}" for root in roots]
+                if averaged:
+                    numbers |= {
+                        f"{LAST_WEIGHTS}{key}": value for key, value in _mean_results(task, last, whole).items()
+                    }
+                log.write(
+                    "evaluate",
+                    group=-1,
+                    step=step,
+                    examples=int(own["examples"].iloc[0]),
+                    seconds=float(own["seconds"].max()),
+                    split="validation",
+                    **numbers,
+                )
     shutil.rmtree(run.path / "evaluations", ignore_errors=True)
 
 

@@ -68,9 +68,8 @@ class Saver:
 
     def close(self) -> None:
         """Finish what is being written; training has ended, and how is said by whoever ended it."""
-        with contextlib.suppress(OdistError):
+        with self._writer, contextlib.suppress(OdistError):
             self.wait()
-        self._writer.shutdown()
         if self.copy_reason:
             note(f"the last checkpoint of group {self.group} could not be copied: {self.copy_reason}")
 

@@ -5,6 +5,7 @@ Every part makes itself from its own options and from what a part of its kind ma
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
@@ -70,12 +71,13 @@ class Parts:
         return self.savers[-1]
 
     def close(self) -> None:
-        """Close what was opened: checkpoints that are being written, the exchanges and the log."""
-        for saver in self.savers:
-            saver.close()
-        for end in self.exchanges:
-            end.close()
-        self.log.close()
+        """Close what was opened: checkpoints that are being written, the exchanges and the log, each whatever becomes of another."""
+        with contextlib.ExitStack() as closing:
+            closing.callback(self.log.close)  # the first to be given is the last to be called
+            for end in reversed(self.exchanges):
+                closing.callback(end.close)
+            for saver in reversed(self.savers):
+                closing.callback(saver.close)
 
 
 def build_trainer(parts: Parts, mesh: Mesh, *, stop: Callable[[int], bool], start: int = 0) -> Trainer:
