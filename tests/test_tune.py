@@ -183,6 +183,14 @@ def test_recorded_trials_are_taken_where_settings_are_the_same(
             assert tried.by_seed == metrics
             assert set(metrics) == {"101", "102"}
 
+    # a setting that all-reduce does not read is no reason to train a trial again
+    unread = more.replace("optim=sgd", "optim=sgd, algorithm.average_every=400")
+    _, lines, trained = tune_again(unread, folder="unread")
+    assert trained == set()
+    assert (
+        f"{4 * len(grid)} of {4 * len(grid)} trials are in tuning.jsonl already; --again takes none from there" in lines
+    )
+
     # one system with another batch: its trials are trained, those of the other are taken
     other, _, trained = tune_again(more.replace("train.batch=100", "train.batch=40"), folder="other")
     assert len(trained) == 2 * len(grid)

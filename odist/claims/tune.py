@@ -22,12 +22,14 @@ from odist.claims.planned import PlannedRun
 from odist.claims.recipe import Recipe, Tuning
 from odist.claims.record import TRIALS_FILE, Trial, read_lines, update_lines
 from odist.claims.tuning import (
+    AVERAGE_EVERY,
     FILE,
     ONE_VARIANT,
     Tried,
     TunedSystem,
     TunedVariant,
     TuningFile,
+    averages_weights,
     choose,
     read_tuning,
     settings,
@@ -181,6 +183,8 @@ class _Trials:
         content = None if record is None else composed(train_command(trial, self.place / trial.name)[2:])
         if record is None or content is None:
             return None
+        if not averages_weights(record.config) and AVERAGE_EVERY in record.config:  # no reason to train it again
+            content["algorithm"]["average_every"] = record.config[AVERAGE_EVERY]
         config = load(content)
         store = None if config.data.path is None else read_record(Path(config.data.path))
         data = {} if store is None else {"data.path": store.get("fingerprint")}

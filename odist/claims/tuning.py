@@ -243,8 +243,12 @@ def _differing(own: Mapping[str, Any], entry: TunedSystem) -> list[str]:
     """
     defaults = younger_keys(Config())
     differing = [key for key, value in entry.settings.items() if own.get(key, defaults.get(key)) != value]
-    averages = own.get("algorithm.strategy") != "allreduce"
-    return [key for key in differing if averages or key != AVERAGE_EVERY]
+    return [key for key in differing if key != AVERAGE_EVERY or averages_weights(own)]
+
+
+def averages_weights(config: Mapping[str, Any]) -> bool:
+    """Whether the strategy of a configuration, dotted keys and values, may read AVERAGE_EVERY."""
+    return bool(config.get("algorithm.strategy") != "allreduce")
 
 
 def tuning_parts(recipe: Recipe, tuning: TuningFile | None, *, scale: str) -> list[str]:
