@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -61,7 +62,8 @@ def wait_until(ready: Callable[[], bool]) -> None:
 
 def signal_all(processes: Iterable[int], number: int) -> None:
     for process in processes:
-        os.kill(process, number)
+        with contextlib.suppress(ProcessLookupError):  # ended meanwhile, with the run
+            os.kill(process, number)
 
 
 def rows_so_far(path: Path) -> list[dict]:
