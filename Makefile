@@ -19,7 +19,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IMAGES := $(READY) data/cifar10_24/store.json data/tiny_imagenet_24/store.json
-WITH_IMAGES = $$([ -f data/cifar10_24/store.json ] && [ -f data/tiny_imagenet_24/store.json ] && echo --data-path data)
+# The images of $$recipe, where they are prepared
+WITH_IMAGES = $$(images=cifar10; [ $$recipe = imagenet_equal_budget ] && images=tiny_imagenet; \
+	[ -f data/$${images}_24/store.json ] && echo --data-path data)
 
 .PHONY: demo test test-all test-lowest test-cluster gpu-check fuzz check docs format reproduce index reproduce-criteo tune-criteo reproduce-lm tune-lm reproduce-imagenet tune-imagenet reproduce-costs \
 	golden compare dist check-tag try-wheel clean
@@ -139,8 +141,7 @@ data/tiny_imagenet_24/store.json: $(READY)
 	else echo "no images at TINY_IMAGENET=$(TINY_IMAGENET): only SCALE=smoke runs, on synthetic images"; fi
 
 reproduce-imagenet: $(READY) data/cifar10_24/store.json
-	@for recipe in $(IMAGE_RECIPES); do $(BIN)/odist reproduce $$recipe --scale $(SCALE) --jobs $(JOBS) \
-		$$([ -f data/cifar10_24/store.json ] && echo --data-path data) || exit $$?; done
+	@for recipe in $(IMAGE_RECIPES); do $(BIN)/odist reproduce $$recipe --scale $(SCALE) --jobs $(JOBS) $(WITH_IMAGES) || exit $$?; done
 
 tune-imagenet: $(IMAGES)
 	@for recipe in $(IMAGE_RECIPES) $(IMAGE_COSTS); do $(BIN)/odist tune $$recipe --scale $(SCALE) --jobs $(JOBS) $(WITH_IMAGES) || exit $$?; done

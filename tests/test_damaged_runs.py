@@ -377,7 +377,7 @@ def test_a_status_with_an_impossible_process_holds_nobody_up(killed: Path, pid: 
     assert run.finished
 
 
-def test_a_file_where_a_folder_belongs_is_named_and_leaves_none_open(killed: Path) -> None:
+def test_a_file_where_a_folder_belongs_is_named_and_no_file_stays_open(killed: Path) -> None:
     for name in ("logs", "checkpoints"):
         shutil.rmtree(killed / name)
         (killed / name).write_text("here was a folder")

@@ -183,7 +183,7 @@ class _Trials:
         content = None if record is None else composed(train_command(trial, self.place / trial.name)[2:])
         if record is None or content is None:
             return None
-        if not averages_weights(record.config) and AVERAGE_EVERY in record.config:  # no reason to train it again
+        if not averages_weights(record.config) and AVERAGE_EVERY in record.config:  # not read, so it may differ
             content["algorithm"]["average_every"] = record.config[AVERAGE_EVERY]
         config = load(content)
         store = None if config.data.path is None else read_record(Path(config.data.path))

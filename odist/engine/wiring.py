@@ -71,9 +71,9 @@ class Parts:
         return self.savers[-1]
 
     def close(self) -> None:
-        """Close what was opened: checkpoints that are being written, the exchanges and the log, each whatever becomes of another."""
+        """Close what was opened: first the savers, then the exchanges, then the log; each even if one before it fails."""
         with contextlib.ExitStack() as closing:
-            closing.callback(self.log.close)  # the first to be given is the last to be called
+            closing.callback(self.log.close)  # called in the opposite order
             for end in reversed(self.exchanges):
                 closing.callback(end.close)
             for saver in reversed(self.savers):
